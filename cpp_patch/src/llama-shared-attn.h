@@ -1,0 +1,111 @@
+#pragma once
+
+// Shared Attention (arXiv 2407.12866): a follower layer reuses the softmax attention weights of an earlier source layer.
+// A follower has no Q and K projection and no K cache; its V, its V cache and its output projection are its own.
+//
+// The source map lives in llama_hparams::shared_attn_offs. It comes from the GGUF key
+// {arch}.attention.shared_attn.source_layers or from llama_model_shared_attn_set().
+
+#include "llama.h"
+
+#include "llama-arch.h"
+
+#include <map>
+
+struct gguf_context;
+struct ggml_context;
+struct ggml_tensor;
+
+struct llama_hparams;
+struct llama_layer;
+struct llm_graph_context;
+struct llm_graph_qkv;
+
+class llama_io_write_i;
+class llama_io_read_i;
+
+//
+// public API
+//
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+    // version of the functions below and of the behavior behind them
+    LLAMA_API int32_t llama_shared_attn_abi(void);
+
+    // the layer whose attention weights layer il uses: il itself if it computes its own, -1 if there is no layer il
+    LLAMA_API int32_t llama_model_shared_attn_source(const struct llama_model * model, int32_t il);
+
+    // set the source map of a model, one entry per layer, before the first context of the model is created
+    // on a dense model this tries out spans without an export
+    // returns false and changes nothing if the map is not valid for the model
+    LLAMA_API bool llama_model_shared_attn_set(struct llama_model * model, const int32_t * source_layers, size_t n_layers);
+
+#ifdef __cplusplus
+}
+#endif
+
+//
+// source map
+//
+
+uint32_t llama_shared_attn_source     (const llama_hparams & hparams, uint32_t il);
+bool     llama_shared_attn_is_follower(const llama_hparams & hparams, uint32_t il);
+
+// throws std::runtime_error if the GGUF has a source map that cannot be used
+void llama_shared_attn_load(llama_hparams & hparams, llm_arch arch, const gguf_context * meta);
+void llama_shared_attn_save(const llama_hparams & hparams, llm_arch arch, gguf_context * meta);
+
+// llama_model_loader flags to add for a tensor: the tensors of a follower that only feed Q or K are not loaded
+int llama_shared_attn_tensor_flags(const llama_hparams & hparams, const LLM_TN_IMPL & tn);
+
+//
+// graph
+//
+
+// what a source layer leaves for its followers while one graph is built
+struct llama_shared_attn_src {
+    ggml_tensor * q     = nullptr;
+    ggml_tensor * k     = nullptr;
+    ggml_tensor * kq_b  = nullptr;
+    ggml_tensor * sinks = nullptr;
+    ggml_tensor * probs = nullptr; // [n_kv, n_tokens, n_head, n_stream], not set with flash attention
+};
+
+using llama_shared_attn_srcs = std::map<uint32_t, llama_shared_attn_src>;
+
+// the QKV of a follower: V as usual, Q and K are placeholders that never enter the graph
+llm_graph_qkv llama_shared_attn_build_qkv(
+        const llm_graph_context & g,
+        const llama_layer & layer,
+              ggml_tensor * cur,
+                  int64_t   n_embd_head_q,
+                  int64_t   n_head_q,
+                  int64_t   n_embd_head_k,
+                  int64_t   n_head_k,
+                  int64_t   n_embd_head_v,
+                  int64_t   n_head_v,
+                      int   il,
+                     bool   reshape);
+
+// a source leaves its Q and K side here, a follower takes it
+void llama_shared_attn_exchange_qk(
+        const llm_graph_context & g,
+              ggml_tensor * & q,
+              ggml_tensor * & k,
+              ggml_tensor * & kq_b,
+              ggml_tensor * & sinks,
+                      int     il);
+
+// a source leaves its probabilities here and gets them back, a follower gets those of its source
+ggml_tensor * llama_shared_attn_exchange_probs(const llm_graph_context & g, ggml_tensor * probs, int il);
+
+//
+// state files
+//
+
+// a layer without K cache says so, or a dense state could be read as the state of an SA model
+void llama_shared_attn_state_write_no_k(llama_io_write_i & io);
+bool llama_shared_attn_state_read_no_k (llama_io_read_i  & io, uint32_t il);

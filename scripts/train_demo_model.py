@@ -1,0 +1,273 @@
+#!/usr/bin/env python3
+"""Train the demo model on the sources of the Python standard library.
+
+    python scripts/train_demo_model.py --work build/demo --out tests/models/stdlib-5m
+    python scripts/train_demo_model.py --work build/demo --out tests/models/stdlib-5m --resume
+    python scripts/train_demo_model.py --out tests/models/stdlib-5m --evaluate
+
+Reads only the standard library of the running interpreter. One epoch takes 60 to 90 minutes on two cores;
+a checkpoint every few minutes makes it resumable. Needs torch, transformers and sentencepiece.
+"""
+
+import argparse
+import hashlib
+import json
+import lzma
+import math
+import os
+import shutil
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM
+
+CONTEXT = 512
+VOCAB = 2048
+BATCH = 8  # sequences per step: at this size many small steps beat few large ones
+LR_MATRIX, LR_OTHER, WEIGHT_DECAY = 3e-3, 4e-3, 0.1
+WARMUP = 60
+SAVE_EVERY = 200
+HELDOUT_ONE_IN = 50
+SAMPLE_BYTES = 200_000
+SEED = 1
+BOS, EOS = 1, 2
+
+CONFIG = LlamaConfig(
+    vocab_size=VOCAB,
+    hidden_size=192,
+    intermediate_size=512,
+    num_hidden_layers=12,
+    num_attention_heads=6,
+    num_key_value_heads=3,
+    max_position_embeddings=CONTEXT,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=True,
+    bos_token_id=BOS,
+    eos_token_id=EOS,
+    dtype="bfloat16",
+)
+
+
+# ---------------------------------------------------------------- corpus
+
+
+def stdlib_files() -> tuple[list[Path], list[Path]]:
+    """Training and held-out files; the split hangs on each file's path, so it is the same on every machine."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    train, heldout = [], []
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        if "site-packages" in name or "__pycache__" in name:
+            continue
+        digest = int(hashlib.sha256(name.encode()).hexdigest(), 16)
+        (heldout if digest % HELDOUT_ONE_IN == 0 else train).append(path)
+    return train, heldout
+
+
+def read_texts(paths: list[Path]) -> list[str]:
+    """Texts of the files that are UTF-8 (a few test inputs of the standard library are not)."""
+    texts = []
+    for path in paths:
+        try:
+            texts.append(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            continue
+    return [text for text in texts if text.strip()]
+
+
+def heldout_sample(texts: list[str]) -> str:
+    """The first whole held-out files that fit in SAMPLE_BYTES; very long files would crowd out the rest."""
+    sample = ""
+    for text in texts:
+        if len(text) < SAMPLE_BYTES // 5 and len((sample + text).encode()) <= SAMPLE_BYTES:
+            sample += text
+    return sample
+
+
+def train_tokenizer(texts: list[str], prefix: Path) -> None:
+    """SentencePiece BPE that keeps code as it is: no normalisation, runs of spaces, bytes for the rest."""
+    lines = (line for text in texts for line in text.split("\n") if line)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines,
+        model_prefix=str(prefix),
+        model_type="bpe",
+        vocab_size=VOCAB,
+        byte_fallback=True,
+        character_coverage=0.9995,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        add_dummy_prefix=False,
+        input_sentence_size=400_000,
+        shuffle_input_sentence=True,
+        max_sentence_length=4096,
+        minloglevel=2,
+    )
+
+
+def tokenize(texts: list[str], tokenizer: sentencepiece.SentencePieceProcessor) -> np.ndarray:
+    """One uint16 stream: BOS, a file's tokens, EOS, BOS, the next file ..."""
+    rng = np.random.default_rng(SEED)
+    order = rng.permutation(len(texts))
+    parts = [[BOS, *tokenizer.encode(texts[i]), EOS] for i in order]
+    return np.concatenate([np.array(part, dtype=np.uint16) for part in parts])
+
+
+# ---------------------------------------------------------------- training
+
+
+def build_model() -> LlamaForCausalLM:
+    torch.manual_seed(SEED)
+    model = LlamaForCausalLM(CONFIG).float()
+    # Residual projections start smaller, as in GPT-2, so that depth does not inflate the residual stream.
+    for name, weight in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight.data.mul_(1 / math.sqrt(2 * CONFIG.num_hidden_layers))
+    return model
+
+
+def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for the embedding and the norms."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "layers" not in n]
+    return [
+        torch.optim.Muon(matrices, lr=LR_MATRIX, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=LR_OTHER, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def lr_scale(step: int, steps: int) -> float:
+    """Linear warm-up, then linear decay to zero."""
+    return min(1.0, (step + 1) / WARMUP) * (1 - step / steps)
+
+
+def train(stream: np.ndarray, work: Path, resume: bool) -> LlamaForCausalLM:
+    model = build_model()
+    opts = optimizers(model)
+    base_lr = [group["lr"] for opt in opts for group in opt.param_groups]
+    windows = len(stream) // CONTEXT
+    order = np.random.default_rng(SEED).permutation(windows)
+    steps, first = windows // BATCH, 0
+    checkpoint = work / "checkpoint.pt"
+    if resume and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        for opt, saved in zip(opts, state["opts"], strict=True):
+            opt.load_state_dict(saved)
+        first = state["step"]
+    print(f"{len(stream):,} tokens, {steps} steps, from step {first}", flush=True)
+
+    forward = torch.compile(model.model)
+    started, seen = time.monotonic(), 0
+    for step in range(first, steps):
+        scale = lr_scale(step, steps)
+        groups = [group for opt in opts for group in opt.param_groups]
+        for group, lr in zip(groups, base_lr, strict=True):
+            group["lr"] = lr * scale
+        rows = [stream[w * CONTEXT : (w + 1) * CONTEXT] for w in order[step * BATCH : (step + 1) * BATCH]]
+        tokens = torch.from_numpy(np.stack(rows).astype(np.int64))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = forward(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+            logits = model.lm_head(hidden)
+        loss = cross_entropy(logits.reshape(-1, VOCAB).float(), tokens[:, 1:].reshape(-1))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for opt in opts:
+            opt.step()
+            opt.zero_grad()
+        seen += tokens.numel()
+        if step % 20 == 0:
+            rate = seen / (time.monotonic() - started)
+            left = (steps - step) * BATCH * CONTEXT / rate / 60
+            print(f"step {step}/{steps} loss {loss.item():.3f} {rate:,.0f} tokens/s, {left:.0f} min left", flush=True)
+        if (step + 1) % SAVE_EVERY == 0:
+            state = {"model": model.state_dict(), "opts": [opt.state_dict() for opt in opts], "step": step + 1}
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+    return model
+
+
+# ---------------------------------------------------------------- result
+
+
+def save(model: LlamaForCausalLM, tokenizer_model: Path, sample: str, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    model.to(torch.bfloat16).save_pretrained(out)
+    shutil.copy(tokenizer_model, out / "tokenizer.model")
+    tokenizer_config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "add_prefix_space": False,
+        "legacy": False,
+        "model_max_length": CONTEXT,
+    }
+    (out / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2) + "\n")
+    (out / "heldout.txt").write_text(sample, encoding="utf-8")
+    licence = Path(sysconfig.get_paths()["stdlib"]) / "LICENSE.txt"
+    if licence.exists():
+        shutil.copy(licence, out / "LICENSE")
+
+
+@torch.no_grad()
+def bits_per_byte(model_dir: Path) -> float:
+    """Of heldout.txt; every token but the first few is predicted from 256 to 511 tokens before it."""
+    model = LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(model_dir / "tokenizer.model"))
+    text = (model_dir / "heldout.txt").read_text(encoding="utf-8")
+    tokens = torch.tensor([BOS, *tokenizer.encode(text)])
+    stride, nats, done = CONTEXT // 2, 0.0, 1
+    for begin in range(0, len(tokens), stride):
+        window = tokens[begin : begin + CONTEXT]
+        end = begin + len(window)
+        if end <= done:
+            break
+        logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
+        nll = cross_entropy(logits, window[1:], reduction="none")
+        nats += nll[done - begin - 1 :].sum().item()
+        done = end
+    return nats / math.log(2) / len(text.encode())
+
+
+def evaluate(model_dir: Path) -> None:
+    text = (model_dir / "heldout.txt").read_bytes()
+    packed = len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
+    print(f"heldout.txt: {len(text):,} bytes")
+    print(f"model:  {bits_per_byte(model_dir):.3f} bits per byte")
+    print(f"xz -9e: {8 * packed / len(text):.3f} bits per byte")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/demo"), help="checkpoints and the token stream")
+    parser.add_argument("--out", type=Path, required=True, help="the Hugging Face directory to write")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --work")
+    parser.add_argument("--evaluate", action="store_true", help="only print the held-out figures of --out")
+    args = parser.parse_args()
+    if args.evaluate:
+        return evaluate(args.out)
+
+    args.work.mkdir(parents=True, exist_ok=True)
+    train_paths, heldout_paths = stdlib_files()
+    texts = read_texts(train_paths)
+    prefix, stream_file = args.work / "tokenizer", args.work / "stream.npy"
+    if not (args.resume and stream_file.exists()):
+        train_tokenizer(texts, prefix)
+        tokenizer = sentencepiece.SentencePieceProcessor(model_file=f"{prefix}.model")
+        np.save(stream_file, tokenize(texts, tokenizer))
+    model = train(np.load(stream_file), args.work, args.resume)
+    save(model, prefix.with_suffix(".model"), heldout_sample(read_texts(heldout_paths)), args.out)
+    evaluate(args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
