@@ -14,7 +14,6 @@ import hashlib
 import json
 import lzma
 import math
-import os
 import shutil
 import sys
 import sysconfig
@@ -188,8 +187,9 @@ def train(stream: np.ndarray, work: Path, resume: bool) -> LlamaForCausalLM:
             print(f"step {step}/{steps} loss {loss.item():.3f} {rate:,.0f} tokens/s, {left:.0f} min left", flush=True)
         if (step + 1) % SAVE_EVERY == 0:
             state = {"model": model.state_dict(), "opts": [opt.state_dict() for opt in opts], "step": step + 1}
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+            temporary = checkpoint.with_suffix(".tmp")
+            torch.save(state, temporary)
+            temporary.replace(checkpoint)
     return model
 
 

@@ -1,4 +1,4 @@
-"""The errors that a user can cause or meet. cli.py turns them into one line and exit status 1; nobody else catches them.
+"""The errors that a user can cause or meet. cli.py turns them into one line and exit status 1.
 
 A message names the file, the field and, where there is one, the next step.
 """

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
@@ -44,6 +44,7 @@ SCALARS = {
 
 Scalar = int | float | bool | str
 Value = Scalar | list[Scalar]
+Type = TypeVar("Type", GGUFValueType, GGMLQuantizationType)
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class _Reader:
             raise BadInput(f"{self.path}: {what}: empty or with a NUL byte: {text[:64]!r}")
         return text
 
-    def enum[E: (GGUFValueType, GGMLQuantizationType)](self, kind: type[E], what: str) -> E:
+    def enum(self, kind: type[Type], what: str) -> Type:
         number = self.u32(what)
         try:
             return kind(number)
@@ -294,7 +295,9 @@ def _place(reader: _Reader, infos: list[TensorInfo], alignment: int, data_offset
         if info.offset != expected:
             raise BadInput(f"{reader.path}: tensor '{info.name}': offset {info.offset}, expected {expected}")
         if info.n_bytes > reader.size - data_offset - info.offset:
-            raise BadInput(f"{reader.path}: tensor '{info.name}': its data ends behind the end of the file (truncated?)")
+            raise BadInput(
+                f"{reader.path}: tensor '{info.name}': its data ends behind the end of the file (truncated?)"
+            )
         tensors[info.name] = TensorInfo(info.name, info.shape, info.type, data_offset + info.offset, info.n_bytes)
         expected += pad(info.n_bytes, alignment)
     return tensors

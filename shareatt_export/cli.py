@@ -1,0 +1,238 @@
+"""The command line: options in, one call, a report out. The only place where errors become text and exit statuses."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import click
+from click_default_group import DefaultGroup
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from . import __version__, report, runtime
+from .convert import OUTTYPES
+from .errors import ShareattError
+from .export import Request, export, planned
+from .facts import read_facts
+from .files import Advance, nothing
+from .header import read_header
+from .verify import verify
+
+FILE = click.Path(path_type=Path)
+out = Console(width=None if sys.stdout.isatty() else 120)
+err = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Only results and errors.")
+llama_cpp_option = click.option(
+    "--llama-cpp", type=FILE, metavar="DIR", help="A llama.cpp checkout of your own instead of the pinned source."
+)
+
+
+@click.group(
+    cls=cast(type[click.Group], DefaultGroup),  # it brings no types
+    default="export",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="shareatt-export")
+def cli() -> None:
+    """Export language models with Shared Attention to GGUF, and run them in llama.cpp.
+
+    In a span of layers the first computes its attention weights and the others reuse them:
+
+        shareatt-export MODEL --spans 22-26 -o out.gguf
+    """
+
+
+@cli.command("export")
+@click.argument("model", type=FILE)
+@click.option("--spans", required=True, help="A-B, S:F-G, S:F+G, a comma list of these, or every:K.")
+@click.option("-o", "--output", type=FILE, help="The GGUF file to write.")
+@click.option(
+    "--source",
+    type=click.Choice(["first", "previous"]),
+    default="first",
+    show_default=True,
+    help="Which layer a range A-B reuses: its first, or the one before it (as the paper's code counts).",
+)
+@click.option("--outtype", type=click.Choice(OUTTYPES, case_sensitive=False), default="auto", show_default=True,
+              help="Weight type, when MODEL is a Hugging Face folder.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@json_option
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+@click.option("-v", "--verbose", is_flag=True, help="Show what the converter says.")
+@quiet_option
+@llama_cpp_option
+@click.option("--trust-remote-code", is_flag=True, help="Allow a Hugging Face folder that brings code of its own.")
+def export_command(model: Path, output: Path | None, dry_run: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Make an SA GGUF from MODEL, a Hugging Face folder or a dense GGUF file."""
+    if output is None and not dry_run:
+        raise click.UsageError("Missing option '-o' / '--output' (or use --dry-run).")
+    request = Request(model=model, out=None if dry_run else output, **options)
+    with planned(request) as plan:
+        if not as_json and not quiet:
+            report.show_plan(plan, out if dry_run else err)
+        data = report.plan_dict(plan) | {"model": str(model)}
+        if request.out is not None:
+            with _bar(quiet) as watch:
+                done = export(plan, request.out, request.force, watch)
+            data |= {"output": str(request.out), "source_sha256": done.source_sha256, "verified_bytes": done.n_bytes}
+            if not as_json:
+                click.echo(str(request.out))
+    if as_json:
+        _print_json(data)
+
+
+@cli.command("inspect")
+@click.argument("file", type=FILE)
+@json_option
+def inspect_command(file: Path, as_json: bool) -> None:
+    """Say what a GGUF is, which layers share attention, and which runtime it needs."""
+    header = read_header(file)
+    facts = read_facts(header)
+    if as_json:
+        _print_json(report.inspect_dict(header, facts, runtime.status()))
+    else:
+        report.show_inspect(header, facts, runtime.status(), out)
+
+
+@cli.command("verify")
+@click.argument("file", type=FILE)
+@click.option("--against", type=FILE, required=True, metavar="DENSE", help="The dense GGUF it was made from.")
+@json_option
+@quiet_option
+def verify_command(file: Path, against: Path, as_json: bool, quiet: bool) -> None:
+    """Hold an SA file against its dense GGUF: map, inventory, offsets, every copied byte."""
+    total = file.stat().st_size + against.stat().st_size if file.is_file() and against.is_file() else 0
+    with _bar(quiet) as watch:
+        done = verify(file, against, watch("verifying", total))
+    if as_json:
+        _print_json({"file": str(file), "ok": True, "tensors": done.n_tensors, "bytes": done.n_bytes})
+    else:
+        click.echo(f"{file}: {done.n_tensors} tensors, {done.n_bytes} bytes, as in {against}")
+
+
+@cli.command("run")
+@click.argument("file", type=FILE)
+@click.option("-p", "--prompt", required=True)
+@click.option("-n", "--n-predict", type=int, default=128, show_default=True, help="Tokens to generate.")
+def run_command(file: Path, prompt: str, n_predict: int) -> None:
+    """Generate text with FILE in the patched llama.cpp."""
+    _exec("llama-completion", file, "-p", prompt, "-n", str(n_predict), "-no-cnv")
+
+
+@cli.command("serve")
+@click.argument("file", type=FILE)
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=int, default=8080, show_default=True)
+def serve_command(file: Path, host: str, port: int) -> None:
+    """Serve FILE with the patched llama-server (OpenAI-compatible)."""
+    _exec("llama-server", file, "--host", host, "--port", str(port))
+
+
+@cli.group("runtime")
+def runtime_group() -> None:
+    """The patched llama.cpp: build it, look at it."""
+
+
+@runtime_group.command("build")
+@click.option("--unpatched", is_flag=True, help="Build the library of the same source without the patch, to compare.")
+@llama_cpp_option
+@json_option
+@quiet_option
+def runtime_build(unpatched: bool, llama_cpp: Path | None, as_json: bool, quiet: bool) -> None:
+    """Build the runtime; about 8 minutes on two cores the first time, seconds after that."""
+    with _steps(quiet) as progress:
+        built = runtime.build(not unpatched, llama_cpp, progress)
+    if as_json:
+        _print_json(report.runtime_dict(built))
+    else:
+        click.echo(str(built.bin))
+
+
+@runtime_group.command("status")
+@json_option
+def runtime_status(as_json: bool) -> None:
+    """Say whether the runtime of this version is built, and where."""
+    if as_json:
+        _print_json(report.runtime_dict(runtime.status()))
+    else:
+        report.show_runtime(runtime.status(), out)
+
+
+@runtime_group.command("path")
+def runtime_path() -> None:
+    """Print the folder that holds llama-cli, llama-server and the other tools."""
+    click.echo(str(runtime.require().bin))
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    click.echo(json.dumps(data, indent=2))
+
+
+def _exec(name: str, file: Path, *arguments: str) -> None:
+    read_facts(read_header(file))  # a bad file gets our message, not the tool's log
+    program = str(runtime.tool(name))
+    os.execv(program, [program, "-m", str(file), *arguments])  # noqa: S606
+
+
+@contextmanager
+def _bar(quiet: bool) -> Iterator[Callable[[str, int], Advance]]:
+    """A progress bar in bytes on stderr, on a terminal only."""
+    with Progress(disable=quiet or not err.is_terminal, console=err, transient=True) as progress:
+
+        def watch(what: str, n_bytes: int) -> Advance:
+            if progress.disable:
+                return nothing
+            task = progress.add_task(what, total=n_bytes)
+            return lambda n: progress.advance(task, n)
+
+        yield watch
+
+
+@contextmanager
+def _steps(quiet: bool) -> Iterator[runtime.Progress]:
+    """Build steps on stderr: a bar with the time left on a terminal, a line for each step and each tenth elsewhere."""
+    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    with Progress(*columns, disable=quiet or not err.is_terminal, console=err, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        said: set[str] = set()
+
+        def step(what: str, fraction: float | None) -> None:
+            progress.update(task, description=what, completed=fraction or 0, total=1 if fraction is not None else None)
+            line = what if fraction is None else f"{what}: {int(10 * fraction) * 10} %"
+            if not quiet and not err.is_terminal and line not in said:
+                said.add(line)
+                err.print(line, highlight=False)
+
+        yield step
+
+
+def main() -> None:
+    """Exit statuses: 0 done, 1 an error of ShareattError's family, 2 usage, 130 interrupted, 143 terminated."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
+    try:
+        sys.exit(cli(standalone_mode=False))
+    except click.UsageError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted: nothing was written.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (ShareattError, OSError) as error:
+        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""A Hugging Face directory to a dense GGUF, by llama.cpp's own convert_hf_to_gguf.py in a child process.
+
+The converter loads tokenizers with trust_remote_code=True, so a directory that brings code of its own is refused
+here unless the user trusts it. Pickle checkpoints are never read.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from .errors import BadInput, ConversionFailed, RuntimeProblem, Unsupported
+from .source import stock_source
+
+OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
+INDEX = "model.safetensors.index.json"
+NEEDED = ("torch", "transformers", "sentencepiece", "safetensors")
+
+
+def check_checkpoint(folder: Path, trust_remote_code: bool) -> None:
+    """Raises BadInput or Unsupported where `folder` is no checkpoint that can be converted without running its code."""
+    config = _config(folder)
+    if not trust_remote_code:
+        code = sorted(path.name for path in folder.rglob("*.py"))
+        if "auto_map" in config or "auto_map" in _json(folder / "tokenizer_config.json") or code:
+            what = code[0] if code else "auto_map in a config"
+            raise Unsupported(f"{folder}: brings code of its own ({what}); if you trust it, add --trust-remote-code")
+    if not list(folder.glob("*.safetensors")):
+        if list(folder.glob("*.bin")) + list(folder.glob("*.pt")) + list(folder.glob("*.pth")):
+            raise Unsupported(
+                f"{folder}: has only pickle weights, which can run code; convert them to safetensors first"
+            )
+        raise BadInput(f"{folder}: no *.safetensors in it")
+    _check_shards(folder)
+
+
+def _config(folder: Path) -> dict[str, object]:
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder}: not a model: neither a GGUF file nor a folder with a config.json")
+    return _json(folder / "config.json")
+
+
+def _json(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"{path}: expected a JSON object")
+    return data
+
+
+def _check_shards(folder: Path) -> None:
+    """Shard names come from a file that somebody else wrote: they must stay inside the folder."""
+    weight_map = _json(folder / INDEX).get("weight_map", {})
+    if not isinstance(weight_map, dict):
+        raise BadInput(f"{folder / INDEX}: weight_map: expected a JSON object")
+    for name in {str(name) for name in weight_map.values()}:
+        if Path(name).name != name or "\\" in name or not (folder / name).is_file():
+            raise BadInput(f"{folder / INDEX}: weight_map: '{name}' is not a file of this folder")
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file()]
+
+
+@contextmanager
+def converted(
+    folder: Path, near: Path | None, outtype: str, llama_cpp: Path | None, verbose: bool = False
+) -> Iterator[Path]:
+    """The dense GGUF of a checkpoint, in a temporary folder (inside `near` if given) that is gone after the block."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise RuntimeProblem(f"{missing[0]} is needed to read Hugging Face models; pip install 'shareatt-export[hf]'")
+    script = stock_source(llama_cpp) / "convert_hf_to_gguf.py"
+    with tempfile.TemporaryDirectory(dir=near, prefix=".shareatt-") as work:
+        out = Path(work) / "dense.gguf"
+        command = [sys.executable, str(script), str(folder.resolve()), "--outfile", str(out), "--outtype", outtype]
+        # the converter must import the gguf-py of its own source tree, never the one from PyPI
+        env = {key: value for key, value in os.environ.items() if key != "NO_LOCAL_GGUF"}
+        done = subprocess.run(command, cwd=work, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if verbose:
+            sys.stderr.write(done.stdout)
+        if done.returncode or not out.is_file():
+            raise ConversionFailed(f"{folder}: convert_hf_to_gguf.py: {_last_error(done.stdout)}")
+        yield out
+
+
+def _last_error(log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"(ERROR|\w*(Error|Exception))\b", line)]
+    return (errors or lines or ["failed without a word"])[-1]

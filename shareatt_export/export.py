@@ -1,0 +1,62 @@
+"""One export from end to end: dense GGUF (made from a checkpoint if need be) -> plan -> file -> verification."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .convert import check_checkpoint, checkpoint_files, converted
+from .errors import BadInput
+from .facts import read_facts
+from .files import Advance, check_output, nothing
+from .header import read_header
+from .plan import Plan, make_plan
+from .spans import SourceMode, parse_spans
+from .verify import Verified, verify
+from .write import write_plan
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for, as the options of `shareatt-export export` say it."""
+
+    model: Path
+    spans: str
+    out: Path | None  # not needed for a plan alone
+    source: SourceMode = "first"
+    outtype: str = "auto"
+    force: bool = False
+    llama_cpp: Path | None = None
+    trust_remote_code: bool = False
+    verbose: bool = False
+
+
+@contextmanager
+def planned(request: Request) -> Iterator[Plan]:
+    """The plan of an export; a checkpoint's dense GGUF is there for the length of the block."""
+    model = request.model
+    if not model.exists():
+        raise BadInput(f"{model}: no such file or folder")
+    if request.out is not None:
+        inputs = checkpoint_files(model) if model.is_dir() else [model]
+        check_output(request.out, inputs, request.force)
+    if not model.is_dir():
+        yield _plan(model, request)
+        return
+    check_checkpoint(model, request.trust_remote_code)
+    near = request.out.parent if request.out is not None else None
+    with converted(model, near, request.outtype, request.llama_cpp, request.verbose) as dense:
+        yield _plan(dense, request)
+
+
+def _plan(dense: Path, request: Request) -> Plan:
+    header = read_header(dense)
+    facts = read_facts(header)
+    return make_plan(header, facts, parse_spans(request.spans, facts.n_layer, request.source))
+
+
+def export(plan: Plan, out: Path, force: bool, watch: Callable[[str, int], Advance] = lambda *_: nothing) -> Verified:
+    """Write and verify; `watch(what, n_bytes)` is asked for an Advance before each of the two."""
+    n_bytes = plan.weight_bytes_before + plan.weight_bytes_after
+    write_plan(plan, out, force, watch("writing", n_bytes))
+    return verify(out, plan.dense.path, watch("verifying", n_bytes))

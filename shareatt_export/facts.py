@@ -1,0 +1,131 @@
+"""What the export must know of a model: its layers, its heads, and which tensors only feed Q or K.
+
+Adding an architecture is adding a row to ARCHITECTURES (and to shared_attn_archs in llama-shared-attn.cpp).
+"""
+
+from dataclasses import dataclass
+
+from .errors import BadInput, BadSpans, Unsupported
+from .header import Header
+from .spans import SourceMap, spans_of
+
+KEY_FORMAT_VERSION = "shareatt.format_version"
+KEY_SPANS = "shareatt.spans"
+KEY_EXPORTER = "shareatt.exporter"
+KEY_SOURCE_SHA256 = "shareatt.source.sha256"
+FORMAT_VERSION = 1
+
+MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+
+
+def key_source_layers(arch: str) -> str:
+    return f"{arch}.attention.shared_attn.source_layers"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Tensor names of a layer, without `blk.N.` and without .weight, .bias or .scale."""
+
+    qk: frozenset[str]  # feed nothing but Q or K, so a follower has no use for them
+    fused_qkv: str  # rows of Q, then of K, then of V; a follower keeps the rows of V as `v`
+    v: str
+
+
+ARCHITECTURES = {
+    "llama": Architecture(
+        qk=frozenset({"attn_q", "attn_k", "attn_q_norm", "attn_k_norm"}), fused_qkv="attn_qkv", v="attn_v"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A model's shape. The tuples have one entry per layer."""
+
+    arch: str
+    n_layer: int
+    n_embd: int
+    n_head: tuple[int, ...]
+    n_head_kv: tuple[int, ...]
+    head_dim_k: int
+    head_dim_v: int
+    n_ctx_train: int
+    source_layers: SourceMap  # the identity for a dense model
+
+    @property
+    def is_shared(self) -> bool:
+        return self.source_layers != tuple(range(self.n_layer))
+
+    def n_embd_q(self, layer: int) -> int:
+        return self.n_head[layer] * self.head_dim_k
+
+    def n_embd_k(self, layer: int) -> int:
+        return self.n_head_kv[layer] * self.head_dim_k
+
+    def n_embd_v(self, layer: int) -> int:
+        return self.n_head_kv[layer] * self.head_dim_v
+
+    def kv_bytes_per_token(self, source_layers: SourceMap, element_bytes: int = 2) -> int:
+        """Bytes that one token takes in the KV cache (f16 by default); a follower has no K there."""
+        layers = range(self.n_layer)
+        k = sum(self.n_embd_k(layer) for layer in layers if source_layers[layer] == layer)
+        v = sum(self.n_embd_v(layer) for layer in layers)
+        return (k + v) * element_bytes
+
+
+def read_facts(header: Header) -> Facts:
+    """The facts of any GGUF language model. Raises BadInput where the metadata contradicts itself."""
+    arch = header.text("general.architecture")
+    n_layer = header.integer(f"{arch}.block_count")
+    if not 1 <= n_layer <= MAX_LAYERS:
+        raise BadInput(f"{header.path}: {arch}.block_count: {n_layer} layers; 1 to {MAX_LAYERS} are possible")
+    n_embd = header.integer(f"{arch}.embedding_length")
+    n_head = header.integers(f"{arch}.attention.head_count", n_layer)
+    n_head_kv = tuple(
+        kv if kv else head
+        for kv, head in zip(header.integers(f"{arch}.attention.head_count_kv", n_layer, 0), n_head, strict=True)
+    )
+    if min(n_head) < 1:
+        raise Unsupported(f"{header.path}: {arch}.attention.head_count: a layer without attention heads")
+    head_dim = n_embd // n_head[0]
+    return Facts(
+        arch=arch,
+        n_layer=n_layer,
+        n_embd=n_embd,
+        n_head=n_head,
+        n_head_kv=n_head_kv,
+        head_dim_k=header.integer(f"{arch}.attention.key_length", head_dim),
+        head_dim_v=header.integer(f"{arch}.attention.value_length", head_dim),
+        n_ctx_train=header.integer(f"{arch}.context_length"),
+        source_layers=_source_layers(header, arch, n_layer),
+    )
+
+
+def _source_layers(header: Header, arch: str, n_layer: int) -> SourceMap:
+    key = key_source_layers(arch)
+    if key not in header.metadata:
+        return tuple(range(n_layer))
+    if (version := header.integer(KEY_FORMAT_VERSION)) > FORMAT_VERSION:
+        raise Unsupported(
+            f"{header.path}: {KEY_FORMAT_VERSION} is {version}; this version reads up to {FORMAT_VERSION}"
+        )
+    source_layers = header.integers(key, n_layer)
+    try:
+        spans_of(source_layers)
+    except BadSpans as error:
+        raise BadInput(f"{header.path}: {key}: {error}") from None
+    return source_layers
+
+
+def require_exportable(header: Header, facts: Facts) -> Architecture:
+    """The architecture's row, if the model can be exported at all. Raises Unsupported."""
+    if facts.arch not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise Unsupported(
+            f"{header.path}: general.architecture '{facts.arch}' is not supported yet (supported: {known})"
+        )
+    if facts.is_shared:
+        raise Unsupported(f"{header.path}: shares attention already; export from the dense model it was made from")
+    if header.integer("split.count", 1) > 1:
+        raise Unsupported(f"{header.path}: one shard of several; merge them with 'llama-gguf-split --merge' first")
+    return ARCHITECTURES[facts.arch]

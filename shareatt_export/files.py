@@ -1,0 +1,141 @@
+"""Files in and out without harm: outputs appear whole or not at all, inputs are only ever read.
+
+with new_file(Path("out.gguf"), inputs=[Path("in.gguf")], force=False) as file:
+    file.write(...)
+"""
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import OutputRefused, VerifyFailed
+
+CHUNK = 8 << 20
+Advance = Callable[[int], None]  # told the number of bytes just done
+
+
+def nothing(n_bytes: int) -> None:
+    """An Advance for callers who do not watch."""
+
+
+def check_output(path: Path, inputs: Iterable[Path], force: bool) -> None:
+    """Raises OutputRefused where writing `path` would destroy something or cannot succeed."""
+    if not path.parent.is_dir():
+        raise OutputRefused(f"{path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise OutputRefused(f"{path}: is a directory; name a file")
+    if not os.path.lexists(path):
+        return
+    for source in inputs:
+        if path.exists() and path.samefile(source):
+            raise OutputRefused(f"{path}: is the input itself; name another output")
+    if not path.is_file():
+        raise OutputRefused(f"{path}: exists and is not a regular file; name another output")
+    if not force:
+        raise OutputRefused(f"{path}: exists already; use --force to overwrite it")
+
+
+@contextmanager
+def new_file(path: Path, inputs: Iterable[Path], force: bool) -> Iterator[BinaryIO]:
+    """A file that takes the name `path` only when the block ends well; until then, a hidden temporary beside it."""
+    check_output(path, inputs, force)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise OutputRefused(f"{path}: cannot write in {path.parent}: {error.strerror}") from None
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), _mode(path))
+            os.fsync(file.fileno())
+        _take_name(temporary, path, force)
+    except OSError as error:
+        raise OutputRefused(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    with suppress(OSError):  # some file systems cannot sync a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _mode(path: Path) -> int:
+    """That of the file to be replaced, else what the umask gives a new file."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def _take_name(temporary: Path, path: Path, force: bool) -> None:
+    if force:
+        temporary.replace(path)
+        return
+    try:
+        path.hardlink_to(temporary)  # unlike rename, fails where somebody took the name meanwhile
+    except FileExistsError:
+        raise OutputRefused(f"{path}: was created by another program meanwhile; it is left as it is") from None
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        check_output(path, [], force)  # a file system without hard links
+        temporary.replace(path)
+
+
+def copy_range(source: BinaryIO, offset: int, n_bytes: int, out: BinaryIO, advance: Advance = nothing) -> None:
+    """Append `n_bytes` of `source` from `offset` to `out`; in the kernel where it can (copy_file_range)."""
+    out.flush()
+    done = 0
+    while done < n_bytes:
+        want = min(CHUNK, n_bytes - done)
+        got = _copy_some(source.fileno(), offset + done, want, out.fileno())
+        if got == 0:
+            raise VerifyFailed(f"{source.name}: became shorter while it was copied")
+        done += got
+        advance(got)
+    out.seek(0, os.SEEK_END)
+
+
+def _copy_some(source: int, offset: int, want: int, out: int) -> int:
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(source, out, want, offset)
+        except OSError as error:
+            # EINVAL and EXDEV: an older kernel between two file systems; the others: not supported there
+            if error.errno not in (errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+    return os.write(out, os.pread(source, want, offset))
+
+
+def hash_range(
+    source: BinaryIO, offset: int, n_bytes: int, digest: "hashlib._Hash", advance: Advance = nothing
+) -> None:
+    for chunk in read_range(source, offset, n_bytes):
+        digest.update(chunk)
+        advance(len(chunk))
+
+
+def read_range(source: BinaryIO, offset: int, n_bytes: int) -> Iterator[bytes]:
+    """The bytes in chunks; fewer only if the file is shorter."""
+    source.seek(offset)
+    while n_bytes > 0:
+        chunk = source.read(min(CHUNK, n_bytes))
+        if not chunk:
+            return
+        n_bytes -= len(chunk)
+        yield chunk
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

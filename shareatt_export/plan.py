@@ -1,0 +1,182 @@
+"""The plan of an export: which tensors the SA file holds, where their bytes stand in the dense file, and its metadata.
+
+Pure: a plan is made from a header and spans alone, and opens no file. `--dry-run` prints it, write.py carries it
+out, verify.py holds the written file against it.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import gguf
+from gguf import GGMLQuantizationType
+
+from . import __version__
+from .encode import header_bytes, raw_array_i32, raw_string, raw_string_array, raw_u32
+from .errors import BadInput
+from .facts import (
+    FORMAT_VERSION,
+    KEY_EXPORTER,
+    KEY_FORMAT_VERSION,
+    KEY_SOURCE_SHA256,
+    KEY_SPANS,
+    Architecture,
+    Facts,
+    key_source_layers,
+    require_exportable,
+)
+from .header import Header, RawValue, TensorInfo, pad
+from .spans import SourceMap, Span, source_map
+
+TAG = "shared-attention"
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A tensor of the SA file, and where its bytes stand in the dense file. `shape` is in ggml order."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+    origin: TensorInfo
+    source_offset: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    dense: Header
+    facts: Facts
+    spans: tuple[Span, ...]
+    source_layers: SourceMap
+    metadata: dict[str, RawValue]
+    tensors: tuple[Copy, ...]
+    dropped: tuple[TensorInfo, ...]
+
+    @property
+    def weight_bytes_before(self) -> int:
+        return sum(info.n_bytes for info in self.dense.tensors.values())
+
+    @property
+    def weight_bytes_after(self) -> int:
+        return sum(copy.n_bytes for copy in self.tensors)
+
+    @property
+    def kv_bytes_per_token_before(self) -> int:
+        return self.facts.kv_bytes_per_token(self.facts.source_layers)
+
+    @property
+    def kv_bytes_per_token_after(self) -> int:
+        return self.facts.kv_bytes_per_token(self.source_layers)
+
+    @property
+    def spans_text(self) -> str:
+        return ",".join(map(str, self.spans))
+
+    def header(self) -> bytes:
+        """The output file up to its first tensor."""
+        return header_bytes(self.dense.version, self.metadata, self.tensors, self.dense.alignment)
+
+    @property
+    def file_size(self) -> int:
+        return len(self.header()) + sum(pad(copy.n_bytes, self.dense.alignment) for copy in self.tensors)
+
+
+def make_plan(dense: Header, facts: Facts, spans: tuple[Span, ...]) -> Plan:
+    """Raises Unsupported or BadInput where the model cannot be exported with these spans."""
+    arch = require_exportable(dense, facts)
+    source_layers = source_map(spans, facts.n_layer)
+    for span in spans:
+        _check_heads(dense, facts, span)
+
+    tensors: list[Copy] = []
+    dropped: list[TensorInfo] = []
+    for info in dense.tensors.values():
+        layer, role, suffix = _parts(info.name)
+        if layer is None or layer >= facts.n_layer or source_layers[layer] == layer:
+            tensors.append(Copy(info.name, info.shape, info.type, info, info.offset, info.n_bytes))
+        elif role in arch.qk:
+            dropped.append(info)
+        elif role == arch.fused_qkv:
+            tensors.append(_v_rows(dense, facts, arch, info, layer, suffix))
+        else:
+            tensors.append(Copy(info.name, info.shape, info.type, info, info.offset, info.n_bytes))
+    _check_inventory(dense, arch, spans)
+
+    plan = Plan(dense, facts, spans, source_layers, {}, tuple(tensors), tuple(dropped))
+    return replace(plan, metadata=_metadata(plan))
+
+
+def with_identity(plan: Plan, source_sha256: str) -> Plan:
+    """The plan with the identity of the dense file's tensor data, which only reading all of it can tell."""
+    return replace(plan, metadata=plan.metadata | {KEY_SOURCE_SHA256: raw_string(source_sha256)})
+
+
+def _parts(name: str) -> tuple[int | None, str, str]:
+    """'blk.7.attn_q.weight' -> (7, 'attn_q', 'weight'); tensors outside the layers have no layer."""
+    parts = name.split(".")
+    if parts[0] != "blk" or len(parts) < 3 or not parts[1].isdecimal():
+        return None, name, ""
+    return int(parts[1]), parts[2], ".".join(parts[3:])
+
+
+def _check_heads(dense: Header, facts: Facts, span: Span) -> None:
+    for layer in span.followers:
+        ours = facts.n_head[layer], facts.n_head_kv[layer]
+        theirs = facts.n_head[span.source], facts.n_head_kv[span.source]
+        if ours != theirs:
+            raise BadInput(
+                f"{dense.path}: span '{span}': layer {layer} has {ours[0]} query and {ours[1]} KV heads, "
+                f"its source has {theirs[0]} and {theirs[1]}; they must be the same"
+            )
+
+
+def _check_inventory(dense: Header, arch: Architecture, spans: tuple[Span, ...]) -> None:
+    """Each layer of a span must have the Q, K and V that its architecture promises."""
+    for span in spans:
+        for layer in (span.source, *span.followers):
+            fused = f"blk.{layer}.{arch.fused_qkv}.weight"
+            if fused in dense.tensors:
+                continue
+            for role in ("attn_q", "attn_k", arch.v):
+                if (name := f"blk.{layer}.{role}.weight") not in dense.tensors:
+                    raise BadInput(f"{dense.path}: tensor '{name}' is missing, but layer {layer} is in span '{span}'")
+
+
+def _v_rows(dense: Header, facts: Facts, arch: Architecture, fused: TensorInfo, layer: int, suffix: str) -> Copy:
+    """The rows of V in a fused QKV tensor: the last ones, so one run of bytes, in quantised tensors too."""
+    n_v = facts.n_embd_v(layer)
+    n_qkv = facts.n_embd_q(layer) + facts.n_embd_k(layer) + n_v
+    if fused.shape[-1] != n_qkv:
+        raise BadInput(f"{dense.path}: tensor '{fused.name}': {fused.shape[-1]} rows, expected {n_qkv}")
+    n_bytes = fused.n_bytes // n_qkv * n_v
+    name = f"blk.{layer}.{arch.v}.{suffix}"
+    return Copy(name, (*fused.shape[:-1], n_v), fused.type, fused, fused.offset + fused.n_bytes - n_bytes, n_bytes)
+
+
+def _metadata(plan: Plan) -> dict[str, RawValue]:
+    """The dense file's metadata in its order, brought up to date, then ours."""
+    dense = plan.dense
+    metadata = dict(dense.metadata)
+    tag = f"SA{plan.spans_text}"
+    if (name := dense.text("general.name", "")) != "":
+        metadata = {key: raw for key, raw in metadata.items() if not key.startswith("general.base_model.")}
+        metadata["general.name"] = raw_string(f"{name} {tag}")
+        metadata["general.base_model.count"] = raw_u32(1)
+        for field in ("name", "organization", "version", "repo_url"):
+            if value := dense.text(f"general.{field}", ""):
+                metadata[f"general.base_model.0.{field}"] = raw_string(value)
+    if "general.finetune" in metadata:
+        metadata["general.finetune"] = raw_string(f"{dense.text('general.finetune')}-{tag}")
+    if "general.size_label" in metadata and f"{plan.facts.arch}.expert_count" not in metadata:
+        n_elements = sum(math.prod(copy.shape) for copy in plan.tensors)
+        metadata["general.size_label"] = raw_string(gguf.size_label(n_elements, n_elements, 0, 0))
+    tags = dense.value("general.tags")
+    known = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+    metadata["general.tags"] = raw_string_array([*known, *([] if TAG in known else [TAG])])
+    return metadata | {
+        key_source_layers(plan.facts.arch): raw_array_i32(plan.source_layers),
+        KEY_FORMAT_VERSION: raw_u32(FORMAT_VERSION),
+        KEY_SPANS: raw_string(plan.spans_text),
+        KEY_EXPORTER: raw_string(f"shareatt-export {__version__}"),
+        KEY_SOURCE_SHA256: raw_string("0" * 64),  # until with_identity
+    }

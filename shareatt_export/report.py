@@ -1,0 +1,151 @@
+"""What the commands say: each report as a table for people and as a dict for --json."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .facts import KEY_EXPORTER, KEY_FORMAT_VERSION, KEY_SOURCE_SHA256, Facts
+from .header import Header, TensorInfo
+from .pin import pin
+from .plan import Plan
+from .runtime import Status
+from .spans import Span, spans_of
+
+NEEDS = "llama.cpp with Shared Attention (shareatt-export runtime build)"
+
+
+def size(n_bytes: int) -> str:
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if n_bytes >= scale:
+            return f"{n_bytes / scale:.2f} {unit}"
+    return f"{n_bytes} B"
+
+
+def change(before: int, after: int) -> str:
+    return f"{100 * (after - before) / before:+.1f} %" if before else ""
+
+
+def table(rows: Iterable[Sequence[str]], columns: Sequence[str] = (), title: str | None = None) -> Table:
+    grid = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=bool(columns))
+    for row in rows:
+        grid.add_row(*map(escape, row))
+    return grid
+
+
+def dropped_names(dropped: Iterable[TensorInfo], span: Span) -> list[str]:
+    followers = {f"blk.{layer}." for layer in span.followers}
+    return [info.name for info in dropped if info.name[: info.name.index(".", 4) + 1] in followers]
+
+
+def plan_dict(plan: Plan) -> dict[str, Any]:
+    facts = plan.facts
+    return {
+        "model": str(plan.dense.path),
+        "architecture": facts.arch,
+        "spans": [
+            {
+                "span": str(span),
+                "source": span.source,
+                "followers": list(span.followers),
+                "in_words": span.in_words(),
+                "dropped_tensors": dropped_names(plan.dropped, span),
+            }
+            for span in plan.spans
+        ],
+        "source_layers": list(plan.source_layers),
+        "tensors": {"before": len(plan.dense.tensors), "after": len(plan.tensors), "dropped": len(plan.dropped)},
+        "weight_bytes": {"before": plan.weight_bytes_before, "after": plan.weight_bytes_after},
+        "kv_bytes_per_token": {"before": plan.kv_bytes_per_token_before, "after": plan.kv_bytes_per_token_after},
+        "kv_bytes_at_context": {
+            "n_ctx": facts.n_ctx_train,
+            "before": plan.kv_bytes_per_token_before * facts.n_ctx_train,
+            "after": plan.kv_bytes_per_token_after * facts.n_ctx_train,
+        },
+        "file_bytes": plan.file_size,
+        "needs": NEEDS,
+    }
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    facts = plan.facts
+    n_ctx = facts.n_ctx_train
+    name = plan.dense.text("general.name", plan.dense.path.name)
+    console.print(f"[bold]{escape(name)}[/bold]: {escape(facts.arch)}, {facts.n_layer} layers", highlight=False)
+    spans = [
+        (str(span), span.in_words(), f"{len(dropped_names(plan.dropped, span))} tensors dropped") for span in plan.spans
+    ]
+    console.print(table(spans, ("span", "attention", "export")))
+    before, after = plan.kv_bytes_per_token_before, plan.kv_bytes_per_token_after
+    sizes = [
+        ("weights", plan.weight_bytes_before, plan.weight_bytes_after),
+        ("KV cache per token (f16)", before, after),
+        (f"KV cache at {n_ctx} tokens (f16)", before * n_ctx, after * n_ctx),
+    ]
+    console.print(
+        table([(what, size(b), size(a), change(b, a)) for what, b, a in sizes], ("", "dense", "SA", "change"))
+    )
+    console.print(f"needs: {NEEDS}", highlight=False)
+
+
+def inspect_dict(header: Header, facts: Facts, runtime: Status) -> dict[str, Any]:
+    sha = header.value(KEY_SOURCE_SHA256)
+    return {
+        "file": str(header.path),
+        "file_bytes": header.file_size,
+        "name": header.text("general.name", ""),
+        "architecture": facts.arch,
+        "layers": facts.n_layer,
+        "tensors": len(header.tensors),
+        "weight_bytes": sum(info.n_bytes for info in header.tensors.values()),
+        "kv_bytes_per_token": facts.kv_bytes_per_token(facts.source_layers),
+        "context_length": facts.n_ctx_train,
+        "shared_attention": facts.is_shared,
+        "source_layers": list(facts.source_layers),
+        "spans": [{"span": str(span), "in_words": span.in_words()} for span in spans_of(facts.source_layers)],
+        "format_version": header.value(KEY_FORMAT_VERSION),
+        "exporter": header.value(KEY_EXPORTER),
+        "source_sha256": sha,
+        "needs": NEEDS if facts.is_shared else "any llama.cpp that knows the architecture",
+        "runtime": runtime_dict(runtime),
+    }
+
+
+def show_inspect(header: Header, facts: Facts, runtime: Status, console: Console) -> None:
+    data = inspect_dict(header, facts, runtime)
+    rows = [
+        ("file", f"{data['file']} ({size(data['file_bytes'])})"),
+        ("model", f"{data['name'] or '(no name)'}: {facts.arch}, {facts.n_layer} layers, {data['tensors']} tensors"),
+        ("KV cache", f"{data['kv_bytes_per_token']} bytes per token (f16), context {facts.n_ctx_train}"),
+        *[(f"span {span['span']}", span["in_words"]) for span in data["spans"]],
+    ]
+    if facts.is_shared:
+        rows += [("made by", str(data["exporter"])), ("from", f"tensor data {data['source_sha256']}")]
+    else:
+        rows.append(("attention", "dense: every layer computes its own"))
+    rows.append(("needs", str(data["needs"])))
+    rows.append(("runtime", _runtime_words(runtime)))
+    console.print(table(rows))
+
+
+def runtime_dict(runtime: Status) -> dict[str, Any]:
+    return {
+        "ready": runtime.ready,
+        "path": str(runtime.bin),
+        "abi": pin().abi,
+        "llama_cpp": pin().llama_cpp_commit,
+        "built": runtime.built,
+    }
+
+
+def _runtime_words(runtime: Status) -> str:
+    if not runtime.ready:
+        return "not built; run 'shareatt-export runtime build'"
+    return f"ready in {runtime.bin} (llama.cpp {runtime.built['llama_cpp']}, ABI {runtime.built['abi']})"
+
+
+def show_runtime(runtime: Status, console: Console) -> None:
+    console.print(table([("runtime", _runtime_words(runtime)), ("folder", str(runtime.root))]))

@@ -1,0 +1,239 @@
+"""The runtime: the patched llama.cpp, its tools and its Python bindings, built once into the user's cache folder.
+
+build()            # idempotent; about 8 minutes cold on two cores, seconds when it is there
+status().ready
+tool("llama-cli")  # path of a program
+"""
+
+import fcntl
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import RuntimeProblem
+from .pin import patch_id, pin
+from .source import cache_dir, copy_source, pip, sdist_dir, stock_source
+
+TOOLS = (
+    "llama-cli",
+    "llama-server",
+    "llama-bench",
+    "llama-perplexity",
+    "llama-quantize",
+    "llama-completion",
+    "llama-gguf-split",
+)
+BINDINGS_NEED = ("typing-extensions", "diskcache", "jinja2", "markupsafe")  # numpy is ours already
+NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+CMAKE_OPTIONS = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON",
+    "-DBUILD_SHARED_LIBS=ON",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_BUILD_APP=OFF",
+    "-DLLAMA_USE_PREBUILT_UI=OFF",
+    "-DLLAMA_OPENSSL=OFF",
+)
+# Some machines advertise AMX and kill the program that uses it, so it is tried before everything is built with it.
+AMX_PROBE = """
+#include <immintrin.h>
+#include <unistd.h>
+#include <sys/syscall.h>
+int main(void) {
+    struct { unsigned char palette, start, zero[14]; unsigned short colsb[16]; unsigned char rows[16]; } config = {1};
+    config.colsb[0] = 64;
+    config.rows[0]  = 16;
+    syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */);
+    _tile_loadconfig(&config);
+    _tile_zero(0);
+    _tile_release();
+    return 0;
+}
+"""
+
+Progress = Callable[[str, float | None], None]  # what is being done, and the fraction that is done if it is known
+
+
+def silent(what: str, fraction: float | None) -> None:
+    """A Progress for callers who do not watch."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where the runtime of this version is, or would be."""
+
+    root: Path
+    ready: bool
+    built: dict[str, object]  # what the build recorded of itself, empty before it ended
+
+    @property
+    def bin(self) -> Path:
+        return self.root / "build" / "bin"
+
+    @property
+    def python(self) -> Path:
+        return self.root / "python"
+
+
+def status(patched: bool = True) -> Status:
+    root = cache_dir() / (f"runtime-{patch_id()}" if patched else f"unpatched-{pin().llama_cpp_commit}")
+    stamp = root / "runtime.json"
+    built = json.loads(stamp.read_text()) if stamp.is_file() else {}
+    return Status(root, bool(built), built)
+
+
+def require() -> Status:
+    """The runtime, ready to use. Raises RuntimeProblem that names the command which builds it."""
+    if not (runtime := status()).ready:
+        raise RuntimeProblem("llama.cpp with Shared Attention is not built yet; run 'shareatt-export runtime build'")
+    return runtime
+
+
+def tool(name: str) -> Path:
+    return require().bin / name
+
+
+def build(patched: bool = True, llama_cpp: Path | None = None, progress: Progress = silent) -> Status:
+    """Build what is missing and return the ready runtime; an interrupted build is resumed. Raises RuntimeProblem.
+
+    `patched=False` builds the library of the same source without the patch, to compare with. `llama_cpp` is a checkout
+    to build instead of the pinned source; it is copied, never changed.
+    """
+    runtime = status(patched)
+    runtime.root.mkdir(parents=True, exist_ok=True)
+    with _lock(runtime.root):
+        if llama_cpp is not None and runtime.built.get("source") != str(llama_cpp.resolve()):
+            shutil.rmtree(runtime.root / "llama.cpp", ignore_errors=True)
+            (runtime.root / "runtime.json").unlink(missing_ok=True)
+        elif runtime.ready:
+            return runtime
+        progress("fetching the source", None)
+        source = runtime.root / "llama.cpp"
+        copy_source(source, llama_cpp, patched)
+        no_amx = not _amx_works(runtime.root)
+        _compile(source, runtime, ("llama", *TOOLS) if patched else ("llama",), no_amx, progress)
+        if patched:
+            no_amx = _install_and_test(source, runtime, no_amx, progress)
+        record = {
+            "llama_cpp": pin().llama_cpp_commit,
+            "patch": patch_id() if patched else None,
+            "abi": pin().abi if patched else None,
+            "source": str(llama_cpp.resolve()) if llama_cpp else f"{pin().package}=={pin().version}",
+            "amx_disabled": no_amx,
+        }
+        _write_stamp(runtime.root / "runtime.json", record)
+    return status(patched)
+
+
+def _install_and_test(source: Path, runtime: Status, no_amx: bool, progress: Progress) -> bool:
+    """Install the bindings and try a q8_0 model; if that crashes, once more without AMX. Returns whether AMX is off."""
+    if not (runtime.python / "llama_cpp").is_dir():
+        progress("installing the bindings", None)
+        _install_bindings(runtime.python)
+    progress("trying a q8_0 model", None)
+    if (died := _smoke(runtime)) and died < 0 and not no_amx:
+        no_amx = True
+        _compile(source, runtime, ("llama", *TOOLS), no_amx, progress)
+        died = _smoke(runtime)
+    if died:
+        raise RuntimeProblem(f"{runtime.bin}: fails its first model (status {died}); see {runtime.root}/smoke.log")
+    return no_amx
+
+
+@contextmanager
+def _lock(root: Path) -> Iterator[None]:
+    """One build at a time; a second one waits and then finds everything done."""
+    with (root / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write_stamp(path: Path, record: Mapping[str, object]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _program(name: str) -> str | None:
+    """On PATH, or beside this interpreter (where pip puts cmake and ninja)."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
+def _compile(source: Path, runtime: Status, targets: tuple[str, ...], no_amx: bool, progress: Progress) -> None:
+    if not (cmake := _program("cmake")):
+        raise RuntimeProblem("cmake is needed to build llama.cpp; install it, or pip install 'shareatt-export[build]'")
+    configure = [cmake, "-S", str(source), "-B", str(runtime.root / "build"), *CMAKE_OPTIONS]
+    if ninja := _program("ninja"):
+        configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    flags = NO_AMX if no_amx else ""
+    configure += [f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}"]
+    if _program("ccache"):
+        configure += ["-DCMAKE_C_COMPILER_LAUNCHER=ccache", "-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"]
+    jobs = str(os.cpu_count() or 2)
+    with (runtime.root / "build.log").open("w") as log:
+        progress("configuring", None)
+        _run(configure, log.name, progress)
+        _run([cmake, "--build", str(runtime.root / "build"), "-j", jobs, "--target", *targets], log.name, progress)
+
+
+def _run(command: list[str], log_path: str, progress: Progress) -> None:
+    # ccache: objects of the patched and the unpatched tree, and of the next patch, are the same but for their folder
+    env = os.environ | {"CCACHE_BASEDIR": str(cache_dir()), "CCACHE_NOHASHDIR": "1"}
+    errors: list[str] = []
+    with Path(log_path).open("a") as log:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+        assert child.stdout is not None  # noqa: S101  (PIPE was asked for)
+        for line in child.stdout:
+            log.write(line)
+            if step := re.match(r"\[ *(\d+)(?:/(\d+)|%)\]", line):
+                progress("compiling", int(step[1]) / int(step[2] or 100))
+            elif re.search(r"\berror\b", line, re.IGNORECASE):
+                errors.append(line.strip())
+    if child.wait():
+        reason = errors[0] if errors else f"status {child.returncode}"
+        raise RuntimeProblem(f"{Path(command[0]).name} failed: {reason}; the whole log is {log_path}")
+
+
+def _amx_works(folder: Path) -> bool:
+    """False only where the processor advertises AMX and a program that uses it dies."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not cpuinfo.is_file() or "amx_tile" not in cpuinfo.read_text():
+        return True
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise RuntimeProblem("a C++ compiler is needed to build the runtime; install g++ or clang")
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        probe = Path(work) / "probe"
+        command = [compiler, "-x", "c", "-mamx-tile", "-o", str(probe), "-"]
+        if subprocess.run(command, input=AMX_PROBE, text=True, capture_output=True).returncode:
+            return True  # a compiler without AMX will not use it either
+        return subprocess.run([probe], capture_output=True).returncode == 0
+
+
+def _install_bindings(target: Path) -> None:
+    """llama-cpp-python without its own build of llama.cpp, and what it imports, for nobody but this runtime."""
+    stock_source()
+    env = {"CMAKE_ARGS": "-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF"}
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".python-") as folder:
+        work = Path(folder) / "python"
+        pip(["install", "--no-deps", "--target", str(work), str(sdist_dir())], env)
+        pip(["install", "--no-deps", "--target", str(work), *BINDINGS_NEED])
+        shutil.rmtree(target, ignore_errors=True)
+        work.replace(target)
+
+
+def _smoke(runtime: Status) -> int:
+    """Exit status of a child that loads and runs a small q8_0 model; negative: the signal that killed it."""
+    command = [sys.executable, "-m", "shareatt_export.smoke", str(runtime.python), str(runtime.bin)]
+    with (runtime.root / "smoke.log").open("w") as log:
+        return subprocess.run(command, stdout=log, stderr=log, timeout=300).returncode
