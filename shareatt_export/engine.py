@@ -1,0 +1,149 @@
+"""A model and a context of the runtime through ctypes: tokens in, logits out.
+
+    with Model(lib, path) as model, Context(model, n_ctx=256) as context:
+        logits = context.decode([Token(id=5, position=0)])   # float32 [1, n_vocab]
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from .bindings import SharedAttention
+from .errors import BadInput, RuntimeProblem
+
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Token:
+    id: int
+    position: int
+    sequence: int = 0
+
+
+class Log:
+    """What llama.cpp says while the block runs; the library has one log for all threads."""
+
+    def __init__(self, lib: ModuleType) -> None:
+        self.lib, self.lines = lib, ""
+        self._callback = lib.llama_log_callback(self._take)
+
+    def _take(self, level: int, text: bytes, data: object) -> None:
+        self.lines += text.decode("utf-8", "replace")
+
+    def __enter__(self) -> Self:
+        self.lib.llama_log_set(self._callback, None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lib.llama_log_set(_SILENT(self.lib), None)
+
+    def error(self) -> str:
+        """The line that says most: the loader's reason, else the last line."""
+        lines = [line.strip() for line in self.lines.splitlines() if line.strip()]
+        reasons = [line for line in lines if "error loading model" in line or "llama_model_shared_attn_set" in line]
+        return (reasons or lines or ["no reason given"])[-1]
+
+
+_silent: dict[int, Any] = {}
+
+
+def _SILENT(lib: ModuleType) -> Any:
+    """A callback that must outlive its registration."""
+    return _silent.setdefault(id(lib), lib.llama_log_callback(lambda *_: None))
+
+
+class Model:
+    """Raises BadInput with llama.cpp's own reason if the file does not load."""
+
+    def __init__(self, lib: ModuleType, path: Path, source_layers: tuple[int, ...] | None = None) -> None:
+        self.lib = lib
+        lib.llama_backend_init()
+        with Log(lib) as log:
+            self.handle = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
+        if not self.handle:
+            raise BadInput(f"{path}: {log.error()}")
+        if source_layers is not None:
+            self.share(source_layers)
+        self.n_vocab = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.handle)))
+        self.n_layer = int(lib.llama_model_n_layer(self.handle))
+
+    def share(self, source_layers: tuple[int, ...]) -> None:
+        """Try out a source map, before the first context. Raises RuntimeProblem with the runtime's reason."""
+        shared = SharedAttention.of(self.lib)
+        if shared is None:
+            raise RuntimeProblem("this libllama has no Shared Attention")
+        with Log(self.lib) as log:
+            if not shared.set(self.handle, source_layers):
+                raise RuntimeProblem(log.error())
+
+    def source_layers(self) -> tuple[int, ...]:
+        shared = SharedAttention.of(self.lib)
+        layers = range(self.n_layer)
+        return tuple(layers) if shared is None else tuple(shared.source(self.handle, layer) for layer in layers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.lib.llama_model_free(self.handle)
+
+
+class Context:
+    """`params` are fields of llama_context_params; flash_attn is None for llama.cpp's own choice."""
+
+    def __init__(self, model: Model, flash_attn: bool | None = None, **params: Any) -> None:
+        self.lib, self.model = model.lib, model
+        fields = self.lib.llama_context_default_params()
+        fields.flash_attn_type = -1 if flash_attn is None else int(flash_attn)
+        fields.n_threads = fields.n_threads_batch = 2
+        for name, value in params.items():
+            if not hasattr(fields, name):
+                raise TypeError(f"llama_context_params has no field '{name}'")
+            setattr(fields, name, value)
+        with Log(self.lib) as log:
+            self.handle = self.lib.llama_init_from_model(model.handle, fields)
+        if not self.handle:
+            raise RuntimeProblem(f"no context: {log.error()}")
+        self.log = log.lines
+
+    def decode(self, tokens: Sequence[Token]) -> Logits:
+        """The logits after each token, [len(tokens), n_vocab]. Raises RuntimeProblem if llama.cpp cannot decode."""
+        batch = self.lib.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i] = token.id, token.position
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, token.sequence
+            batch.logits[i] = 1
+        status = self.lib.llama_decode(self.handle, batch)
+        self.lib.llama_batch_free(batch)
+        if status:
+            raise RuntimeProblem(f"llama_decode: status {status}")
+        rows = ctypes.cast(self.lib.llama_get_logits(self.handle), ctypes.POINTER(ctypes.c_float))
+        return np.ctypeslib.as_array(rows, (len(tokens), self.model.n_vocab)).copy()
+
+    @property
+    def memory(self) -> Any:
+        return self.lib.llama_get_memory(self.handle)
+
+    def state(self) -> bytes:
+        buffer = (ctypes.c_uint8 * self.lib.llama_state_get_size(self.handle))()
+        return bytes(buffer[: self.lib.llama_state_get_data(self.handle, buffer, len(buffer))])
+
+    def restore(self, state: bytes) -> bool:
+        """False if the state does not fit this context; llama.cpp then says why in its log."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        with Log(self.lib):
+            return int(self.lib.llama_state_set_data(self.handle, buffer, len(state))) == len(state)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lib.llama_free(self.handle)

@@ -1,0 +1,236 @@
+"""How far the runtime is from the torch reference: the measurements behind test_parity.py and docs/parity.md.
+
+    python -m tests.parity > docs/parity.md
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from shareatt_export import runtime
+from shareatt_export.bindings import load
+from shareatt_export.convert import converted
+from shareatt_export.engine import Context, Model, Token
+from shareatt_export.facts import read_facts
+from shareatt_export.header import read_header
+from shareatt_export.plan import make_plan
+from shareatt_export.reference import SharedReference
+from shareatt_export.spans import SourceMap, parse_spans, source_map
+from shareatt_export.write import write_plan
+
+from . import tiny
+
+SPANS = {
+    "one span": "2-5",
+    "several spans": "1-2,4-6",
+    "touching spans": "1-3,4-6",
+    "blocks of two": "every:2",
+    "source in layer 0": "0-3",
+    "last layer a follower": "5-7",
+    "followers with gaps": "1:3+5-6",
+}
+N_TOKENS = 96
+N_UBATCH = 32  # of the modes that split a batch
+TOLERANCE = {"f32": 1e-6, "f16": 1e-4}
+GGML_TYPE = {"f32": 0, "f16": 1}
+TOKENS = np.random.default_rng(7).integers(3, 2048, (2, N_TOKENS))
+
+Array = npt.NDArray[np.floating]
+
+
+def nmse(measured: Array, expected: Array) -> float:
+    """Normalised mean squared error, as upstream's tests use it."""
+    return float(np.sum((measured - expected) ** 2) / np.sum(expected**2))
+
+
+@cache
+def lib() -> ModuleType:
+    built = runtime.require()
+    return load(built.python, built.bin)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny model: as torch in float64, and as dense GGUF."""
+
+    torch_model: torch.nn.Module
+    dense: Path
+
+    def reference(self, source_layers: SourceMap, sequence: int = 0, kind: type = SharedReference) -> Array:
+        with kind(source_layers).on(self.torch_model):
+            return self.torch_model(torch.tensor(TOKENS[sequence])[None]).logits[0].numpy()
+
+    def shared(self, spans: str, folder: Path) -> Path:
+        out = folder / "shared.gguf"
+        header = read_header(self.dense)
+        facts = read_facts(header)
+        write_plan(make_plan(header, facts, parse_spans(spans, facts.n_layer)), out, force=True)
+        return out
+
+
+def make_case(heads: str, outtype: str, folder: Path) -> Case:
+    """With f16 the reference gets the rounded weights too, so that only arithmetic differs."""
+    model = tiny.build(tiny.HEADS[heads])
+    source = tiny.save(model, folder / f"{heads}-{outtype}")
+    dense = folder / f"{heads}-{outtype}.gguf"
+    with converted(source, folder, outtype, None) as made:
+        made.replace(dense)
+    if outtype == "f16":
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.data = weight.data.half().float()
+    return Case(model.double(), dense)
+
+
+# ---------------------------------------------------------------- ways to get the logits of a sequence
+
+
+def prefill(context: Context, sequence: int = 0) -> Array:
+    return context.decode([Token(int(t), i, sequence) for i, t in enumerate(TOKENS[sequence])])
+
+
+def token_by_token(context: Context, sequence: int = 0) -> Array:
+    return np.concatenate([context.decode([Token(int(t), i, sequence)]) for i, t in enumerate(TOKENS[sequence])])
+
+
+def two_sequences(context: Context) -> Array:
+    """Both in one batch, interleaved; returns the logits of sequence 1."""
+    batch = [Token(int(TOKENS[s][i]), i, s) for i in range(N_TOKENS) for s in (0, 1)]
+    return context.decode(batch)[1::2]
+
+
+@dataclass(frozen=True)
+class Mode:
+    run: Callable[[Context], Array]
+    params: dict[str, object]
+    sequence: int = 0
+
+
+MODES = {
+    "prefill": Mode(prefill, {}),
+    "several ubatches": Mode(prefill, {"n_ubatch": N_UBATCH}),
+    "token by token": Mode(token_by_token, {}),
+    "two sequences": Mode(two_sequences, {"n_seq_max": 2}, 1),
+    "two sequences, one stream": Mode(two_sequences, {"n_seq_max": 2, "kv_unified": True}, 1),
+}
+
+
+def logits(
+    path: Path, mode: str = "prefill", kv: str = "f32", flash_attn: bool = False, share: SourceMap | None = None
+) -> Array:
+    params = {"n_ctx": 512, "n_batch": 256, "n_ubatch": 256, "type_k": GGML_TYPE[kv], "type_v": GGML_TYPE[kv]}
+    way = MODES[mode]
+    with Model(lib(), path, share) as model, Context(model, flash_attn, **(params | way.params)) as context:
+        return way.run(context)
+
+
+def error(case: Case, path: Path, spans: str, mode: str, kv: str, flash_attn: bool = False) -> float:
+    expected = case.reference(source_map(parse_spans(spans, tiny.N_LAYER), tiny.N_LAYER), MODES[mode].sequence)
+    return nmse(logits(path, mode, kv, flash_attn), expected)
+
+
+# ---------------------------------------------------------------- mutations: what a wrong runtime would compute
+
+
+class PreSoftmax(SharedReference):
+    """Followers reuse the scores before the softmax."""
+
+    def reused(self, index: int) -> torch.Tensor:
+        weights = super().reused(index)
+        return torch.where(weights > 0, weights.clamp_min(1e-30).log(), 0.0)
+
+
+class NoMask(SharedReference):
+    """Source layers do not mask what lies ahead."""
+
+    def attend(self, layer, query, key, value, mask, **kwargs):
+        return super().attend(layer, query, key, value, None, **kwargs)
+
+
+class StaleUbatch(SharedReference):
+    """Followers reuse the weights of the ubatch before."""
+
+    def reused(self, index: int) -> torch.Tensor:
+        weights = super().reused(index).clone()
+        weights[:, :, N_UBATCH:] = weights[:, :, :-N_UBATCH].clone()
+        return weights
+
+
+class SourceOffByOne(SharedReference):
+    """Followers reuse the weights of the layer before their source."""
+
+    def __init__(self, source_layers: SourceMap) -> None:
+        shifted = tuple(s if s == i else max(s - 1, 0) for i, s in enumerate(source_layers))
+        super().__init__(tuple(s if shifted[s] == s else shifted[s] for s in shifted))
+
+
+class SwappedValues(SharedReference):
+    """Two followers get each other's V."""
+
+    @staticmethod
+    def swap(model: torch.nn.Module, a: int, b: int) -> None:
+        first, second = (model.model.layers[i].self_attn.v_proj.weight for i in (a, b))
+        first.data, second.data = second.data, first.data
+
+
+class ZeroedQuery(SharedReference):
+    """The source's Q is zero: its attention is uniform."""
+
+    def attend(self, layer, query, key, value, mask, **kwargs):
+        zeroed = layer.layer_idx in set(self.source_layers[i] for i in range(8) if self.source_layers[i] != i)
+        return super().attend(layer, query * 0 if zeroed else query, key, value, mask, **kwargs)
+
+
+MUTATIONS = {
+    "source off by one": SourceOffByOne,
+    "scores before the softmax": PreSoftmax,
+    "mask skipped": NoMask,
+    "V of two followers swapped": SwappedValues,
+    "weights of the previous ubatch": StaleUbatch,
+    "Q of the source zeroed": ZeroedQuery,
+}
+MUTATED_SPANS = "2-5"
+
+
+def mutation_error(case: Case, path: Path, kind: type[SharedReference]) -> float:
+    """The distance between the true runtime and the mutated reference."""
+    if kind is SwappedValues:
+        SwappedValues.swap(case.torch_model, 3, 4)
+    try:
+        source_layers = source_map(parse_spans(MUTATED_SPANS, tiny.N_LAYER), tiny.N_LAYER)
+        expected = case.reference(source_layers, kind=kind)
+    finally:
+        if kind is SwappedValues:
+            SwappedValues.swap(case.torch_model, 3, 4)
+    return nmse(logits(path), expected)
+
+
+# ---------------------------------------------------------------- docs/parity.md
+
+
+def rows(folder: Path) -> Iterator[str]:
+    yield "| heads | spans | way | F32 weights and cache | F16 weights and cache |"
+    yield "| --- | --- | --- | --- | --- |"
+    for heads in tiny.HEADS:
+        cases = {kv: make_case(heads, kv, folder) for kv in ("f32", "f16")}
+        for name, spans in SPANS.items():
+            files = {kv: case.shared(spans, folder) for kv, case in cases.items()}
+            del files
+            for mode in MODES:
+                errors = {kv: error(case, case.shared(spans, folder), spans, mode, kv) for kv, case in cases.items()}
+                yield f"| {heads} | {name} `{spans}` | {mode} | {errors['f32']:.1e} | {errors['f16']:.1e} |"
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    with tempfile.TemporaryDirectory() as work:
+        for row in rows(Path(work)):
+            print(row)
