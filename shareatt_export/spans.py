@@ -87,7 +87,11 @@ def _span(part: str, source: SourceMode) -> Span:
     if len(layers) < 2:
         layer = layers[0]
         raise BadSpans(f"span '{part}': one layer shares nothing; write {layer}-{layer + 1} or {layer}:{layer + 1}")
-    return Span(layers[0], layers[1:]) if source == "first" else Span(layers[0] - 1, layers)
+    if source == "first":
+        return Span(layers[0], layers[1:])
+    if layers[0] == 0:
+        raise BadSpans(f"span '{part}': layer 0 has no previous layer to reuse")
+    return Span(layers[0] - 1, layers)
 
 
 def _range(item: str, part: str) -> range:
@@ -103,8 +107,6 @@ def _range(item: str, part: str) -> range:
 def _check(spans: list[Span], n_layer: int) -> None:
     for span in spans:
         layers = (span.source, *span.followers)
-        if span.source < 0:
-            raise BadSpans(f"span '{span}': layer 0 has no previous layer to reuse")
         if outside := [layer for layer in layers if layer >= n_layer]:
             raise BadSpans(f"span '{span}': layer {outside[0]} is out of range; this model has layers 0-{n_layer - 1}")
         if any(b <= a for a, b in pairwise(layers)):

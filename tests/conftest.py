@@ -1,0 +1,59 @@
+"""Shared fixtures. Nothing here skips: without the runtime the tests that need it fail and say how to build it."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from shareatt_export import cli, runtime
+
+from . import tiny
+
+
+@dataclass(frozen=True)
+class Result:
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def error(self) -> str:
+        """The one error line; there must be no other."""
+        lines = [line for line in self.stderr.splitlines() if line.startswith("Error:")]
+        assert len(lines) == 1 and "Traceback" not in self.stderr, self.stderr
+        return lines[0]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """The command line, as a user types it: run("inspect", path)."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["shareatt-export", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        out, err = capfd.readouterr()
+        return Result(int(exit.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def built() -> runtime.Status:
+    """The patched runtime; fails, never skips, where it is not built."""
+    return runtime.require()
+
+
+@pytest.fixture(scope="session")
+def demo_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained demo model as dense GGUF, by the real converter."""
+    from shareatt_export.convert import converted
+
+    folder = tmp_path_factory.mktemp("demo")
+    dense = folder / "dense.gguf"
+    with converted(tiny.DEMO, folder, "auto", None) as made:
+        made.replace(dense)
+    return dense

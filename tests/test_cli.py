@@ -1,0 +1,227 @@
+"""The command line: exit statuses, the one error line, what goes to stdout, and the acceptance commands."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shareatt_export import runtime
+from shareatt_export.encode import header_bytes
+from shareatt_export.header import read_header
+
+from . import small, tiny
+
+MAP = [0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 10, 11]
+
+
+@pytest.fixture
+def dense(tmp_path: Path) -> Path:
+    return small.write_dense(tmp_path / "dense.gguf")
+
+
+# ---------------------------------------------------------------- the acceptance commands
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "gguf"])
+def test_export_and_inspect_the_demo_model(run, demo_dense, tmp_path, kind):
+    out = tmp_path / "out.gguf"
+    done = run(tiny.DEMO if kind == "checkpoint" else demo_dense, "--spans", "6-9", "-o", out)
+    assert (done.status, done.stdout) == (0, f"{out}\n")
+    assert "layer 6 computes; layers 7, 8 and 9 reuse its attention weights" in done.stderr
+    seen = json.loads(run("inspect", out, "--json").stdout)
+    assert seen["source_layers"] == MAP and seen["shared_attention"] is True
+    names = list(read_header(out).tensors)
+    assert not [n for n in names if n.split(".")[1] in ("7", "8", "9") and n.split(".")[2] in ("attn_q", "attn_k")]
+    assert len(names) == len(read_header(demo_dense).tensors) - 6
+
+
+def test_three_ways_to_say_the_same(run, demo_dense, tmp_path):
+    written = []
+    for i, spans in enumerate((["6-9"], ["6:7-9"], ["7-9", "--source", "previous"])):
+        out = tmp_path / f"{i}.gguf"
+        assert run(demo_dense, "--spans", *spans, "-o", out).status == 0
+        written.append(out.read_bytes())
+    assert written[0] == written[1] == written[2]
+
+
+BAD_SPANS = {
+    "reversed": ("9-6", "span '9-6': reversed; write 6-9"),
+    "out of range": ("10-12", "span '10-12': layer 12 is out of range; this model has layers 0-11"),
+    "overlapping": ("2-5,5-7", "spans '2-5' and '5-7': overlap in layer 5"),
+    "one layer": ("7", "span '7': one layer shares nothing; write 7-8 or 7:8"),
+    "text": ("late", "span 'late': cannot be read; use A-B, S:F-G, S:F+G or every:K, separated by commas"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SPANS)
+def test_bad_spans(run, dense, tmp_path, case):
+    spans, message = BAD_SPANS[case]
+    done = run(dense, "--spans", spans, "-o", tmp_path / "out.gguf")
+    assert (done.status, done.error, done.stdout) == (1, f"Error: {message}", "")
+    assert list(tmp_path.iterdir()) == [dense]
+
+
+def test_bad_paths(run, dense, tmp_path):
+    folder, existing, out = tmp_path / "folder", tmp_path / "existing.gguf", tmp_path / "out.gguf"
+    folder.mkdir()
+    existing.write_bytes(b"old")
+    not_gguf = tmp_path / "text.gguf"
+    not_gguf.write_text("some text")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    for model, output, message in [
+        (tmp_path / "none", out, f"{tmp_path / 'none'}: no such file or folder"),
+        (folder, out, f"{folder}: not a model: neither a GGUF file nor a folder with a config.json"),
+        (not_gguf, out, f"{not_gguf}: not a GGUF file (it starts with b'some')"),
+        (dense, existing, f"{existing}: exists already; use --force to overwrite it"),
+        (dense, dense, f"{dense}: is the input itself; name another output"),
+        (dense, folder, f"{folder}: is a directory; name a file"),
+        (dense, tmp_path / "no" / "out.gguf", f"{tmp_path / 'no' / 'out.gguf'}: the folder {tmp_path / 'no'} does not"),
+    ]:
+        done = run(model, "--spans", "6-9", "-o", output)
+        assert (done.status, done.stdout) == (1, "") and done.error.startswith(f"Error: {message}"), done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert run(dense, "--spans", "6-9", "-o", dense, "--force").status == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--spans", "6-9"], ["-o", "out.gguf"], ["--spans", "6-9", "-o", "x", "--source", "next"]]
+)
+def test_usage_is_status_2(run, dense, arguments):
+    done = run(dense, *arguments)
+    assert done.status == 2 and done.error and done.stdout == ""
+
+
+# ---------------------------------------------------------------- reports
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(run, dense, tmp_path):
+    done = run(dense, "--spans", "6-9", "--dry-run")
+    assert done.status == 0 and done.stderr == ""
+    for text in ("6-9", "layer 6 computes", "6 tensors dropped", "KV cache at 128 tokens", "-12.5 %", "needs: llama.cpp"):
+        assert text in done.stdout
+    assert list(tmp_path.iterdir()) == [dense]
+
+
+def test_json_reports(run, dense, tmp_path):
+    out = tmp_path / "out.gguf"
+    plan = json.loads(run(dense, "--spans", "6-9", "--dry-run", "--json").stdout)
+    done = json.loads(run(dense, "--spans", "6-9", "-o", out, "--json").stdout)
+    assert done == plan | {key: done[key] for key in ("output", "source_sha256", "verified_bytes")}
+    assert plan["file_bytes"] == out.stat().st_size and plan["source_layers"] == MAP
+    (span,) = plan["spans"]
+    assert (span["source"], span["followers"]) == (6, [7, 8, 9])
+    assert span["dropped_tensors"] == [f"blk.{i}.attn_{x}.weight" for i in (7, 8, 9) for x in "qk"]
+    seen = json.loads(run("inspect", out, "--json").stdout)
+    assert seen["source_sha256"] == done["source_sha256"] and seen["file_bytes"] == plan["file_bytes"]
+    assert seen["kv_bytes_per_token"] == plan["kv_bytes_per_token"]["after"]
+    checked = json.loads(run("verify", out, "--against", dense, "--json").stdout)
+    assert checked["ok"] is True and checked["bytes"] == plan["weight_bytes"]["after"]
+
+
+def test_a_span_with_one_digit_does_not_claim_the_tensors_of_two(run, dense):
+    plan = json.loads(run(dense, "--spans", "0-1,10-11", "--dry-run", "--json").stdout)
+    assert [span["dropped_tensors"] for span in plan["spans"]] == [
+        ["blk.1.attn_q.weight", "blk.1.attn_k.weight"],
+        ["blk.11.attn_q.weight", "blk.11.attn_k.weight"],
+    ]
+
+
+def test_quiet_says_only_where(run, dense, tmp_path):
+    out = tmp_path / "out.gguf"
+    done = run(dense, "--spans", "6-9", "-o", out, "-q")
+    assert (done.status, done.stdout, done.stderr) == (0, f"{out}\n", "")
+
+
+def test_inspect_a_dense_file(run, dense):
+    seen = json.loads(run("inspect", dense, "--json").stdout)
+    assert seen["source_layers"] == list(range(12)) and seen["shared_attention"] is False and seen["spans"] == []
+    assert "dense: every layer computes its own" in run("inspect", dense).stdout
+
+
+def test_verify_fails_with_status_1(run, dense, tmp_path):
+    out = tmp_path / "out.gguf"
+    run(dense, "--spans", "6-9", "-o", out)
+    other = small.write_dense(tmp_path / "other.gguf", bias=True)
+    done = run("verify", out, "--against", other)
+    assert done.status == 1 and done.error.startswith(f"Error: {out}: tensor ")
+    assert run("verify", tmp_path / "none", "--against", dense).error == f"Error: {tmp_path / 'none'}: no such file"
+
+
+def test_help_and_version_are_quick_and_load_no_torch():
+    script = "import sys; from shareatt_export import cli; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    done = subprocess.run([sys.executable, "-m", "shareatt_export.cli", "--version"], capture_output=True, text=True)
+    assert done.stdout == "shareatt-export, version 0.1.0\n"
+
+
+# ---------------------------------------------------------------- interruption
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_an_interrupted_export_leaves_nothing_under_the_name(tmp_path, number, status):
+    header = read_header(small.write_dense(tmp_path / "small.gguf"))
+    big, out = tmp_path / "big.gguf", tmp_path / "out.gguf"
+
+    class Giant:
+        name, shape, type, n_bytes = "output.weight", (64, 1 << 27), 0, 64 * (1 << 27) * 4
+
+    with big.open("wb") as file:
+        head = header_bytes(3, header.metadata, [*header.tensors.values(), Giant], 32)
+        file.write(head + header.path.read_bytes()[header.data_offset :])
+        file.truncate(len(head) + sum(-(-t.n_bytes // 32) * 32 for t in [*header.tensors.values(), Giant]))
+    command = [sys.executable, "-m", "shareatt_export.cli", str(big), "--spans", "6-9", "-o", str(out)]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while not list(tmp_path.glob(".out.gguf.*.tmp")):
+        assert child.poll() is None, child.stderr and child.stderr.read()
+        time.sleep(0.01)
+    os.kill(child.pid, number)
+    child.communicate()
+    assert child.returncode == status and not out.exists()
+    if number != signal.SIGKILL:
+        assert {path.name for path in tmp_path.iterdir()} == {"small.gguf", "big.gguf"}
+
+
+# ---------------------------------------------------------------- the runtime's commands
+
+
+def test_runtime_status_and_path(run, built):
+    seen = json.loads(run("runtime", "status", "--json").stdout)
+    assert seen["ready"] is True and seen["path"] == str(built.bin)
+    assert run("runtime", "path").stdout == f"{built.bin}\n"
+    assert all((built.bin / name).is_file() for name in runtime.TOOLS)
+
+
+def test_build_is_idempotent(run, built):
+    done = run("runtime", "build")
+    assert (done.status, done.stdout, done.stderr) == (0, f"{built.bin}\n", "")
+
+
+def test_without_a_runtime_the_next_step_is_named(run, dense, tmp_path, monkeypatch):
+    monkeypatch.setenv("SHAREATT_EXPORT_HOME", str(tmp_path / "empty"))
+    message = "Error: llama.cpp with Shared Attention is not built yet; run 'shareatt-export runtime build'"
+    for arguments in (["runtime", "path"], ["run", dense, "-p", "x"], ["serve", dense]):
+        done = run(*arguments)
+        assert (done.status, done.error) == (1, message)
+    seen = json.loads(run("inspect", dense, "--json").stdout)
+    assert seen["runtime"]["ready"] is False
+
+
+def test_run_writes_python(demo_dense, built, tmp_path):
+    """The demo model, dense, goes on with a function as Python does: an indented body that compiles line by line."""
+    command = [sys.executable, "-m", "shareatt_export.cli", "run", str(demo_dense), "-n", "48"]
+    prompt = "import os\n\nclass Cache:\n    def __init__(self, size):\n"
+    done = subprocess.run([*command, "-p", prompt], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    continued = done.stdout.split("size):")[1]
+    assert continued.startswith(("\n        self.", "\n        super"))
+
+
+def test_run_refuses_a_bad_file_itself(run, tmp_path):
+    assert run("run", tmp_path / "none.gguf", "-p", "x").error == f"Error: {tmp_path / 'none.gguf'}: no such file"

@@ -1,0 +1,89 @@
+"""Hugging Face folders: what is refused before the converter sees it, and the converter's own failures in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from shareatt_export.convert import check_checkpoint
+from shareatt_export.errors import BadInput, Unsupported
+
+from . import tiny
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Looks like a checkpoint; nothing in it would convert."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    return tmp_path
+
+
+def index(folder: Path, name: object) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
+
+
+def test_sound_folder(folder):
+    check_checkpoint(folder, trust_remote_code=False)
+
+
+@pytest.mark.parametrize("where", ["config.json", "tokenizer_config.json", "modeling_x.py", "sub/x.py"])
+def test_code_needs_trust(folder, where):
+    (folder / where).parent.mkdir(exist_ok=True)
+    (folder / where).write_text('{"auto_map": {}}')
+    with pytest.raises(Unsupported, match="brings code of its own .*add --trust-remote-code"):
+        check_checkpoint(folder, trust_remote_code=False)
+    check_checkpoint(folder, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.pth"])
+def test_pickles_are_not_read(folder, name):
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(b"")
+    with pytest.raises(Unsupported, match="only pickle weights"):
+        check_checkpoint(folder, trust_remote_code=True)
+
+
+def test_no_weights(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(BadInput, match=r"no \*\.safetensors in it"):
+        check_checkpoint(folder, trust_remote_code=False)
+
+
+@pytest.mark.parametrize("name", ["../out.safetensors", "/etc/hosts", "a\\b", "..", "", "none.safetensors"])
+def test_shard_names_stay_inside(folder, name):
+    index(folder, name)
+    with pytest.raises(BadInput, match="weight_map: .* is not a file of this folder"):
+        check_checkpoint(folder, trust_remote_code=False)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
+def test_bad_json(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(BadInput, match=r"config\.json: (not JSON|expected a JSON object)"):
+        check_checkpoint(folder, trust_remote_code=False)
+
+
+def test_the_converter_fails_in_one_line(run, folder, tmp_path):
+    done = run(folder, "--spans", "0-1", "-o", tmp_path / "out.gguf")
+    assert done.status == 1 and done.error.startswith(f"Error: {folder}: convert_hf_to_gguf.py: ")
+    assert not list(tmp_path.glob("*out.gguf*")) and not list(tmp_path.glob(".shareatt-*"))
+
+
+def test_outtype_reaches_the_converter(run, tmp_path):
+    sizes = {}
+    for outtype in ("q8_0", "F32"):
+        out = tmp_path / f"{outtype}.gguf"
+        done = run(tiny.DEMO, "--spans", "6-9", "-o", out, "--outtype", outtype, "--json")
+        assert done.status == 0, done.stderr
+        sizes[outtype] = json.loads(done.stdout)["weight_bytes"]["after"]
+    assert 3.5 < sizes["F32"] / sizes["q8_0"] < 4
+
+
+def test_a_copy_of_the_checkpoint_gives_the_same_file(run, tmp_path):
+    copy = tmp_path / tiny.DEMO.name
+    shutil.copytree(tiny.DEMO, copy)
+    for model, out in ((tiny.DEMO, tmp_path / "a.gguf"), (copy, tmp_path / "b.gguf")):
+        assert run(model, "--spans", "6-9", "-o", out).status == 0
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()

@@ -1,0 +1,289 @@
+"""From dense GGUF to SA GGUF: what is dropped, what is kept to the byte, and that nothing is ever harmed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from shareatt_export import write
+from shareatt_export.encode import raw_string, raw_u32
+from shareatt_export.errors import BadInput, OutputRefused, Unsupported, VerifyFailed
+from shareatt_export.facts import read_facts
+from shareatt_export.files import new_file
+from shareatt_export.header import read_header
+from shareatt_export.plan import Plan, make_plan
+from shareatt_export.spans import parse_spans
+from shareatt_export.verify import verify
+
+from . import small
+
+MAP = [0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 10, 11]
+
+
+def plan_of(dense: Path, spans: str = "6-9") -> Plan:
+    header = read_header(dense)
+    facts = read_facts(header)
+    return make_plan(header, facts, parse_spans(spans, facts.n_layer))
+
+
+def export(dense: Path, out: Path, spans: str = "6-9") -> Path:
+    write.write_plan(plan_of(dense, spans), out)
+    verify(out, dense)
+    return out
+
+
+@pytest.fixture
+def dense(tmp_path: Path) -> Path:
+    return small.write_dense(tmp_path / "dense.gguf", bias=True)
+
+
+def test_inventory_by_the_oracle(dense, tmp_path):
+    """gguf's own reader sees the dense file less Q and K of layers 7, 8, 9, and every kept tensor byte-equal."""
+    before = {t.name: t for t in gguf.GGUFReader(dense).tensors}
+    after = {t.name: t for t in gguf.GGUFReader(export(dense, tmp_path / "out.gguf")).tensors}
+    dropped = {f"blk.{i}.attn_{x}.{s}" for i in (7, 8, 9) for x in "qk" for s in ("weight", "bias")}
+    assert before.keys() - after.keys() == dropped and after.keys() <= before.keys()
+    assert all(np.array_equal(tensor.data, before[name].data) for name, tensor in after.items())
+    assert list(after) == [name for name in before if name in after]
+
+
+def test_metadata_by_the_oracle(dense, tmp_path):
+    fields = gguf.GGUFReader(export(dense, tmp_path / "out.gguf")).fields
+    value = {key: field.contents() for key, field in fields.items()}
+    assert value["llama.attention.shared_attn.source_layers"] == MAP
+    assert fields["llama.attention.shared_attn.source_layers"].types[1] == gguf.GGUFValueType.INT32
+    assert value["shareatt.format_version"] == 1 and value["shareatt.spans"] == "6-9"
+    assert value["shareatt.exporter"].startswith("shareatt-export ")
+    assert len(value["shareatt.source.sha256"]) == 64 and set(value["shareatt.source.sha256"]) != {"0"}
+    assert value["general.name"] == "Small SA6-9" and value["general.architecture"] == "llama"
+    assert value["general.tags"] == ["one", "two", "shared-attention"]
+    assert value["general.base_model.0.name"] == "Small" and value["general.base_model.0.organization"] == "Test"
+    assert value["general.size_label"] == "281K"
+    assert value["test.words"] == ["a", "", "längs"] and value["test.numbers"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("q8_0", [False, True])
+def test_fused_qkv_keeps_the_rows_of_v(tmp_path, q8_0):
+    """Row slices of quantised data are byte exact."""
+    dense = small.write_dense(tmp_path / "dense.gguf", fused=True, q8_0=q8_0, bias=True)
+    before = {t.name: t.data for t in gguf.GGUFReader(dense).tensors}
+    after = {t.name: t.data for t in gguf.GGUFReader(export(dense, tmp_path / "out.gguf")).tensors}
+    assert "blk.7.attn_qkv.weight" not in after and "blk.6.attn_qkv.weight" in after
+    assert np.array_equal(after["blk.7.attn_v.weight"], before["blk.7.attn_qkv.weight"][96:])
+    assert np.array_equal(after["blk.7.attn_v.bias"], before["blk.7.attn_qkv.bias"][96:])
+
+
+def test_same_input_same_bytes(dense, tmp_path):
+    first = export(dense, tmp_path / "first.gguf").read_bytes()
+    assert export(dense, tmp_path / "second.gguf", "6:7-9").read_bytes() == first
+    assert plan_of(dense).file_size == len(first)
+
+
+def test_plan_counts_bytes(dense):
+    plan = plan_of(dense)
+    row = 64 * 4
+    assert plan.weight_bytes_before - plan.weight_bytes_after == 3 * ((64 + 32) * row + (64 + 32) * 4)
+    assert plan.kv_bytes_per_token_before == 12 * (32 + 32) * 2
+    assert plan.kv_bytes_per_token_after == plan.kv_bytes_per_token_before - 3 * 32 * 2
+
+
+def test_dense_is_only_read(dense, tmp_path):
+    before = dense.read_bytes(), dense.stat().st_mtime_ns
+    dense.chmod(0o444)
+    export(dense, tmp_path / "out.gguf")
+    assert (dense.read_bytes(), dense.stat().st_mtime_ns) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"general__architecture": raw_string("gpt2")}, BadInput, "gpt2.block_count: expected an integer"),
+        ({"general__architecture": None}, BadInput, "general.architecture: expected a string, found nothing"),
+        ({"llama__block_count": raw_u32(0)}, BadInput, "llama.block_count: 0 layers"),
+        ({"llama__block_count": raw_u32(513)}, BadInput, "llama.block_count: 513 layers"),
+        ({"llama__block_count": raw_u32(13)}, None, ""),  # layer 12 is outside the span: llama.cpp's matter
+        ({"llama__attention__head_count": raw_string("4")}, BadInput, "head_count: expected an integer, found str"),
+        ({"llama__attention__head_count": raw_u32(0)}, Unsupported, "a layer without attention heads"),
+        ({"split__count": raw_u32(2)}, Unsupported, "one shard of several"),
+    ],
+)
+def test_models_that_contradict_themselves(dense, tmp_path, change, kind, message):
+    bad = small.with_metadata(dense, tmp_path / "bad.gguf", **change)
+    if kind is None:
+        plan_of(bad)
+        return
+    with pytest.raises(kind) as error:
+        plan_of(bad)
+    assert message in str(error.value) and str(bad) in str(error.value)
+
+
+def test_unknown_architecture_is_refused(dense, tmp_path):
+    keys = {key.replace("llama.", "mamba.").replace(".", "__"): raw for key, raw in read_header(dense).metadata.items()}
+    bad = small.with_metadata(dense, tmp_path / "bad.gguf", **keys | {"general__architecture": raw_string("mamba")})
+    with pytest.raises(Unsupported, match="'mamba' is not supported yet"):
+        plan_of(bad)
+
+
+def test_shared_input_is_refused(dense, tmp_path):
+    with pytest.raises(Unsupported, match="shares attention already"):
+        plan_of(export(dense, tmp_path / "out.gguf"))
+
+
+# ---------------------------------------------------------------- verify
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_verify_sees_one_flipped_bit(dense, tmp_path):
+    out = export(dense, tmp_path / "out.gguf")
+    for info in read_header(out).tensors.values():
+        flip(out, info.offset + info.n_bytes // 2)
+        with pytest.raises(VerifyFailed, match=f"tensor '{info.name}': its bytes differ"):
+            verify(out, dense)
+        flip(out, info.offset + info.n_bytes // 2)
+    verify(out, dense)
+
+
+def test_verify_sees_another_dense_file(dense, tmp_path):
+    out = export(dense, tmp_path / "out.gguf")
+    query = read_header(dense).tensors["blk.8.attn_q.weight"]  # dropped: only the identity can tell
+    flip(dense, query.offset)
+    with pytest.raises(VerifyFailed, match=r"shareatt\.source\.sha256.*another dense file"):
+        verify(out, dense)
+
+
+def test_verify_sees_changed_metadata(dense, tmp_path):
+    out = export(dense, tmp_path / "out.gguf")
+    for change, message in [
+        ({"llama__context_length": raw_u32(64)}, "'llama.context_length' is not what"),
+        ({"llama__context_length": None}, "llama.context_length: expected an integer"),
+        ({"test__words": None}, "'test.words' is missing"),
+        ({"test__more": raw_u32(1)}, "'test.more' should not be there"),
+    ]:
+        bad = small.with_metadata(out, tmp_path / "bad.gguf", **change)
+        with pytest.raises((VerifyFailed, BadInput), match=message):
+            verify(bad, dense)
+
+
+def test_verify_sees_a_wrong_inventory(dense, tmp_path):
+    out = export(dense, tmp_path / "out.gguf")
+    with pytest.raises(VerifyFailed, match="is not there, or shares nothing"):
+        verify(dense, dense)
+    shared = read_header(out).metadata["llama.attention.shared_attn.source_layers"]
+    marked = small.with_metadata(
+        dense, tmp_path / "m.gguf", llama__attention__shared_attn__source_layers=shared, shareatt__format_version=raw_u32(1)
+    )
+    with pytest.raises(VerifyFailed, match=r"tensor 'blk\.7\.attn_q\.weight' stands where 'blk\.7\.attn_v\.weight' should"):
+        verify(marked, dense)
+
+
+# ---------------------------------------------------------------- harm
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device"), SystemExit])
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_a_failed_export_leaves_nothing_new(dense, tmp_path, monkeypatch, error, old):
+    out = tmp_path / "out.gguf"
+    if old:
+        out.write_bytes(old)
+    copied = []
+
+    def fail_half_way(*arguments: object) -> None:
+        copied.append(1)
+        if len(copied) > 20:
+            raise error
+
+    monkeypatch.setattr(write, "copy_range", fail_half_way)
+    before = names(tmp_path)
+    with pytest.raises((KeyboardInterrupt, SystemExit, OutputRefused)):
+        write.write_plan(plan_of(dense), out, force=True)
+    assert names(tmp_path) == before and (out.read_bytes() if old else None) == old
+
+
+def test_output_is_the_input(dense, tmp_path):
+    hard, soft = tmp_path / "hard.gguf", tmp_path / "soft.gguf"
+    hard.hardlink_to(dense)
+    soft.symlink_to(dense)
+    before = dense.read_bytes()
+    for out in (dense, hard, soft, tmp_path / "." / "dense.gguf"):
+        with pytest.raises(OutputRefused, match="is the input itself"):
+            write.write_plan(plan_of(dense), out, force=True)
+    assert dense.read_bytes() == before
+
+
+def test_overwriting_needs_force(dense, tmp_path):
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"old")
+    out.chmod(0o640)
+    with pytest.raises(OutputRefused, match="exists already; use --force"):
+        write.write_plan(plan_of(dense), out)
+    assert out.read_bytes() == b"old"
+    write.write_plan(plan_of(dense), out, force=True)
+    assert verify(out, dense) and out.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_name_taken_meanwhile_is_left_alone(tmp_path):
+    out = tmp_path / "out.gguf"
+    with pytest.raises(OutputRefused, match="was created by another program meanwhile"), new_file(out, [], False):
+        out.write_bytes(b"theirs")
+    assert out.read_bytes() == b"theirs" and names(tmp_path) == {"out.gguf"}
+
+
+def test_a_dense_file_that_changes_meanwhile(dense, tmp_path, monkeypatch):
+    copy = write.copy_range
+
+    def copy_and_touch(*arguments: object) -> None:
+        copy(*arguments)
+        os.utime(dense, ns=(1, 1))
+
+    monkeypatch.setattr(write, "copy_range", copy_and_touch)
+    with pytest.raises(VerifyFailed, match="was changed by another program"):
+        write.write_plan(plan_of(dense), tmp_path / "out.gguf")
+    assert names(tmp_path) == {"dense.gguf"}
+
+
+def test_new_files_follow_the_umask(dense, tmp_path):
+    old = os.umask(0o027)
+    try:
+        assert export(dense, tmp_path / "out.gguf").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(old)
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path):
+    """A sparse model of 1 GiB goes through in the memory of a small one."""
+    script = (
+        "import resource, sys; from tests.test_export import export; from pathlib import Path;"
+        "export(Path(sys.argv[1]), Path(sys.argv[2])); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    header = read_header(small.write_dense(tmp_path / "dense.gguf"))
+    big = tmp_path / "big.gguf"
+    rows = gguf.GGMLQuantizationType.F32
+    shape = (64, 1 << 22)
+    tensors = [(name, info.shape, info.type, info.n_bytes) for name, info in header.tensors.items()]
+    tensors[0] = ("token_embd.weight", shape, rows, 64 * (1 << 22) * 4)
+    fake = [type("T", (), dict(zip(("name", "shape", "type", "n_bytes"), t, strict=True))) for t in tensors]
+    from shareatt_export.encode import header_bytes
+
+    with big.open("wb") as file:
+        head = header_bytes(3, header.metadata, fake, 32)
+        file.write(head)
+        file.truncate(len(head) + sum(t[3] for t in tensors))
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", script, path, tmp_path / f"{path.stem}-out.gguf"],
+                           check=True, capture_output=True, cwd=Path(__file__).parent.parent).stdout)
+        for path in (header.path, big)
+    ]  # fmt: skip
+    assert peaks[1] - peaks[0] < 64 << 10  # KiB

@@ -1,0 +1,208 @@
+"""The patched llama.cpp beside the arithmetic: bad source maps, states, K-shift, sequences, and the patch itself."""
+
+import struct
+
+import numpy as np
+import pytest
+
+from shareatt_export.encode import raw_array_i32, raw_string, raw_u32
+from shareatt_export.engine import Context, Model, Token
+from shareatt_export.errors import BadInput, RuntimeProblem
+from shareatt_export.header import RawValue, read_header
+from shareatt_export.pin import patch_dir, pin
+from shareatt_export.source import apply_patch, stock_source
+
+from . import parity, small
+from .parity import nmse
+from .test_export import export
+
+KEY = "llama.attention.shared_attn.source_layers"
+PARAM = KEY.replace(".", "__")
+SHARED = (0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 10, 11)
+F32_CACHE = {"n_ctx": 256, "type_k": 0, "type_v": 0}
+U32_ARRAY = RawValue(raw_array_i32(SHARED).type, struct.pack("<IQ12I", 4, 12, *SHARED))
+
+
+@pytest.fixture(scope="module")
+def files(built, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runtime")
+    dense = small.write_dense(folder / "dense.gguf")
+    return dense, export(dense, folder / "shared.gguf"), folder
+
+
+def tokens(n, first=0, sequence=0):
+    return [Token((7 * i + 3) % 32, i, sequence) for i in range(first, first + n)]
+
+
+BAD_MAPS = {
+    "a scalar": (raw_u32(1), "must be an array of i32"),
+    "u32": (U32_ARRAY, "must be an array of i32"),
+    "too short": (raw_array_i32(SHARED[:-1]), "has 11 layers, the model has 12"),
+    "too long": (raw_array_i32([*SHARED, 12]), "has 13 layers, the model has 12"),
+    "600 layers": (raw_array_i32(range(600)), "has 600 layers, the model has 12"),
+    "empty": (raw_array_i32([]), "has 0 layers, the model has 12"),
+    "negative": (raw_array_i32([0, -1, *range(2, 12)]), "layer 1: source -1 is not a layer at or before it"),
+    "ahead": (raw_array_i32([0, 2, *range(2, 12)]), "layer 1: source 2 is not a layer at or before it"),
+    "far away": (raw_array_i32([0, 1 << 30, *range(2, 12)]), "layer 1: source 1073741824 is not a layer"),
+    "a follower": (raw_array_i32([0, 0, 1, *range(3, 12)]), "layer 2: source 1 does not compute its own"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MAPS)
+def test_a_bad_source_map_is_refused_with_key_and_layer(files, tmp_path, name):
+    value, message = BAD_MAPS[name]
+    bad = small.with_metadata(files[1], tmp_path / "bad.gguf", **{PARAM: value})
+    with pytest.raises(BadInput) as error:
+        Model(parity.lib(), bad)
+    assert KEY in str(error.value) and message in str(error.value)
+
+
+def test_a_source_without_query_is_refused(files, tmp_path):
+    bad = small.with_metadata(files[1], tmp_path / "bad.gguf", **{PARAM: raw_array_i32([*range(8), 7, 7, 10, 11])})
+    with pytest.raises(BadInput, match=r"blk\.7\.attn_q\.weight"):
+        Model(parity.lib(), bad)
+
+
+@pytest.mark.parametrize(("value", "message"), [(raw_u32(2), "is 2, this runtime knows up to 1"), (raw_string("1"), "u32")])
+def test_a_newer_format_is_refused(files, tmp_path, value, message):
+    bad = small.with_metadata(files[1], tmp_path / "bad.gguf", shareatt__format_version=value)
+    with pytest.raises(BadInput, match=f"shareatt.format_version: .*{message}"):
+        Model(parity.lib(), bad)
+
+
+def test_a_dense_file_with_a_map_alone_runs_like_the_export(files, tmp_path):
+    """Its Q and K of followers are there but not loaded."""
+    dense, shared, _ = files
+    marked = small.with_metadata(dense, tmp_path / "marked.gguf", **{PARAM: raw_array_i32(SHARED)})
+    logits = []
+    for path in (marked, shared):
+        with Model(parity.lib(), path) as model, Context(model, **F32_CACHE) as context:
+            assert model.source_layers() == SHARED
+            logits.append(context.decode(tokens(20)))
+    assert np.array_equal(*logits)
+
+
+def test_fused_qkv_runs_like_its_parts(built, tmp_path):
+    """The same rows as one fused tensor and as three: dense with spans set, and exported."""
+    dense = small.write_dense(tmp_path / "fused.gguf", fused=True, bias=True)
+    logits = []
+    for path, share in ((dense, SHARED), (export(dense, tmp_path / "shared.gguf"), None)):
+        with Model(parity.lib(), path, share) as model, Context(model, False, **F32_CACHE) as context:
+            logits.append(context.decode(tokens(20)))
+    assert nmse(logits[0], logits[1]) < 1e-10
+
+
+def test_set_checks_the_map(files):
+    dense, shared, _ = files
+    with Model(parity.lib(), dense) as model:
+        for bad in (SHARED[:-1], (0, 2, *range(2, 12)), (0, 0, 1, *range(3, 12))):
+            with pytest.raises(RuntimeProblem, match=KEY):
+                model.share(bad)
+        assert model.source_layers() == tuple(range(12))
+        model.share(SHARED)
+        assert model.source_layers() == SHARED
+    with Model(parity.lib(), shared) as model, pytest.raises(RuntimeProblem, match="layer 7 cannot compute its own"):
+        model.share(tuple(range(12)))
+
+
+# ---------------------------------------------------------------- state, K-shift, sequences
+
+
+@pytest.mark.parametrize("flash_attn", [False, True])
+def test_state_goes_on_where_it_was(files, flash_attn):
+    with Model(parity.lib(), files[1]) as model:
+        with Context(model, flash_attn, **F32_CACHE) as context:
+            context.decode(tokens(30))
+            state = context.state()
+            expected = context.decode(tokens(5, 30))
+        with Context(model, flash_attn, **F32_CACHE) as context:
+            assert context.restore(state)
+            assert context.state() == state
+            assert np.array_equal(context.decode(tokens(5, 30)), expected)
+
+
+@pytest.mark.parametrize("flash_attn", [False, True])
+def test_states_of_dense_and_shared_models_do_not_mix(files, flash_attn):
+    states = {}
+    for path in files[:2]:
+        with Model(parity.lib(), path) as model, Context(model, flash_attn, **F32_CACHE) as context:
+            context.decode(tokens(30))
+            states[path] = context.state()
+    assert len(states[files[1]]) < len(states[files[0]])
+    for path, other in ((files[0], files[1]), (files[1], files[0])):
+        with Model(parity.lib(), path) as model, Context(model, flash_attn, **F32_CACHE) as context:
+            assert not context.restore(states[other])
+            assert context.decode(tokens(5)).shape == (5, 32)  # and it still works
+
+
+def test_a_state_of_another_span_is_refused(files, tmp_path):
+    other = export(files[0], tmp_path / "other.gguf", "2-5")
+    with Model(parity.lib(), other) as model, Context(model, **F32_CACHE) as context:
+        context.decode(tokens(30))
+        state = context.state()
+    with Model(parity.lib(), files[1]) as model, Context(model, **F32_CACHE) as context:
+        assert not context.restore(state)
+
+
+@pytest.mark.parametrize("flash_attn", [False, True])
+def test_k_shift(files, flash_attn):
+    """Rotary positions are relative: everything moved by 50 gives the same next logits."""
+    logits = []
+    for shift in (0, 50):
+        with Model(parity.lib(), files[1]) as model, Context(model, flash_attn, **F32_CACHE) as context:
+            context.decode(tokens(30))
+            context.lib.llama_memory_seq_add(context.memory, 0, 0, -1, shift)
+            logits.append(context.decode([Token(5, 30 + shift)]))
+    assert nmse(*logits) < (1e-4 if flash_attn else 1e-8)
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_sequence_copy_and_remove(files, unified):
+    """With a stream per sequence the copy is a copy of K and V tensors, which followers have only half of."""
+    with (
+        Model(parity.lib(), files[1]) as model,
+        Context(model, False, n_seq_max=2, kv_unified=unified, **F32_CACHE) as context,
+    ):
+        context.decode(tokens(30))
+        context.lib.llama_memory_seq_cp(context.memory, 0, 1, -1, -1)
+        first = context.decode(tokens(4, 30, sequence=0))
+        second = context.decode(tokens(4, 30, sequence=1))
+        assert nmse(second, first) < 1e-10
+        context.lib.llama_memory_seq_rm(context.memory, 1, 30, -1)
+        assert nmse(context.decode(tokens(4, 30, sequence=1)), first) < 1e-10
+
+
+# ---------------------------------------------------------------- the patch
+
+
+def test_the_patch_applies_to_the_pinned_source_only(tmp_path):
+    tree = tmp_path / "llama.cpp"
+    stock = stock_source()
+    for name in pin().touched:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes((stock / name).read_bytes())
+    apply_patch(tree)  # checks the hashes of every touched file itself
+    assert all((tree / "src" / path.name).is_file() for path in (patch_dir() / "src").iterdir())
+    with pytest.raises(RuntimeProblem, match="not the pinned llama.cpp"):
+        apply_patch(tree)
+    with pytest.raises(RuntimeProblem, match=r"hooks\.patch does not apply: .*patch failed"):
+        apply_patch(tree, check_hashes=False)
+
+
+def test_the_patch_is_thin():
+    """Call sites only, with one line of context, and every touched file is recorded."""
+    lines = (patch_dir() / "hooks.patch").read_text().splitlines()
+    assert {line.removeprefix("+++ b/") for line in lines if line.startswith("+++ ")} == set(pin().touched)
+    added = [line for line in lines if line.startswith("+") and not line.startswith("+++")]
+    removed = [line for line in lines if line.startswith("-") and not line.startswith("---")]
+    assert len(added) <= 35 and len(removed) <= 6
+
+
+def test_the_saver_keeps_the_map(files, tmp_path):
+    """llama_model_save_to_file writes a file that loads as what it was."""
+    saved = tmp_path / "saved.gguf"
+    with Model(parity.lib(), files[1]) as model:
+        parity.lib().llama_model_save_to_file(model.handle, str(saved).encode())
+    assert read_header(saved).value(KEY) == list(SHARED)
+    with Model(parity.lib(), saved) as model:
+        assert model.source_layers() == SHARED

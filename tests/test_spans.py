@@ -1,0 +1,89 @@
+"""The span syntax, as a table of texts and what they mean."""
+
+import pytest
+
+from shareatt_export.errors import BadSpans
+from shareatt_export.spans import parse_spans, source_map, spans_of
+
+
+def layers(text, n_layer=12, source="first"):
+    return list(source_map(parse_spans(text, n_layer, source), n_layer))
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "expected"),
+    [
+        ("6-9", "first", [0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 10, 11]),
+        ("7-9", "previous", [0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 10, 11]),
+        ("6:7-9", "first", [0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 10, 11]),
+        ("6:7-9", "previous", [0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 10, 11]),
+        ("6:7+8+9", "first", [0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 10, 11]),
+        ("0-1", "first", [0, 0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
+        ("10-11", "first", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10]),
+        ("6:7", "first", [0, 1, 2, 3, 4, 5, 6, 6, 8, 9, 10, 11]),
+        ("2:4+6-7", "first", [0, 1, 2, 3, 2, 5, 2, 2, 8, 9, 10, 11]),
+        ("1-2,3-4", "first", [0, 1, 1, 3, 3, 5, 6, 7, 8, 9, 10, 11]),
+        ("1-2, 5-7", "first", [0, 1, 1, 3, 4, 5, 5, 5, 8, 9, 10, 11]),
+        ("2:5,3:6", "first", [0, 1, 2, 3, 4, 2, 3, 7, 8, 9, 10, 11]),
+        ("every:2", "first", [0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10]),
+        ("every:5", "first", [0, 0, 0, 0, 0, 5, 5, 5, 5, 5, 10, 10]),
+        ("every:11", "first", [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11]),
+        ("every:12", "first", [0] * 12),
+    ],
+)
+def test_source_map(text, source, expected):
+    assert layers(text, source=source) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "message"),
+    [
+        ("", "first", "span '': cannot be read; use A-B, S:F-G, S:F+G or every:K, separated by commas"),
+        ("text", "first", "span 'text': cannot be read; use A-B, S:F-G, S:F+G or every:K, separated by commas"),
+        ("6-", "first", "span '6-': cannot be read; use A-B, S:F-G, S:F+G or every:K, separated by commas"),
+        ("6 - 9", "first", "span '6 - 9': cannot be read; use A-B, S:F-G, S:F+G or every:K, separated by commas"),
+        ("٦-٩", "first", "span '٦-٩': cannot be read; use A-B, S:F-G, S:F+G or every:K, separated by commas"),
+        ("-1-3", "first", "span '-1-3': cannot be read; use A-B, S:F-G, S:F+G or every:K, separated by commas"),
+        ("6-9,", "first", "span '': cannot be read; use A-B, S:F-G, S:F+G or every:K, separated by commas"),
+        ("1-1" + "0" * 20, "first", f"span '1-1{'0' * 20}': cannot be read; use A-B, S:F-G, S:F+G or every:K"),
+        ("9-6", "first", "span '9-6': reversed; write 6-9"),
+        ("7", "first", "span '7': one layer shares nothing; write 7-8 or 7:8"),
+        ("7-7", "first", "span '7-7': one layer shares nothing; write 7-8 or 7:8"),
+        ("9-12", "first", "span '9-12': layer 12 is out of range; this model has layers 0-11"),
+        ("0-3", "previous", "layer 0 has no previous layer to reuse"),
+        ("2-5,5-7", "first", "spans '2-5' and '5-7': overlap in layer 5"),
+        ("2-5,2-5", "first", "spans '2-5' and '2-5': overlap in layer 2"),
+        ("3-4,5-6", "previous", "spans '2-4' and '4-6': overlap in layer 4"),
+        ("5-7,1-2", "first", "spans '5-7' and '1-2': not in ascending order"),
+        ("6:4", "first", "each follower must come after its source and after the one before it"),
+        ("6:6", "first", "each follower must come after its source and after the one before it"),
+        ("6:8+7", "first", "each follower must come after its source and after the one before it"),
+        ("every:1", "first", "spans 'every:1': the block size must be 2 to 12 for this model"),
+        ("every:13", "first", "spans 'every:13': the block size must be 2 to 12 for this model"),
+        ("auto", "first", "span 'auto': cannot be read"),
+    ],
+)
+def test_bad_spans(text, source, message):
+    with pytest.raises(BadSpans) as error:
+        parse_spans(text, 12, source)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["6-9", "0-1", "2:4+6-7", "1-2,3-4", "2:5,3:6", "10-11"])
+def test_text_is_read_back(text):
+    spans = parse_spans(text, 12)
+    assert ",".join(map(str, spans)) == text
+    assert spans_of(source_map(spans, 12)) == spans
+
+
+def test_words():
+    assert [span.in_words() for span in parse_spans("1-2,6-9", 12)] == [
+        "layer 1 computes; layer 2 reuses its attention weights",
+        "layer 6 computes; layers 7, 8 and 9 reuse its attention weights",
+    ]
+
+
+@pytest.mark.parametrize("bad", [(0, 2, 2), (0, -1), (0, 0, 1), (1, 1)])
+def test_bad_maps(bad):
+    with pytest.raises(BadSpans, match="source map: layer"):
+        spans_of(bad)
