@@ -112,13 +112,12 @@ def build(patched: bool = True, llama_cpp: Path | None = None, progress: Progres
     runtime = status(patched)
     runtime.root.mkdir(parents=True, exist_ok=True)
     with _lock(runtime.root):
-        if llama_cpp is not None and runtime.built.get("source") != str(llama_cpp.resolve()):
-            shutil.rmtree(runtime.root / "llama.cpp", ignore_errors=True)
-            (runtime.root / "runtime.json").unlink(missing_ok=True)
-        elif runtime.ready:
-            return runtime
+        wanted = str(llama_cpp.resolve()) if llama_cpp else f"{pin().package}=={pin().version}"
+        if status(patched).built.get("source") == wanted and llama_cpp is None:
+            return status(patched)
         progress("fetching the source", None)
         source = runtime.root / "llama.cpp"
+        _forget_other_source(runtime.root, wanted, always=llama_cpp is not None)
         copy_source(source, llama_cpp, patched)
         no_amx = not _amx_works(runtime.root)
         _compile(source, runtime, ("llama", *TOOLS) if patched else ("llama",), no_amx, progress)
@@ -128,11 +127,20 @@ def build(patched: bool = True, llama_cpp: Path | None = None, progress: Progres
             "llama_cpp": pin().llama_cpp_commit,
             "patch": patch_id() if patched else None,
             "abi": pin().abi if patched else None,
-            "source": str(llama_cpp.resolve()) if llama_cpp else f"{pin().package}=={pin().version}",
+            "source": wanted,
             "amx_disabled": no_amx,
         }
         _write_stamp(runtime.root / "runtime.json", record)
     return status(patched)
+
+
+def _forget_other_source(root: Path, wanted: str, always: bool) -> None:
+    """Drop the copy of another source, and always that of a user's checkout, which may have changed since."""
+    note = root / "source.txt"
+    if always or not note.is_file() or note.read_text() != wanted:
+        (root / "runtime.json").unlink(missing_ok=True)
+        shutil.rmtree(root / "llama.cpp", ignore_errors=True)
+        note.write_text(wanted)
 
 
 def _install_and_test(source: Path, runtime: Status, no_amx: bool, progress: Progress) -> bool:

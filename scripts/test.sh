@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# All checks: lint, types, and every test, on the real runtime.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/setup.sh
+
+setup --group dev
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+.venv/bin/shareatt-export runtime build --unpatched
+.venv/bin/pytest "$@"
