@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +32,8 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="Only results an
 llama_cpp_option = click.option(
     "--llama-cpp", type=FILE, metavar="DIR", help="A llama.cpp checkout of your own instead of the pinned source."
 )
+
+tool_arguments = click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGUMENT...]")
 
 
 @click.group(
@@ -74,7 +76,9 @@ def export_command(model: Path, output: Path | None, dry_run: bool, as_json: boo
     if output is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--output' (or use --dry-run).")
     request = Request(model=model, out=None if dry_run else output, **options)
-    with planned(request) as plan:
+    with ExitStack() as stack:
+        with _busy(quiet, "reading the model" if model.is_file() else "converting the checkpoint"):
+            plan = stack.enter_context(planned(request))
         if not as_json and not quiet:
             report.show_plan(plan, out if dry_run else err)
         data = report.plan_dict(plan) | {"model": str(model)}
@@ -121,18 +125,20 @@ def verify_command(file: Path, against: Path, as_json: bool, quiet: bool) -> Non
 @click.argument("file", type=FILE)
 @click.option("-p", "--prompt", required=True)
 @click.option("-n", "--n-predict", type=int, default=128, show_default=True, help="Tokens to generate.")
-def run_command(file: Path, prompt: str, n_predict: int) -> None:
-    """Generate text with FILE in the patched llama.cpp."""
-    _exec("llama-completion", file, "-p", prompt, "-n", str(n_predict), "-no-cnv")
+@tool_arguments
+def run_command(file: Path, prompt: str, n_predict: int, arguments: tuple[str, ...]) -> None:
+    """Generate text with FILE in the patched llama.cpp; what follows -- goes to llama-completion."""
+    _exec("llama-completion", file, "-p", prompt, "-n", str(n_predict), "-no-cnv", *arguments)
 
 
 @cli.command("serve")
 @click.argument("file", type=FILE)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=int, default=8080, show_default=True)
-def serve_command(file: Path, host: str, port: int) -> None:
-    """Serve FILE with the patched llama-server (OpenAI-compatible)."""
-    _exec("llama-server", file, "--host", host, "--port", str(port))
+@tool_arguments
+def serve_command(file: Path, host: str, port: int, arguments: tuple[str, ...]) -> None:
+    """Serve FILE with the patched llama-server (OpenAI-compatible); what follows -- goes to it."""
+    _exec("llama-server", file, "--host", host, "--port", str(port), *arguments)
 
 
 @cli.group("runtime")
@@ -179,6 +185,10 @@ def _exec(name: str, file: Path, *arguments: str) -> None:
     read_facts(read_header(file))  # a bad file gets our message, not the tool's log
     program = str(runtime.tool(name))
     os.execv(program, [program, "-m", str(file), *arguments])  # noqa: S606
+
+
+def _busy(quiet: bool, what: str) -> AbstractContextManager[object]:
+    return nullcontext() if quiet or not err.is_terminal else err.status(what)
 
 
 @contextmanager

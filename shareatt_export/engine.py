@@ -1,7 +1,7 @@
 """A model and a context of the runtime through ctypes: tokens in, logits out.
 
-    with Model(lib, path) as model, Context(model, n_ctx=256) as context:
-        logits = context.decode([Token(id=5, position=0)])   # float32 [1, n_vocab]
+with Model(lib, path) as model, Context(model, n_ctx=256) as context:
+    logits = context.decode([Token(id=5, position=0)])   # float32 [1, n_vocab]
 """
 
 import ctypes
@@ -42,7 +42,7 @@ class Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.lib.llama_log_set(_SILENT(self.lib), None)
+        self.lib.llama_log_set(_silence(self.lib), None)
 
     def error(self) -> str:
         """The line that says most: the loader's reason, else the last line."""
@@ -51,11 +51,11 @@ class Log:
         return (reasons or lines or ["no reason given"])[-1]
 
 
-_silent: dict[int, Any] = {}
+_silent: dict[int, Any] = {}  # by id of the library
 
 
-def _SILENT(lib: ModuleType) -> Any:
-    """A callback that must outlive its registration."""
+def _silence(lib: ModuleType) -> Any:
+    """A callback that says nothing; it must outlive its registration."""
     return _silent.setdefault(id(lib), lib.llama_log_callback(lambda *_: None))
 
 

@@ -53,8 +53,8 @@ def new_file(path: Path, inputs: Iterable[Path], force: bool) -> Iterator[Binary
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
-            os.fchmod(file.fileno(), _mode(path))
             os.fsync(file.fileno())
+        temporary.chmod(_mode(path))
         _take_name(temporary, path, force)
     except OSError as error:
         raise OutputRefused(f"{path}: cannot be written: {error.strerror}") from None
@@ -95,26 +95,32 @@ def _take_name(temporary: Path, path: Path, force: bool) -> None:
 def copy_range(source: BinaryIO, offset: int, n_bytes: int, out: BinaryIO, advance: Advance = nothing) -> None:
     """Append `n_bytes` of `source` from `offset` to `out`; in the kernel where it can (copy_file_range)."""
     out.flush()
-    done = 0
-    while done < n_bytes:
-        want = min(CHUNK, n_bytes - done)
-        got = _copy_some(source.fileno(), offset + done, want, out.fileno())
-        if got == 0:
-            raise VerifyFailed(f"{source.name}: became shorter while it was copied")
-        done += got
-        advance(got)
+    done = _copy_in_kernel(source.fileno(), offset, n_bytes, out.fileno(), advance)
     out.seek(0, os.SEEK_END)
+    for chunk in read_range(source, offset + done, n_bytes - done):
+        out.write(chunk)
+        done += len(chunk)
+        advance(len(chunk))
+    if done != n_bytes:
+        raise VerifyFailed(f"{source.name}: became shorter while it was copied")
 
 
-def _copy_some(source: int, offset: int, want: int, out: int) -> int:
-    if hasattr(os, "copy_file_range"):
+def _copy_in_kernel(source: int, offset: int, n_bytes: int, out: int, advance: Advance) -> int:
+    """How much of it was copied: all, or nothing where the system or the file systems cannot."""
+    done = 0
+    while hasattr(os, "copy_file_range") and done < n_bytes:
         try:
-            return os.copy_file_range(source, out, want, offset)
+            got = os.copy_file_range(source, out, min(CHUNK, n_bytes - done), offset + done)
         except OSError as error:
             # EINVAL and EXDEV: an older kernel between two file systems; the others: not supported there
-            if error.errno not in (errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-    return os.write(out, os.pread(source, want, offset))
+            if error.errno in (errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP):
+                break
+            raise
+        if got == 0:
+            break
+        done += got
+        advance(got)
+    return done
 
 
 def hash_range(

@@ -74,7 +74,7 @@ def _unpack_scalar(type: GGUFValueType, raw: bytes) -> Scalar:
 def _strings(raw: bytes, at: int, count: int) -> Iterator[str]:
     for _ in range(count):
         (length,) = struct.unpack_from("<Q", raw, at)
-        yield raw[at + 8 : at + 8 + length].decode("utf-8")
+        yield raw[at + 8 : at + 8 + length].decode("utf-8", "replace")  # tokens of a vocabulary may be any bytes
         at += 8 + length
 
 
@@ -177,12 +177,14 @@ class _Reader:
         length = self.take(8, what)
         return length + self.take(int.from_bytes(length, "little"), what)
 
-    def name(self, what: str) -> str:
-        raw = self.string(what)[8:]
+    def text(self, raw: bytes, what: str) -> str:
         try:
-            text = raw.decode("utf-8")
+            return raw[8:].decode("utf-8")
         except UnicodeDecodeError:
-            raise BadInput(f"{self.path}: {what}: not UTF-8: {raw[:64]!r}") from None
+            raise BadInput(f"{self.path}: {what}: not UTF-8: {raw[8:72]!r}") from None
+
+    def name(self, what: str) -> str:
+        text = self.text(self.string(what), what)
         if not text or "\0" in text:
             raise BadInput(f"{self.path}: {what}: empty or with a NUL byte: {text[:64]!r}")
         return text
@@ -237,7 +239,9 @@ def _metadata(reader: _Reader, count: int) -> dict[str, RawValue]:
 
 def _raw_value(reader: _Reader, type: GGUFValueType, key: str) -> bytes:
     if type == GGUFValueType.STRING:
-        return reader.string(key)
+        raw = reader.string(key)
+        reader.text(raw, key)
+        return raw
     if type != GGUFValueType.ARRAY:
         raw = reader.take(struct.calcsize(SCALARS[type]), key)
         if type == GGUFValueType.BOOL and raw not in (b"\0", b"\1"):

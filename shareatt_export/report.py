@@ -36,9 +36,9 @@ def table(rows: Iterable[Sequence[str]], columns: Sequence[str] = (), title: str
     return grid
 
 
-def dropped_names(dropped: Iterable[TensorInfo], span: Span) -> list[str]:
-    followers = {f"blk.{layer}." for layer in span.followers}
-    return [info.name for info in dropped if info.name[: info.name.index(".", 4) + 1] in followers]
+def dropped_by(plan: Plan, span: Span) -> list[TensorInfo]:
+    followers = tuple(f"blk.{layer}." for layer in span.followers)
+    return [info for info in plan.dropped if info.name.startswith(followers)]
 
 
 def plan_dict(plan: Plan) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
                 "source": span.source,
                 "followers": list(span.followers),
                 "in_words": span.in_words(),
-                "dropped_tensors": dropped_names(plan.dropped, span),
+                "dropped_tensors": [info.name for info in dropped_by(plan, span)],
             }
             for span in plan.spans
         ],
@@ -75,9 +75,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     n_ctx = facts.n_ctx_train
     name = plan.dense.text("general.name", plan.dense.path.name)
     console.print(f"[bold]{escape(name)}[/bold]: {escape(facts.arch)}, {facts.n_layer} layers", highlight=False)
-    spans = [
-        (str(span), span.in_words(), f"{len(dropped_names(plan.dropped, span))} tensors dropped") for span in plan.spans
-    ]
+    spans = [(str(span), span.in_words(), _dropped_words(dropped_by(plan, span))) for span in plan.spans]
     console.print(table(spans, ("span", "attention", "export")))
     before, after = plan.kv_bytes_per_token_before, plan.kv_bytes_per_token_after
     sizes = [
@@ -89,6 +87,10 @@ def show_plan(plan: Plan, console: Console) -> None:
         table([(what, size(b), size(a), change(b, a)) for what, b, a in sizes], ("", "dense", "SA", "change"))
     )
     console.print(f"needs: {NEEDS}", highlight=False)
+
+
+def _dropped_words(dropped: list[TensorInfo]) -> str:
+    return f"{len(dropped)} tensors dropped, {size(sum(info.n_bytes for info in dropped))}"
 
 
 def inspect_dict(header: Header, facts: Facts, runtime: Status) -> dict[str, Any]:

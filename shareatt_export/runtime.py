@@ -5,7 +5,6 @@ status().ready
 tool("llama-cli")  # path of a program
 """
 
-import fcntl
 import json
 import os
 import platform
@@ -161,6 +160,8 @@ def _install_and_test(source: Path, runtime: Status, no_amx: bool, progress: Pro
 @contextmanager
 def _lock(root: Path) -> Iterator[None]:
     """One build at a time; a second one waits and then finds everything done."""
+    import fcntl  # not on Windows, where only the runtime cannot be built
+
     with (root / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

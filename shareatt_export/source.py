@@ -71,10 +71,15 @@ def copy_source(target: Path, llama_cpp: Path | None, patched: bool) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".patch-") as folder:
         tree = Path(folder) / "llama.cpp"
-        shutil.copytree(stock, tree, symlinks=True, ignore=shutil.ignore_patterns(".git", "build*"))
+        shutil.copytree(stock, tree, symlinks=True, ignore=_not_source)
         if patched:
             apply_patch(tree, check_hashes=llama_cpp is None)
         tree.replace(target)
+
+
+def _not_source(folder: str, names: list[str]) -> list[str]:
+    """Git's own folder, and builds of the user's (which have a CMakeCache.txt)."""
+    return [name for name in names if name == ".git" or (Path(folder) / name / "CMakeCache.txt").is_file()]
 
 
 def apply_patch(tree: Path, check_hashes: bool = True) -> None:

@@ -1,6 +1,6 @@
 """How far the runtime is from the torch reference: the measurements behind test_parity.py and docs/parity.md.
 
-    python -m tests.parity > docs/parity.md
+python -m tests.parity > docs/parity.md
 """
 
 import tempfile

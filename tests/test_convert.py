@@ -8,6 +8,7 @@ import pytest
 
 from shareatt_export.convert import check_checkpoint
 from shareatt_export.errors import BadInput, Unsupported
+from shareatt_export.source import stock_source
 
 from . import tiny
 
@@ -87,3 +88,13 @@ def test_a_copy_of_the_checkpoint_gives_the_same_file(run, tmp_path):
     for model, out in ((tiny.DEMO, tmp_path / "a.gguf"), (copy, tmp_path / "b.gguf")):
         assert run(model, "--spans", "6-9", "-o", out).status == 0
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_a_checkout_of_the_users_own(run, tmp_path):
+    """--llama-cpp DIR takes the converter of that checkout."""
+    for name, extra in (("a", []), ("b", ["--llama-cpp", stock_source()])):
+        assert run(tiny.DEMO, "--spans", "6-9", "-o", tmp_path / name, *extra).status == 0
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    done = run(tiny.DEMO, "--spans", "6-9", "-o", tmp_path / "c", "--llama-cpp", tmp_path)
+    assert done.status == 1
+    assert done.error == f"Error: {tmp_path}: not a llama.cpp checkout (src/llama-graph.cpp is missing)"

@@ -179,9 +179,14 @@ def test_verify_sees_a_wrong_inventory(dense, tmp_path):
         verify(dense, dense)
     shared = read_header(out).metadata["llama.attention.shared_attn.source_layers"]
     marked = small.with_metadata(
-        dense, tmp_path / "m.gguf", llama__attention__shared_attn__source_layers=shared, shareatt__format_version=raw_u32(1)
+        dense,
+        tmp_path / "m.gguf",
+        llama__attention__shared_attn__source_layers=shared,
+        shareatt__format_version=raw_u32(1),
     )
-    with pytest.raises(VerifyFailed, match=r"tensor 'blk\.7\.attn_q\.weight' stands where 'blk\.7\.attn_v\.weight' should"):
+    with pytest.raises(
+        VerifyFailed, match=r"tensor 'blk\.7\.attn_q\.weight' stands where 'blk\.7\.attn_v\.weight' should"
+    ):
         verify(marked, dense)
 
 

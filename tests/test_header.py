@@ -56,6 +56,7 @@ MALFORMED = {
     "unknown value type": (gguf_file(kvs=[kv("a", 13, bytes(4))]), "unknown type 13"),
     "bool of 2": (gguf_file(kvs=[kv("a", 7, b"\2")]), "a bool with the value 2"),
     "string longer than the file": (gguf_file(kvs=[kv("a", STRING, struct.pack("<Q", 1 << 40))]), "needs"),
+    "string not UTF-8": (gguf_file(kvs=[kv("a", STRING, string(b"\xff"))]), "a: not UTF-8"),
     "array longer than the file": (gguf_file(kvs=[kv("a", ARRAY, struct.pack("<IQ", 0, 10**9))]), "needs"),
     "strings longer than the file": (gguf_file(kvs=[kv("a", ARRAY, struct.pack("<IQ", STRING, 10**9))]), "do not fit"),
     "array of unknown type": (gguf_file(kvs=[kv("a", ARRAY, struct.pack("<IQ", 99, 1))]), "unknown type 99"),
@@ -132,9 +133,9 @@ def test_not_a_regular_file(tmp_path):
 def test_agrees_with_the_gguf_package(tmp_path, q8_0):
     path = small.write_dense(tmp_path / "dense.gguf", q8_0=q8_0)
     header, oracle = read_header(path), gguf.GGUFReader(path)
-    assert {
-        key: field.contents() for key, field in oracle.fields.items() if not key.startswith("GGUF.")
-    } == {key: raw.decode() for key, raw in header.metadata.items()}
+    assert {key: field.contents() for key, field in oracle.fields.items() if not key.startswith("GGUF.")} == {
+        key: raw.decode() for key, raw in header.metadata.items()
+    }
     for theirs, ours in zip(oracle.tensors, header.tensors.values(), strict=True):
         assert (theirs.name, tuple(theirs.shape), theirs.tensor_type) == (ours.name, ours.shape, ours.type)
         assert (theirs.data_offset, theirs.n_bytes) == (ours.offset, ours.n_bytes)

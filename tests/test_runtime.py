@@ -63,7 +63,9 @@ def test_a_source_without_query_is_refused(files, tmp_path):
         Model(parity.lib(), bad)
 
 
-@pytest.mark.parametrize(("value", "message"), [(raw_u32(2), "is 2, this runtime knows up to 1"), (raw_string("1"), "u32")])
+@pytest.mark.parametrize(
+    ("value", "message"), [(raw_u32(2), "is 2, this runtime knows up to 1"), (raw_string("1"), "u32")]
+)
 def test_a_newer_format_is_refused(files, tmp_path, value, message):
     bad = small.with_metadata(files[1], tmp_path / "bad.gguf", shareatt__format_version=value)
     with pytest.raises(BadInput, match=f"shareatt.format_version: .*{message}"):
