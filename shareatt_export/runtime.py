@@ -7,7 +7,6 @@ tool("llama-cli")  # path of a program
 
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -32,7 +31,6 @@ TOOLS = (
     "llama-gguf-split",
 )
 BINDINGS_NEED = ("typing-extensions", "diskcache", "jinja2", "markupsafe")  # numpy is ours already
-NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 CMAKE_OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON",
@@ -43,22 +41,9 @@ CMAKE_OPTIONS = (
     "-DLLAMA_USE_PREBUILT_UI=OFF",
     "-DLLAMA_OPENSSL=OFF",
 )
-# Some machines advertise AMX and kill the program that uses it, so it is tried before everything is built with it.
-AMX_PROBE = """
-#include <immintrin.h>
-#include <unistd.h>
-#include <sys/syscall.h>
-int main(void) {
-    struct { unsigned char palette, start, zero[14]; unsigned short colsb[16]; unsigned char rows[16]; } config = {1};
-    config.colsb[0] = 64;
-    config.rows[0]  = 16;
-    syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */);
-    _tile_loadconfig(&config);
-    _tile_zero(0);
-    _tile_release();
-    return 0;
-}
-"""
+# Where ggml's AMX code kills the program (it does with some compilers and virtual machines), ggml alone is compiled
+# again without it: CMake includes this file at ggml's own project().
+NO_AMX = "add_compile_options(-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)\n"
 
 Progress = Callable[[str, float | None], None]  # what is being done, and the fraction that is done if it is known
 
@@ -74,6 +59,10 @@ class Status:
     root: Path
     ready: bool
     built: dict[str, object]  # what the build recorded of itself, empty before it ended
+
+    @property
+    def source(self) -> Path:
+        return self.root / "llama.cpp"
 
     @property
     def bin(self) -> Path:
@@ -115,13 +104,12 @@ def build(patched: bool = True, llama_cpp: Path | None = None, progress: Progres
         if status(patched).built.get("source") == wanted and llama_cpp is None:
             return status(patched)
         progress("fetching the source", None)
-        source = runtime.root / "llama.cpp"
-        _forget_other_source(runtime.root, wanted, always=llama_cpp is not None)
-        copy_source(source, llama_cpp, patched)
-        no_amx = not _amx_works(runtime.root)
-        _compile(source, runtime, ("llama", *TOOLS) if patched else ("llama",), no_amx, progress)
+        _forget_other_source(runtime, wanted, always=llama_cpp is not None)
+        copy_source(runtime.source, llama_cpp, patched)
+        no_amx = not patched and bool(require().built["amx_disabled"])
+        _compile(runtime, ("llama", *TOOLS) if patched else ("llama",), no_amx, progress)
         if patched:
-            no_amx = _install_and_test(source, runtime, no_amx, progress)
+            no_amx = _install_and_test(runtime, progress)
         record = {
             "llama_cpp": pin().llama_cpp_commit,
             "patch": patch_id() if patched else None,
@@ -133,24 +121,26 @@ def build(patched: bool = True, llama_cpp: Path | None = None, progress: Progres
     return status(patched)
 
 
-def _forget_other_source(root: Path, wanted: str, always: bool) -> None:
+def _forget_other_source(runtime: Status, wanted: str, always: bool) -> None:
     """Drop the copy of another source, and always that of a user's checkout, which may have changed since."""
-    note = root / "source.txt"
+    note = runtime.root / "source.txt"
     if always or not note.is_file() or note.read_text() != wanted:
-        (root / "runtime.json").unlink(missing_ok=True)
-        shutil.rmtree(root / "llama.cpp", ignore_errors=True)
+        (runtime.root / "runtime.json").unlink(missing_ok=True)
+        shutil.rmtree(runtime.source, ignore_errors=True)
         note.write_text(wanted)
 
 
-def _install_and_test(source: Path, runtime: Status, no_amx: bool, progress: Progress) -> bool:
+def _install_and_test(runtime: Status, progress: Progress) -> bool:
     """Install the bindings and try a q8_0 model; if that crashes, once more without AMX. Returns whether AMX is off."""
     if not (runtime.python / "llama_cpp").is_dir():
         progress("installing the bindings", None)
         _install_bindings(runtime.python)
     progress("trying a q8_0 model", None)
-    if (died := _smoke(runtime)) and died < 0 and not no_amx:
-        no_amx = True
-        _compile(source, runtime, ("llama", *TOOLS), no_amx, progress)
+    died = _smoke(runtime)
+    no_amx = died < 0
+    if no_amx:
+        progress(f"it died of signal {-died}; compiling ggml again without AMX", None)
+        _compile(runtime, ("llama", *TOOLS), no_amx, progress)
         died = _smoke(runtime)
     if died:
         raise RuntimeProblem(f"{runtime.bin}: fails its first model (status {died}); see {runtime.root}/smoke.log")
@@ -178,14 +168,15 @@ def _program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
-def _compile(source: Path, runtime: Status, targets: tuple[str, ...], no_amx: bool, progress: Progress) -> None:
+def _compile(runtime: Status, targets: tuple[str, ...], no_amx: bool, progress: Progress) -> None:
     if not (cmake := _program("cmake")):
         raise RuntimeProblem("cmake is needed to build llama.cpp; install it, or pip install 'shareatt-export[build]'")
-    configure = [cmake, "-S", str(source), "-B", str(runtime.root / "build"), *CMAKE_OPTIONS]
+    configure = [cmake, "-S", str(runtime.source), "-B", str(runtime.root / "build"), *CMAKE_OPTIONS]
     if ninja := _program("ninja"):
         configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    flags = NO_AMX if no_amx else ""
-    configure += [f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}"]
+    include = runtime.root / "no-amx.cmake"
+    include.write_text(NO_AMX if no_amx else "")
+    configure.append(f"-DCMAKE_PROJECT_ggml_INCLUDE={include}")
     if _program("ccache"):
         configure += ["-DCMAKE_C_COMPILER_LAUNCHER=ccache", "-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"]
     jobs = str(os.cpu_count() or 2)
@@ -211,22 +202,6 @@ def _run(command: list[str], log_path: str, progress: Progress) -> None:
     if child.wait():
         reason = errors[0] if errors else f"status {child.returncode}"
         raise RuntimeProblem(f"{Path(command[0]).name} failed: {reason}; the whole log is {log_path}")
-
-
-def _amx_works(folder: Path) -> bool:
-    """False only where the processor advertises AMX and a program that uses it dies."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if platform.machine() != "x86_64" or not cpuinfo.is_file() or "amx_tile" not in cpuinfo.read_text():
-        return True
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        raise RuntimeProblem("a C++ compiler is needed to build the runtime; install g++ or clang")
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        probe = Path(work) / "probe"
-        command = [compiler, "-x", "c", "-mamx-tile", "-o", str(probe), "-"]
-        if subprocess.run(command, input=AMX_PROBE, text=True, capture_output=True).returncode:
-            return True  # a compiler without AMX will not use it either
-        return subprocess.run([probe], capture_output=True).returncode == 0
 
 
 def _install_bindings(target: Path) -> None:
