@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .convert import check_checkpoint, checkpoint_files, converted
-from .errors import BadInput
+from .errors import BadInput, Unsupported, VerifyFailed
 from .facts import read_facts
 from .files import Advance, check_output, nothing
 from .header import read_header
@@ -41,6 +41,8 @@ def planned(request: Request) -> Iterator[Plan]:
         inputs = checkpoint_files(model) if model.is_dir() else [model]
         check_output(request.out, inputs, request.force)
     if not model.is_dir():
+        if request.outtype != "auto":
+            raise Unsupported(f"{model}: --outtype is for Hugging Face folders; use llama-quantize on a GGUF")
         yield _plan(model, request)
         return
     check_checkpoint(model, request.trust_remote_code)
@@ -56,7 +58,15 @@ def _plan(dense: Path, request: Request) -> Plan:
 
 
 def export(plan: Plan, out: Path, force: bool, watch: Callable[[str, int], Advance] = lambda *_: nothing) -> Verified:
-    """Write and verify; `watch(what, n_bytes)` is asked for an Advance before each of the two."""
+    """Write, verify, and only then give the file its name; `watch(what, n_bytes)` makes an Advance for each step."""
     n_bytes = plan.weight_bytes_before + plan.weight_bytes_after
-    write_plan(plan, out, force, watch("writing", n_bytes))
-    return verify(out, plan.dense.path, watch("verifying", n_bytes))
+    verified: list[Verified] = []
+
+    def check(written: Path) -> None:
+        try:
+            verified.append(verify(written, plan.dense.path, watch("verifying", n_bytes)))
+        except VerifyFailed as error:
+            raise VerifyFailed(f"{str(error).replace(str(written), str(out))}; nothing was written") from None
+
+    write_plan(plan, out, force, watch("writing", n_bytes), check)
+    return verified[0]

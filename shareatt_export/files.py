@@ -50,7 +50,8 @@ def new_file(path: Path, inputs: Iterable[Path], force: bool) -> Iterator[Binary
         raise OutputRefused(f"{path}: cannot write in {path.parent}: {error.strerror}") from None
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
+        os.close(handle)
+        with temporary.open("wb") as file:  # by path, so that the file knows its name
             yield file
             file.flush()
             os.fsync(file.fileno())

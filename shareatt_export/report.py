@@ -29,8 +29,8 @@ def change(before: int, after: int) -> str:
     return f"{100 * (after - before) / before:+.1f} %" if before else ""
 
 
-def table(rows: Iterable[Sequence[str]], columns: Sequence[str] = (), title: str | None = None) -> Table:
-    grid = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=bool(columns))
+def table(rows: Iterable[Sequence[str]], columns: Sequence[str] = ()) -> Table:
+    grid = Table(*columns, box=box.SIMPLE_HEAD, show_header=bool(columns))
     for row in rows:
         grid.add_row(*map(escape, row))
     return grid

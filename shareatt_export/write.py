@@ -5,6 +5,7 @@ Memory does not grow with the model: tensor bytes go from file to file inside th
 
 import hashlib
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 from .errors import VerifyFailed
@@ -24,9 +25,16 @@ def tensor_sha256(header: Header, advance: Advance = nothing) -> str:
     return digest.hexdigest()
 
 
-def write_plan(plan: Plan, out: Path, force: bool = False, advance: Advance = nothing) -> None:
+def write_plan(
+    plan: Plan,
+    out: Path,
+    force: bool = False,
+    advance: Advance = nothing,
+    check: Callable[[Path], object] = lambda path: None,
+) -> None:
     """Write the file of `plan` to `out`; `advance` is told of plan.weight_bytes_before + plan.weight_bytes_after bytes.
 
+    `check` gets the path of the finished file before it takes its name; if it raises, there will be no file.
     Raises OutputRefused where `out` may not or cannot be written, VerifyFailed if the dense file changes meanwhile.
     """
     dense = plan.dense
@@ -38,6 +46,8 @@ def write_plan(plan: Plan, out: Path, force: bool = False, advance: Advance = no
             file.write(b"\0" * (pad(copy.n_bytes, dense.alignment) - copy.n_bytes))
         if _stamp(dense.path) != before:
             raise VerifyFailed(f"{dense.path}: was changed by another program while it was copied; nothing was written")
+        file.flush()
+        check(Path(file.name))
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -90,6 +90,11 @@ def test_bad_paths(run, dense, tmp_path):
     assert run(dense, "--spans", "6-9", "-o", dense, "--force").status == 1
 
 
+def test_outtype_of_a_gguf_is_refused(run, dense, tmp_path):
+    done = run(dense, "--spans", "6-9", "-o", tmp_path / "out.gguf", "--outtype", "q8_0")
+    assert done.error == f"Error: {dense}: --outtype is for Hugging Face folders; use llama-quantize on a GGUF"
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["--spans", "6-9"], ["-o", "out.gguf"], ["--spans", "6-9", "-o", "x", "--source", "next"]]
 )

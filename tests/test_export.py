@@ -12,6 +12,7 @@ import pytest
 from shareatt_export import write
 from shareatt_export.encode import raw_string, raw_u32
 from shareatt_export.errors import BadInput, OutputRefused, Unsupported, VerifyFailed
+from shareatt_export.export import export as export_plan
 from shareatt_export.facts import read_facts
 from shareatt_export.files import new_file
 from shareatt_export.header import read_header
@@ -215,6 +216,20 @@ def test_a_failed_export_leaves_nothing_new(dense, tmp_path, monkeypatch, error,
     with pytest.raises((KeyboardInterrupt, SystemExit, OutputRefused)):
         write.write_plan(plan_of(dense), out, force=True)
     assert names(tmp_path) == before and (out.read_bytes() if old else None) == old
+
+
+def test_a_file_that_fails_verification_gets_no_name(dense, tmp_path, monkeypatch):
+    copy, out = write.copy_range, tmp_path / "out.gguf"
+
+    def copy_wrongly(source, offset, n_bytes, file, advance):
+        copy(source, offset, n_bytes, file, advance)
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x55")
+
+    monkeypatch.setattr(write, "copy_range", copy_wrongly)
+    with pytest.raises(VerifyFailed, match=f"{out}: tensor '.*': its bytes differ .*; nothing was written"):
+        export_plan(plan_of(dense), out, force=False)
+    assert names(tmp_path) == {"dense.gguf"}
 
 
 def test_output_is_the_input(dense, tmp_path):

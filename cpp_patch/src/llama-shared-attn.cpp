@@ -153,7 +153,7 @@ int llama_shared_attn_tensor_flags(const llama_hparams & hparams, const LLM_TN_I
         return 0;
     }
 
-    return llama_model_loader::TENSOR_NOT_REQUIRED | llama_model_loader::TENSOR_SKIP;
+    return llama_model_loader::TENSOR_NOT_REQUIRED | llama_model_loader::TENSOR_SKIP | llama_model_loader::TENSOR_SKIP_IF_VIRTUAL;
 }
 
 //
