@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shareatt_export import write
-from shareatt_export.encode import raw_string, raw_u32
+from shareatt_export.encode import header_bytes, raw_string, raw_u32
 from shareatt_export.errors import BadInput, OutputRefused, Unsupported, VerifyFailed
 from shareatt_export.export import export as export_plan
 from shareatt_export.facts import read_facts
@@ -295,8 +295,6 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
     tensors = [(name, info.shape, info.type, info.n_bytes) for name, info in header.tensors.items()]
     tensors[0] = ("token_embd.weight", shape, rows, 64 * (1 << 22) * 4)
     fake = [type("T", (), dict(zip(("name", "shape", "type", "n_bytes"), t, strict=True))) for t in tensors]
-    from shareatt_export.encode import header_bytes
-
     with big.open("wb") as file:
         head = header_bytes(3, header.metadata, fake, 32)
         file.write(head)
