@@ -1,5 +1,6 @@
 """The command line: options in, one call, a report out. The only place where errors become text and exit statuses."""
 
+import io
 import json
 import os
 import signal
@@ -226,6 +227,9 @@ def _steps(quiet: bool) -> Iterator[runtime.Progress]:
 def main() -> None:
     """Exit statuses: 0 done, 1 an error of ShareattError's family, 2 usage, 130 interrupted, 143 terminated."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(cli(standalone_mode=False))
     except click.UsageError as error:
@@ -234,7 +238,7 @@ def main() -> None:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted: nothing was written.", err=True)
+        click.echo("Interrupted.", err=True)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -23,21 +23,26 @@ INDEX = "model.safetensors.index.json"
 NEEDED = ("torch", "transformers", "sentencepiece", "safetensors")
 
 
-def check_checkpoint(folder: Path, trust_remote_code: bool) -> None:
-    """Raises BadInput or Unsupported where `folder` is no checkpoint that can be converted without running its code."""
+def check_checkpoint(folder: Path, trust_remote_code: bool) -> int | None:
+    """The number of layers, if the config tells it in the usual place.
+
+    Raises BadInput or Unsupported where `folder` is no checkpoint that can be converted without running its code.
+    """
     config = _config(folder)
     if not trust_remote_code:
         code = sorted(path.name for path in folder.rglob("*.py"))
         if "auto_map" in config or "auto_map" in _json(folder / "tokenizer_config.json") or code:
             what = code[0] if code else "auto_map in a config"
             raise Unsupported(f"{folder}: brings code of its own ({what}); if you trust it, add --trust-remote-code")
-    if not list(folder.glob("*.safetensors")):
+    if not list(folder.glob("model*.safetensors")):  # the converter's rule; with none it would read the pickles
         if list(folder.glob("*.bin")) + list(folder.glob("*.pt")) + list(folder.glob("*.pth")):
             raise Unsupported(
                 f"{folder}: has only pickle weights, which can run code; convert them to safetensors first"
             )
-        raise BadInput(f"{folder}: no *.safetensors in it")
+        raise BadInput(f"{folder}: no model*.safetensors in it")
     _check_shards(folder)
+    n_layer = config.get("num_hidden_layers")
+    return n_layer if isinstance(n_layer, int) else None
 
 
 def _config(folder: Path) -> dict[str, object]:
@@ -81,11 +86,13 @@ def converted(
         raise RuntimeProblem(f"{missing[0]} is needed to read Hugging Face models; pip install 'shareatt-export[hf]'")
     script = stock_source(llama_cpp) / "convert_hf_to_gguf.py"
     with tempfile.TemporaryDirectory(dir=near, prefix=".shareatt-") as work:
-        out = Path(work) / "dense.gguf"
+        out = Path(work).resolve() / "dense.gguf"
         command = [sys.executable, str(script), str(folder.resolve()), "--outfile", str(out), "--outtype", outtype]
         # the converter must import the gguf-py of its own source tree, never the one from PyPI
         env = {key: value for key, value in os.environ.items() if key != "NO_LOCAL_GGUF"}
-        done = subprocess.run(command, cwd=work, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(
+            command, cwd=work, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
         if verbose:
             sys.stderr.write(done.stdout)
         if done.returncode or not out.is_file():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .convert import check_checkpoint, checkpoint_files, converted
-from .errors import BadInput, Unsupported, VerifyFailed
+from .errors import BadInput, ShareattError, Unsupported, VerifyFailed
 from .facts import read_facts
 from .files import Advance, check_output, nothing
 from .header import read_header
@@ -45,10 +45,16 @@ def planned(request: Request) -> Iterator[Plan]:
             raise Unsupported(f"{model}: --outtype is for Hugging Face folders; use llama-quantize on a GGUF")
         yield _plan(model, request)
         return
-    check_checkpoint(model, request.trust_remote_code)
+    n_layer = check_checkpoint(model, request.trust_remote_code)
+    if n_layer is not None:
+        parse_spans(request.spans, n_layer, request.source)  # before minutes of conversion
     near = request.out.parent if request.out is not None else None
     with converted(model, near, request.outtype, request.llama_cpp, request.verbose) as dense:
-        yield _plan(dense, request)
+        try:
+            plan = _plan(dense, request)
+        except ShareattError as error:
+            raise type(error)(str(error).replace(str(dense), str(model))) from None
+        yield plan
 
 
 def _plan(dense: Path, request: Request) -> Plan:

@@ -5,6 +5,8 @@ Adding an architecture is adding a row to ARCHITECTURES (and to shared_attn_arch
 
 from dataclasses import dataclass
 
+from gguf import GGUFValueType
+
 from .errors import BadInput, BadSpans, Unsupported
 from .header import Header
 from .spans import SourceMap, spans_of
@@ -79,36 +81,48 @@ def read_facts(header: Header) -> Facts:
     n_layer = header.integer(f"{arch}.block_count")
     if not 1 <= n_layer <= MAX_LAYERS:
         raise BadInput(f"{header.path}: {arch}.block_count: {n_layer} layers; 1 to {MAX_LAYERS} are possible")
-    n_embd = header.integer(f"{arch}.embedding_length")
-    n_head = header.integers(f"{arch}.attention.head_count", n_layer)
-    n_head_kv = tuple(
-        kv if kv else head
-        for kv, head in zip(header.integers(f"{arch}.attention.head_count_kv", n_layer, 0), n_head, strict=True)
-    )
-    if min(n_head) < 1:
-        raise Unsupported(f"{header.path}: {arch}.attention.head_count: a layer without attention heads")
-    head_dim = n_embd // n_head[0]
+
+    def count(key: str, default: int | None = None) -> int:
+        return _bounded(header, f"{arch}.{key}", header.integer(f"{arch}.{key}", default))
+
+    def counts(key: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        if f"{arch}.{key}" not in header.metadata:
+            return default
+        return tuple(_bounded(header, f"{arch}.{key}", n) for n in header.integers(f"{arch}.{key}", n_layer))
+
+    n_embd = count("embedding_length")
+    n_head = counts("attention.head_count", (0,) * n_layer)
+    head_dim = n_embd // n_head[0] if n_head[0] else 0
     return Facts(
         arch=arch,
         n_layer=n_layer,
         n_embd=n_embd,
         n_head=n_head,
-        n_head_kv=n_head_kv,
-        head_dim_k=header.integer(f"{arch}.attention.key_length", head_dim),
-        head_dim_v=header.integer(f"{arch}.attention.value_length", head_dim),
-        n_ctx_train=header.integer(f"{arch}.context_length"),
+        n_head_kv=counts("attention.head_count_kv", n_head),
+        head_dim_k=count("attention.key_length", head_dim),
+        head_dim_v=count("attention.value_length", head_dim),
+        n_ctx_train=count("context_length"),
         source_layers=_source_layers(header, arch, n_layer),
     )
+
+
+def _bounded(header: Header, key: str, n: int) -> int:
+    if not 0 <= n < 1 << 31:
+        raise BadInput(f"{header.path}: {key}: {n} is not possible")
+    return n
 
 
 def _source_layers(header: Header, arch: str, n_layer: int) -> SourceMap:
     key = key_source_layers(arch)
     if key not in header.metadata:
         return tuple(range(n_layer))
-    if (version := header.integer(KEY_FORMAT_VERSION)) > FORMAT_VERSION:
+    if (version := header.integer(KEY_FORMAT_VERSION, FORMAT_VERSION)) > FORMAT_VERSION:
         raise Unsupported(
             f"{header.path}: {KEY_FORMAT_VERSION} is {version}; this version reads up to {FORMAT_VERSION}"
         )
+    raw = header.metadata[key]
+    if raw.type != GGUFValueType.ARRAY or raw.raw[:4] != GGUFValueType.INT32.to_bytes(4, "little"):
+        raise BadInput(f"{header.path}: {key}: must be an array of i32")
     source_layers = header.integers(key, n_layer)
     try:
         spans_of(source_layers)
@@ -126,6 +140,8 @@ def require_exportable(header: Header, facts: Facts) -> Architecture:
         )
     if facts.is_shared:
         raise Unsupported(f"{header.path}: shares attention already; export from the dense model it was made from")
+    if min(facts.n_head + facts.n_head_kv) < 1 or min(facts.head_dim_k, facts.head_dim_v) < 1:
+        raise Unsupported(f"{header.path}: {facts.arch}.attention.head_count: a layer without attention heads")
     if header.integer("split.count", 1) > 1:
         raise Unsupported(f"{header.path}: one shard of several; merge them with 'llama-gguf-split --merge' first")
     return ARCHITECTURES[facts.arch]

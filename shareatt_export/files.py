@@ -45,7 +45,7 @@ def new_file(path: Path, inputs: Iterable[Path], force: bool) -> Iterator[Binary
     """A file that takes the name `path` only when the block ends well; until then, a hidden temporary beside it."""
     check_output(path, inputs, force)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".shareatt-", suffix=".tmp")
     except OSError as error:
         raise OutputRefused(f"{path}: cannot write in {path.parent}: {error.strerror}") from None
     temporary = Path(name)
@@ -58,6 +58,8 @@ def new_file(path: Path, inputs: Iterable[Path], force: bool) -> Iterator[Binary
         temporary.chmod(_mode(path))
         _take_name(temporary, path, force)
     except OSError as error:
+        if error.filename not in (None, name, str(path)):
+            raise  # another file's fault
         raise OutputRefused(f"{path}: cannot be written: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)

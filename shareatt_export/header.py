@@ -27,6 +27,7 @@ MAX_TENSORS = 1 << 20
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_TENSOR_NAME = 63  # GGML_MAX_NAME less its terminator
 MAX_INT64 = (1 << 63) - 1
+MAX_LENGTH = 1 << 30  # GGUF_MAX_STRING_LENGTH and GGUF_MAX_ARRAY_ELEMENTS
 
 SCALARS = {
     GGUFValueType.UINT8: "B",
@@ -175,7 +176,12 @@ class _Reader:
     def string(self, what: str) -> bytes:
         """The string with its length, as it stands in the file."""
         length = self.take(8, what)
-        return length + self.take(int.from_bytes(length, "little"), what)
+        return length + self.take(self.bounded(int.from_bytes(length, "little"), what), what)
+
+    def bounded(self, length: int, what: str) -> int:
+        if length > MAX_LENGTH:
+            raise BadInput(f"{self.path}: {what}: {length} is longer than llama.cpp allows")
+        return length
 
     def text(self, raw: bytes, what: str) -> str:
         try:
@@ -194,7 +200,7 @@ class _Reader:
         try:
             return kind(number)
         except ValueError:
-            raise BadInput(f"{self.path}: {what}: unknown type {number}") from None
+            raise Unsupported(f"{self.path}: {what}: unknown type {number}") from None
 
 
 def read_header(path: Path) -> Header:
@@ -248,7 +254,7 @@ def _raw_value(reader: _Reader, type: GGUFValueType, key: str) -> bytes:
             raise BadInput(f"{reader.path}: {key}: a bool with the value {raw[0]}")
         return raw
     item_type = reader.enum(GGUFValueType, key)
-    count = reader.u64(key)
+    count = reader.bounded(reader.u64(key), key)
     head = struct.pack("<IQ", item_type, count)
     if item_type == GGUFValueType.ARRAY:
         raise BadInput(f"{reader.path}: {key}: an array of arrays")

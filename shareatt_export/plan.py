@@ -5,6 +5,7 @@ out, verify.py holds the written file against it.
 """
 
 import math
+import re
 from dataclasses import dataclass, replace
 
 import gguf
@@ -114,7 +115,7 @@ def with_identity(plan: Plan, source_sha256: str) -> Plan:
 def _parts(name: str) -> tuple[int | None, str, str]:
     """'blk.7.attn_q.weight' -> (7, 'attn_q', 'weight'); tensors outside the layers have no layer."""
     parts = name.split(".")
-    if parts[0] != "blk" or len(parts) < 3 or not parts[1].isdecimal():
+    if parts[0] != "blk" or len(parts) < 3 or not re.fullmatch("0|[1-9][0-9]{0,3}", parts[1]):
         return None, name, ""
     return int(parts[1]), parts[2], ".".join(parts[3:])
 
@@ -144,12 +145,14 @@ def _check_inventory(dense: Header, arch: Architecture, spans: tuple[Span, ...])
 
 def _v_rows(dense: Header, facts: Facts, arch: Architecture, fused: TensorInfo, layer: int, suffix: str) -> Copy:
     """The rows of V in a fused QKV tensor: the last ones, so one run of bytes, in quantised tensors too."""
+    name = f"blk.{layer}.{arch.v}.{suffix}"
+    if suffix not in ("weight", "bias"):  # scales that Q, K and V have in common
+        return Copy(name, fused.shape, fused.type, fused, fused.offset, fused.n_bytes)
     n_v = facts.n_embd_v(layer)
     n_qkv = facts.n_embd_q(layer) + facts.n_embd_k(layer) + n_v
     if fused.shape[-1] != n_qkv:
         raise BadInput(f"{dense.path}: tensor '{fused.name}': {fused.shape[-1]} rows, expected {n_qkv}")
     n_bytes = fused.n_bytes // n_qkv * n_v
-    name = f"blk.{layer}.{arch.v}.{suffix}"
     return Copy(name, (*fused.shape[:-1], n_v), fused.type, fused, fused.offset + fused.n_bytes - n_bytes, n_bytes)
 
 

@@ -32,8 +32,13 @@ def change(before: int, after: int) -> str:
 def table(rows: Iterable[Sequence[str]], columns: Sequence[str] = ()) -> Table:
     grid = Table(*columns, box=box.SIMPLE_HEAD, show_header=bool(columns))
     for row in rows:
-        grid.add_row(*map(escape, row))
+        grid.add_row(*map(plain, row))
     return grid
+
+
+def plain(text: str) -> str:
+    """Text of a stranger's file, without what a terminal or rich would act on."""
+    return escape("".join(char if char.isprintable() else "?" for char in text))
 
 
 def dropped_by(plan: Plan, span: Span) -> list[TensorInfo]:
@@ -74,7 +79,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     facts = plan.facts
     n_ctx = facts.n_ctx_train
     name = plan.dense.text("general.name", plan.dense.path.name)
-    console.print(f"[bold]{escape(name)}[/bold]: {escape(facts.arch)}, {facts.n_layer} layers", highlight=False)
+    console.print(f"[bold]{plain(name)}[/bold]: {plain(facts.arch)}, {facts.n_layer} layers", highlight=False)
     spans = [(str(span), span.in_words(), _dropped_words(dropped_by(plan, span))) for span in plan.spans]
     console.print(table(spans, ("span", "attention", "export")))
     before, after = plan.kv_bytes_per_token_before, plan.kv_bytes_per_token_after
@@ -125,7 +130,7 @@ def show_inspect(header: Header, facts: Facts, runtime: Status, console: Console
         *[(f"span {span['span']}", span["in_words"]) for span in data["spans"]],
     ]
     if facts.is_shared:
-        rows += [("made by", str(data["exporter"])), ("from", f"tensor data {data['source_sha256']}")]
+        rows += [("made by", str(data["exporter"] or "?")), ("from", f"tensor data {data['source_sha256'] or '?'}")]
     else:
         rows.append(("attention", "dense: every layer computes its own"))
     rows.append(("needs", str(data["needs"])))
@@ -146,7 +151,8 @@ def runtime_dict(runtime: Status) -> dict[str, Any]:
 def _runtime_words(runtime: Status) -> str:
     if not runtime.ready:
         return "not built; run 'shareatt-export runtime build'"
-    return f"ready in {runtime.bin} (llama.cpp {runtime.built['llama_cpp']}, ABI {runtime.built['abi']})"
+    built = runtime.built
+    return f"ready in {runtime.bin} (llama.cpp {built['llama_cpp']}, {built['source']}, ABI {built['abi']})"
 
 
 def show_runtime(runtime: Status, console: Console) -> None:

@@ -75,9 +75,12 @@ class Status:
 
 def status(patched: bool = True) -> Status:
     root = cache_dir() / (f"runtime-{patch_id()}" if patched else f"unpatched-{pin().llama_cpp_commit}")
-    stamp = root / "runtime.json"
-    built = json.loads(stamp.read_text()) if stamp.is_file() else {}
-    return Status(root, bool(built), built)
+    try:
+        built = json.loads((root / "runtime.json").read_text())
+    except (OSError, ValueError):  # not built, or the machine went down while it was written
+        built = {}
+    ready = isinstance(built, dict) and built.keys() >= {"llama_cpp", "source", "abi", "amx_disabled"}
+    return Status(root, ready, built if ready else {})
 
 
 def require() -> Status:
@@ -99,35 +102,42 @@ def build(patched: bool = True, llama_cpp: Path | None = None, progress: Progres
     """
     runtime = status(patched)
     runtime.root.mkdir(parents=True, exist_ok=True)
+    wanted = str(llama_cpp.resolve()) if llama_cpp else f"{pin().package}=={pin().version}"
     with _lock(runtime.root):
-        wanted = str(llama_cpp.resolve()) if llama_cpp else f"{pin().package}=={pin().version}"
-        if status(patched).built.get("source") == wanted and llama_cpp is None:
-            return status(patched)
-        progress("fetching the source", None)
-        _forget_other_source(runtime, wanted, always=llama_cpp is not None)
-        copy_source(runtime.source, llama_cpp, patched)
+        runtime = status(patched)
+        if runtime.ready and runtime.built["source"] == wanted and llama_cpp is None:
+            return runtime
+        _prepare_source(runtime, llama_cpp, wanted, patched, progress)
         no_amx = not patched and bool(require().built["amx_disabled"])
         _compile(runtime, ("llama", *TOOLS) if patched else ("llama",), no_amx, progress)
         if patched:
             no_amx = _install_and_test(runtime, progress)
         record = {
-            "llama_cpp": pin().llama_cpp_commit,
+            "llama_cpp": pin().llama_cpp_commit if llama_cpp is None else "of your own",
+            "source": wanted,
             "patch": patch_id() if patched else None,
             "abi": pin().abi if patched else None,
-            "source": wanted,
             "amx_disabled": no_amx,
         }
         _write_stamp(runtime.root / "runtime.json", record)
     return status(patched)
 
 
-def _forget_other_source(runtime: Status, wanted: str, always: bool) -> None:
-    """Drop the copy of another source, and always that of a user's checkout, which may have changed since."""
+def _prepare_source(runtime: Status, llama_cpp: Path | None, wanted: str, patched: bool, progress: Progress) -> None:
+    """Copy the source unless an interrupted build did; that of a user's checkout always, which may have changed.
+
+    Objects of another source are dropped with it: its files may be older than they are.
+    """
     note = runtime.root / "source.txt"
-    if always or not note.is_file() or note.read_text() != wanted:
-        (runtime.root / "runtime.json").unlink(missing_ok=True)
-        shutil.rmtree(runtime.source, ignore_errors=True)
-        note.write_text(wanted)
+    same = note.is_file() and note.read_text() == wanted
+    if same and llama_cpp is None and runtime.source.is_dir():
+        return
+    progress("fetching the source", None)
+    copy_source(runtime.source, llama_cpp, patched)
+    (runtime.root / "runtime.json").unlink(missing_ok=True)
+    if not same:
+        shutil.rmtree(runtime.root / "build", ignore_errors=True)
+    note.write_text(wanted)
 
 
 def _install_and_test(runtime: Status, progress: Progress) -> bool:
@@ -150,8 +160,10 @@ def _install_and_test(runtime: Status, progress: Progress) -> bool:
 @contextmanager
 def _lock(root: Path) -> Iterator[None]:
     """One build at a time; a second one waits and then finds everything done."""
-    import fcntl  # not on Windows, where only the runtime cannot be built
-
+    try:
+        import fcntl
+    except ImportError:
+        raise RuntimeProblem("the runtime cannot be built on Windows yet; use WSL") from None
     with (root / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -190,16 +202,23 @@ def _run(command: list[str], log_path: str, progress: Progress) -> None:
     # ccache: objects of the patched and the unpatched tree, and of the next patch, are the same but for their folder
     env = os.environ | {"CCACHE_BASEDIR": str(cache_dir()), "CCACHE_NOHASHDIR": "1"}
     errors: list[str] = []
-    with Path(log_path).open("a") as log:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
-        assert child.stdout is not None  # noqa: S101  (PIPE was asked for)
-        for line in child.stdout:
-            log.write(line)
-            if step := re.match(r"\[ *(\d+)(?:/(\d+)|%)\]", line):
-                progress("compiling", int(step[1]) / int(step[2] or 100))
-            elif re.search(r"\berror\b", line, re.IGNORECASE):
-                errors.append(line.strip())
-    if child.wait():
+    with (
+        Path(log_path).open("a") as log,
+        subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as child,
+    ):
+        try:
+            for line in child.stdout or ():
+                log.write(line)
+                if step := re.match(r"\[ *(\d+)(?:/(\d+)|%)\]", line):
+                    progress("compiling", int(step[1]) / int(step[2] or 100))
+                elif re.search(r"\berror\b", line, re.IGNORECASE):
+                    errors.append(line.strip())
+        except BaseException:
+            child.terminate()  # or it would go on compiling behind the next build's back
+            raise
+    if child.returncode:
         reason = errors[0] if errors else f"status {child.returncode}"
         raise RuntimeProblem(f"{Path(command[0]).name} failed: {reason}; the whole log is {log_path}")
 
@@ -220,4 +239,7 @@ def _smoke(runtime: Status) -> int:
     """Exit status of a child that loads and runs a small q8_0 model; negative: the signal that killed it."""
     command = [sys.executable, "-m", "shareatt_export.smoke", str(runtime.python), str(runtime.bin)]
     with (runtime.root / "smoke.log").open("w") as log:
-        return subprocess.run(command, stdout=log, stderr=log, timeout=300).returncode
+        try:
+            return subprocess.run(command, stdout=log, stderr=log, timeout=300).returncode
+        except subprocess.TimeoutExpired:
+            raise RuntimeProblem(f"{runtime.bin}: its first model does not end; see {log.name}") from None

@@ -18,8 +18,11 @@ SOURCE_MARK = Path("src/llama-graph.cpp")
 def cache_dir() -> Path:
     """$SHAREATT_EXPORT_HOME, else shareatt-export in the user's cache folder."""
     if home := os.environ.get("SHAREATT_EXPORT_HOME"):
-        return Path(home)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shareatt-export"
+        return Path(home).resolve()
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "shareatt-export"
+    except RuntimeError:
+        raise RuntimeProblem("there is no home folder; set SHAREATT_EXPORT_HOME to a folder for the runtime") from None
 
 
 def sdist_dir() -> Path:
@@ -31,7 +34,7 @@ def stock_source(llama_cpp: Path | None = None) -> Path:
     if llama_cpp is not None:
         if not (llama_cpp / SOURCE_MARK).is_file():
             raise RuntimeProblem(f"{llama_cpp}: not a llama.cpp checkout ({SOURCE_MARK} is missing)")
-        return llama_cpp
+        return llama_cpp.resolve()
     if not sdist_dir().is_dir():
         _fetch_sdist()
     return sdist_dir() / "vendor" / "llama.cpp"
@@ -49,7 +52,9 @@ def _fetch_sdist() -> None:
         if len(archives) != 1:
             raise RuntimeProblem(f"pip download {pin().package}=={pin().version}: brought no source archive")
         with tarfile.open(archives[0]) as archive:
-            archive.extractall(work / "unpacked", filter="data")
+            if hasattr(tarfile, "data_filter"):  # not before Python 3.11.4
+                archive.extraction_filter = tarfile.data_filter
+            archive.extractall(work / "unpacked")  # noqa: S202  (pip has checked its hash)
         (unpacked,) = (work / "unpacked").iterdir()
         unpacked.replace(sdist_dir())
 
@@ -57,16 +62,14 @@ def _fetch_sdist() -> None:
 def pip(arguments: list[str], env: dict[str, str] | None = None) -> None:
     """Run this interpreter's pip. Raises RuntimeProblem with its last error line."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | (env or {}))
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=os.environ | (env or {}))
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or done.stderr.splitlines()
         raise RuntimeProblem(f"pip {arguments[0]}: {errors[-1].removeprefix('ERROR: ') if errors else 'failed'}")
 
 
 def copy_source(target: Path, llama_cpp: Path | None, patched: bool) -> None:
-    """Make `target` a copy of the source, patched or not, whole or not at all; one that is there is left alone."""
-    if target.is_dir():
-        return
+    """Make `target` a copy of the source, patched or not; only when that has worked is an older one dropped."""
     stock = stock_source(llama_cpp)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".patch-") as folder:
@@ -74,6 +77,7 @@ def copy_source(target: Path, llama_cpp: Path | None, patched: bool) -> None:
         shutil.copytree(stock, tree, symlinks=True, ignore=_not_source)
         if patched:
             apply_patch(tree, check_hashes=llama_cpp is None)
+        shutil.rmtree(target, ignore_errors=True)
         tree.replace(target)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from shareatt_export import runtime
-from shareatt_export.encode import header_bytes
+from shareatt_export.encode import header_bytes, raw_string
 from shareatt_export.header import read_header
 
 from . import small, tiny
@@ -49,6 +50,15 @@ def test_three_ways_to_say_the_same(run, demo_dense, tmp_path):
         assert run(demo_dense, "--spans", *spans, "-o", out).status == 0
         written.append(out.read_bytes())
     assert written[0] == written[1] == written[2]
+
+
+def test_relative_paths(run, tmp_path, monkeypatch):
+    """The converter runs in another folder than the user."""
+    shutil.copytree(tiny.DEMO, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    done = run("model", "--spans", "6-9", "-o", "out.gguf")
+    assert (done.status, done.stdout) == (0, "out.gguf\n"), done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "out.gguf"}
 
 
 BAD_SPANS = {
@@ -166,7 +176,7 @@ def test_verify_fails_with_status_1(run, dense, tmp_path):
     assert run("verify", tmp_path / "none", "--against", dense).error == f"Error: {tmp_path / 'none'}: no such file"
 
 
-def test_help_and_version_are_quick_and_load_no_torch():
+def test_help_and_version_load_no_torch():
     script = "import sys; from shareatt_export import cli; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
     done = subprocess.run([sys.executable, "-m", "shareatt_export.cli", "--version"], capture_output=True, text=True)
@@ -192,7 +202,7 @@ def test_an_interrupted_export_leaves_nothing_under_the_name(tmp_path, number, s
         file.truncate(len(head) + sum(-(-t.n_bytes // 32) * 32 for t in [*header.tensors.values(), Giant]))
     command = [sys.executable, "-m", "shareatt_export.cli", str(big), "--spans", "6-9", "-o", str(out)]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while not list(tmp_path.glob(".out.gguf.*.tmp")):
+    while not list(tmp_path.glob(".shareatt-*.tmp")):
         assert child.poll() is None, child.stderr and child.stderr.read()
         time.sleep(0.01)
     os.kill(child.pid, number)
@@ -225,6 +235,28 @@ def test_without_a_runtime_the_next_step_is_named(run, dense, tmp_path, monkeypa
         assert (done.status, done.error) == (1, message)
     seen = json.loads(run("inspect", dense, "--json").stdout)
     assert seen["runtime"]["ready"] is False
+
+
+@pytest.mark.parametrize("stamp", ["", "{", "[]", '{"llama_cpp": "x"}'])
+def test_a_broken_stamp_is_no_runtime(run, dense, tmp_path, monkeypatch, stamp):
+    monkeypatch.setenv("SHAREATT_EXPORT_HOME", str(tmp_path / "home"))
+    runtime.status().root.mkdir(parents=True)
+    (runtime.status().root / "runtime.json").write_text(stamp)
+    assert json.loads(run("inspect", dense, "--json").stdout)["runtime"]["ready"] is False
+    assert run("inspect", dense).status == 0
+
+
+def test_a_bad_checkout_harms_no_runtime(run, built, tmp_path):
+    done = run("runtime", "build", "--llama-cpp", tmp_path / "typo")
+    assert done.error == f"Error: {tmp_path / 'typo'}: not a llama.cpp checkout (src/llama-graph.cpp is missing)"
+    assert runtime.status().ready and runtime.status().source.is_dir()
+
+
+def test_names_of_strangers_cannot_command_the_terminal(run, dense, tmp_path):
+    name = raw_string("\x1b]0;title\x07[bold]x")
+    odd = small.with_metadata(dense, tmp_path / "odd.gguf", general__name=name)
+    shown = run("inspect", odd).stdout
+    assert "\x1b" not in shown and "?]0;title?[bold]x" in shown
 
 
 def test_run_writes_python(demo_dense, built, tmp_path):

@@ -46,9 +46,23 @@ def test_pickles_are_not_read(folder, name):
         check_checkpoint(folder, trust_remote_code=True)
 
 
+def test_other_safetensors_do_not_hide_a_pickle(folder):
+    """The converter would take the pickle."""
+    (folder / "model.safetensors").rename(folder / "adapter.safetensors")
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(Unsupported, match="only pickle weights"):
+        check_checkpoint(folder, trust_remote_code=True)
+
+
+def test_bad_spans_are_told_before_the_conversion(run, folder, tmp_path):
+    (folder / "config.json").write_text('{"num_hidden_layers": 4}')
+    done = run(folder, "--spans", "2-9", "-o", tmp_path / "out.gguf")
+    assert done.error == "Error: span '2-9': layer 4 is out of range; this model has layers 0-3"
+
+
 def test_no_weights(folder):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(BadInput, match=r"no \*\.safetensors in it"):
+    with pytest.raises(BadInput, match=r"no model\*\.safetensors in it"):
         check_checkpoint(folder, trust_remote_code=False)
 
 

@@ -1,6 +1,7 @@
 """From dense GGUF to SA GGUF: what is dropped, what is kept to the byte, and that nothing is ever harmed."""
 
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +16,19 @@ from shareatt_export.errors import BadInput, OutputRefused, Unsupported, VerifyF
 from shareatt_export.export import export as export_plan
 from shareatt_export.facts import read_facts
 from shareatt_export.files import new_file
-from shareatt_export.header import read_header
+from shareatt_export.header import RawValue, read_header
 from shareatt_export.plan import Plan, make_plan
 from shareatt_export.spans import parse_spans
 from shareatt_export.verify import verify
 
 from . import small
 
+SOURCE_LAYERS = "llama__attention__shared_attn__source_layers"
 MAP = [0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 10, 11]
+
+
+def raw_i32(number: int) -> RawValue:
+    return RawValue(gguf.GGUFValueType.INT32, struct.pack("<i", number))
 
 
 def plan_of(dense: Path, spans: str = "6-9") -> Plan:
@@ -108,6 +114,9 @@ def test_dense_is_only_read(dense, tmp_path):
         ({"llama__block_count": raw_u32(513)}, BadInput, "llama.block_count: 513 layers"),
         ({"llama__block_count": raw_u32(13)}, None, ""),  # layer 12 is outside the span: llama.cpp's matter
         ({"llama__attention__head_count": raw_string("4")}, BadInput, "head_count: expected an integer, found str"),
+        ({"llama__embedding_length": raw_i32(-5)}, BadInput, "llama.embedding_length: -5 is not possible"),
+        ({"llama__attention__head_count_kv": raw_i32(-1)}, BadInput, "head_count_kv: -1 is not possible"),
+        ({SOURCE_LAYERS: raw_u32(0)}, BadInput, "source_layers: must be an array of i32"),
         ({"llama__attention__head_count": raw_u32(0)}, Unsupported, "a layer without attention heads"),
         ({"split__count": raw_u32(2)}, Unsupported, "one shard of several"),
     ],
