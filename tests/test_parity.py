@@ -48,9 +48,10 @@ def test_runtime_is_the_reference(cases, folder, heads, spans, kv):
 @pytest.mark.parametrize("heads", HEADS)
 def test_flash_attention_recomputes_as_well_as_dense(cases, folder, heads, mode):
     case = cases[heads, "f32"]
-    file = case.shared(ONE_SPAN, folder)
-    error = parity.error(case, file, ONE_SPAN, mode, "f32", flash_attn=True)
-    assert 0 < error <= 2 * parity.flash_error_of_dense(case, mode)
+    dense = parity.flash_error_of_dense(case, mode)
+    for spans in parity.SPANS.values():
+        error = parity.error(case, case.shared(spans, folder), spans, mode, "f32", flash_attn=True)
+        assert 0 < error <= 2 * dense, spans
 
 
 @pytest.mark.parametrize("mutation", parity.MUTATIONS)
