@@ -122,7 +122,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(run, dense, tmp_path):
     for text in (
         "6-9",
         "layer 6 computes",
-        "6 tensors dropped, 144.00 KiB",
+        "6 tensors dropped, 72.00 KiB",
         "KV cache at 128 tokens",
         "-12.5 %",
         "needs: llama.cpp",
