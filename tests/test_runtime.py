@@ -1,5 +1,7 @@
 """The patched llama.cpp beside the arithmetic: bad source maps, states, K-shift, sequences, and the patch itself."""
 
+import ctypes
+import re
 import struct
 import subprocess
 
@@ -106,6 +108,30 @@ def test_set_checks_the_map(files):
         assert model.source_layers() == SHARED
     with Model(parity.lib(), shared) as model, pytest.raises(RuntimeProblem, match="layer 7 cannot compute its own"):
         model.share(tuple(range(12)))
+
+
+@pytest.mark.parametrize("flash_attn", [False, True])
+def test_followers_compute_neither_query_nor_key_nor_scores(files, built, flash_attn):
+    """What the graph really runs, by the names of its nodes."""
+    get_name = ctypes.CDLL(str(built.bin / "libggml-base.so")).ggml_get_name
+    get_name.argtypes, get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
+    seen = set()
+
+    @parity.lib().ggml_backend_sched_eval_callback
+    def look(tensor, ask, data):
+        seen.add(get_name(tensor).decode())
+        return False
+
+    with Model(parity.lib(), files[1]) as model, Context(model, flash_attn, cb_eval=look, **F32_CACHE) as context:
+        context.decode(tokens(4))
+    sources = {layer for layer, source in enumerate(SHARED) if layer == source}
+
+    def layers(role):
+        return {int(name.rsplit("-", 1)[1]) for name in seen if re.fullmatch(rf"{role}-\d+", name)}
+
+    assert layers("Qcur") == layers("Kcur") == sources
+    assert layers("kq") == layers("kq_soft_max") == (set() if flash_attn else sources)
+    assert layers("Vcur") == layers("l_out") == set(range(12))
 
 
 # ---------------------------------------------------------------- state, K-shift, sequences
