@@ -40,7 +40,7 @@ SPANS = {
 N_TOKENS = 96
 N_UBATCH = 32  # of the modes that split a batch
 TOLERANCE = {"f32": 1e-6, "f16": 1e-4}
-GGML_TYPE = {"f32": 0, "f16": 1}
+GGML_TYPE = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 TOKENS = np.random.default_rng(7).integers(3, 2048, (2, N_TOKENS))
 
 Array = npt.NDArray[np.floating]
@@ -76,9 +76,10 @@ class Case:
         return out
 
 
-def make_case(heads: str, outtype: str, folder: Path) -> Case:
+def make_case(heads: str, outtype: str, folder: Path, head_dim: int = tiny.HEAD_DIM) -> Case:
     """With f16 the reference gets the rounded weights too, so that only arithmetic differs."""
-    model = tiny.build(tiny.HEADS[heads])
+    model = tiny.build(tiny.HEADS[heads], head_dim)
+    folder.mkdir(exist_ok=True)
     source = tiny.save(model, folder / f"{heads}-{outtype}")
     dense = folder / f"{heads}-{outtype}.gguf"
     with converted(source, folder, outtype, None) as made:
@@ -126,7 +127,9 @@ MODES = {
 def logits(
     path: Path, mode: str = "prefill", kv: str = "f32", flash_attn: bool = False, share: SourceMap | None = None
 ) -> Array:
-    params = {"n_ctx": 512, "n_batch": 256, "n_ubatch": 256, "type_k": GGML_TYPE[kv], "type_v": GGML_TYPE[kv]}
+    """`kv` is the type of the cache; "q8_0/f16" has K in one and V in another."""
+    type_k, type_v = (GGML_TYPE[name] for name in (kv.split("/") * 2)[:2])
+    params = {"n_ctx": 512, "n_batch": 256, "n_ubatch": 256, "type_k": type_k, "type_v": type_v}
     way = MODES[mode]
     with Model(lib(), path, share) as model, Context(model, flash_attn, **(params | way.params)) as context:
         return way.run(context)
@@ -228,6 +231,23 @@ def flash_error_of_dense(case: Case, mode: str) -> float:
     return nmse(logits(case.dense, mode, flash_attn=True), logits(case.dense, mode))
 
 
+# The type of the cache (K/V) and flash attention; without it llama.cpp does not quantise V.
+CACHES = [(kv, True) for kv in ("f16", "bf16", "q8_0", "q4_0", "q8_0/q4_0")]
+CACHES += [(f"{kv}/f32", False) for kv in ("f16", "bf16", "q8_0", "q4_0")]
+WIDE = 64  # heads of this size are rotated (Hadamard) before a cache is quantised
+
+
+def cache_errors(case: Case, folder: Path, kv: str, flash_attn: bool) -> tuple[float, dict[str, float]]:
+    """What a cache type costs the dense model, and what it costs with each layout of spans."""
+    everyone_computes = case.reference(tuple(range(tiny.N_LAYER)))
+    dense = nmse(logits(case.dense, "several ubatches", kv, flash_attn), everyone_computes)
+    shared = {
+        spans: error(case, case.shared(spans, folder), spans, "several ubatches", kv, flash_attn)
+        for spans in SPANS.values()
+    }
+    return dense, shared
+
+
 def report(folder: Path) -> Iterator[str]:
     yield PREFACE.format(n=N_TOKENS, layers=tiny.N_LAYER)
     yield f"Tolerances: F32 {TOLERANCE['f32']:.0e}, F16 {TOLERANCE['f16']:.0e}, flash twice the dense error.\n"
@@ -243,6 +263,15 @@ def report(folder: Path) -> Iterator[str]:
                 cells.insert(1, error(f16, f16.shared(spans, folder), spans, mode, "f16"))
                 cells.append(flash_error_of_dense(f32, mode))
                 yield f"| {heads} | {name} `{spans}` | {mode} | " + " | ".join(f"{cell:.1e}" for cell in cells) + " |"
+    yield "\n## Cache types\n"
+    yield f"GQA with heads of {WIDE}, F32 weights, several ubatches: the error of the dense model, and the worst over"
+    yield "all spans above; at most twice the dense error is tolerated.\n"
+    yield "| K/V | flash | dense | SA |"
+    yield "| --- | --- | --- | --- |"
+    wide = make_case("GQA", "f32", folder / "wide", WIDE)
+    for kv, flash_attn in CACHES:
+        dense, shared = cache_errors(wide, folder, kv, flash_attn)
+        yield f"| {kv} | {'on' if flash_attn else 'off'} | {dense:.1e} | {max(shared.values()):.1e} |"
     yield "\n## Mutations\n"
     yield f"The true runtime against a reference with one thing wrong, spans `{MUTATED_SPANS}`, F32; each must exceed"
     yield "100 times the tolerance.\n"

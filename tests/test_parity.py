@@ -54,6 +54,23 @@ def test_flash_attention_recomputes_as_well_as_dense(cases, folder, heads, mode)
         assert 0 < error <= 2 * dense, spans
 
 
+@pytest.fixture(scope="module")
+def wide(folder: Path, built: runtime.Status) -> Case:
+    return parity.make_case("GQA", "f32", folder / "wide", parity.WIDE)
+
+
+@pytest.mark.parametrize(("kv", "flash_attn"), parity.CACHES)
+def test_cache_types_cost_what_they_cost_dense(wide, folder, kv, flash_attn):
+    dense, shared = parity.cache_errors(wide, folder, kv, flash_attn)
+    assert min(shared.values()) > 0 and max(shared.values()) <= 2 * dense, shared
+
+
+def test_quantised_caches_are_rotated(wide):
+    """Else the test above would not try the Hadamard rotations."""
+    with Model(parity.lib(), wide.dense) as model, Context(model, True, type_k=8, type_v=8) as context:
+        assert "attn_rot_k = 1" in context.log and "attn_rot_v = 1" in context.log
+
+
 @pytest.mark.parametrize("mutation", parity.MUTATIONS)
 @pytest.mark.parametrize("heads", HEADS)
 def test_each_mutation_is_caught(cases, folder, heads, mutation):

@@ -1,6 +1,7 @@
 """The patched llama.cpp beside the arithmetic: bad source maps, states, K-shift, sequences, and the patch itself."""
 
 import ctypes
+import importlib
 import re
 import struct
 import subprocess
@@ -253,3 +254,20 @@ def test_quantize_and_split_keep_the_map(files, built, tmp_path):
         with Model(parity.lib(), path) as model, Context(model, **F32_CACHE) as context:
             assert model.source_layers() == SHARED
             assert np.isfinite(context.decode(tokens(5))).all()
+
+
+def test_llama_cpp_python_runs_it(demo_dense, tmp_path):
+    """The high-level API of llama-cpp-python: the same logits, and text."""
+    path = export(demo_dense, tmp_path / "shared.gguf")
+    lib = parity.lib()
+    llama = importlib.import_module("llama_cpp").Llama(
+        str(path), n_ctx=512, logits_all=True, n_threads=2, verbose=False
+    )
+    ids = llama.tokenize(b"import os\n\ndef ")
+    llama.eval(ids)
+    with Model(lib, path) as model, Context(model, False, n_ctx=512, n_batch=512) as context:
+        ours = context.decode([Token(id, position) for position, id in enumerate(ids)])
+    assert np.array_equal(llama.scores[: len(ids)], ours)
+    answer = llama.create_completion("import os\n\ndef ", max_tokens=8, temperature=0)
+    assert answer["usage"]["completion_tokens"] == 8
+    llama.close()

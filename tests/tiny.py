@@ -15,12 +15,12 @@ N_LAYER, N_HEAD, HEAD_DIM = 8, 4, 32
 HEADS = {"MHA": 4, "GQA": 2, "MQA": 1}  # n_head_kv
 
 
-def config(n_head_kv: int, n_layer: int = N_LAYER) -> LlamaConfig:
+def config(n_head_kv: int, head_dim: int) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=2048,
-        hidden_size=N_HEAD * HEAD_DIM,
+        hidden_size=N_HEAD * head_dim,
         intermediate_size=64,
-        num_hidden_layers=n_layer,
+        num_hidden_layers=N_LAYER,
         num_attention_heads=N_HEAD,
         num_key_value_heads=n_head_kv,
         max_position_embeddings=512,
@@ -30,9 +30,9 @@ def config(n_head_kv: int, n_layer: int = N_LAYER) -> LlamaConfig:
     )
 
 
-def build(n_head_kv: int, n_layer: int = N_LAYER) -> LlamaForCausalLM:
+def build(n_head_kv: int, head_dim: int = HEAD_DIM) -> LlamaForCausalLM:
     torch.manual_seed(n_head_kv)
-    model = LlamaForCausalLM(config(n_head_kv, n_layer)).eval()
+    model = LlamaForCausalLM(config(n_head_kv, head_dim)).eval()
     gain = {"q_proj": 1.7, "k_proj": 1.7, "v_proj": 1.0, "o_proj": 1.5, "lm_head": 1.0, "embed_tokens": None}
     for name, weight in model.named_parameters():
         if weight.ndim == 2:
