@@ -4,11 +4,9 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -278,35 +276,3 @@ def test_run_writes_python(demo_dense, built, tmp_path):
 
 def test_run_refuses_a_bad_file_itself(run, tmp_path):
     assert run("run", tmp_path / "none.gguf", "-p", "x").error == f"Error: {tmp_path / 'none.gguf'}: no such file"
-
-
-def test_serve_answers_http(demo_dense, built, run, tmp_path):
-    out = tmp_path / "out.gguf"
-    assert run(demo_dense, "--spans", "6-9", "-o", out).status == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "shareatt_export.cli", "serve", str(out), "--port", str(port), "--", "-c", "512"]
-    with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health", server)
-        body = json.dumps({"prompt": "import os\n\ndef ", "max_tokens": 8, "temperature": 0}).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/v1/completions", body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request) as response:
-            answer = json.load(response)
-        assert answer["usage"]["completion_tokens"] == 8 and answer["choices"][0]["text"]
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
-    while True:
-        assert server.poll() is None
-        try:
-            return urllib.request.urlopen(url).close()
-        except OSError:
-            time.sleep(0.1)
