@@ -52,7 +52,7 @@ def cli() -> None:
     """
 
 
-@cli.command("export")
+@cli.command("export", short_help="Make an SA GGUF (the default command).")
 @click.argument("model", type=FILE)
 @click.option("--spans", required=True, help="A-B, S:F-G, S:F+G, a comma list of these, or every:K.")
 @click.option("-o", "--output", type=FILE, help="The GGUF file to write.")
@@ -93,7 +93,7 @@ def export_command(model: Path, output: Path | None, dry_run: bool, as_json: boo
         _print_json(data)
 
 
-@cli.command("inspect")
+@cli.command("inspect", short_help="Say what a GGUF is and what it needs.")
 @click.argument("file", type=FILE)
 @json_option
 def inspect_command(file: Path, as_json: bool) -> None:
@@ -106,7 +106,7 @@ def inspect_command(file: Path, as_json: bool) -> None:
         report.show_inspect(header, facts, runtime.status(), out)
 
 
-@cli.command("verify")
+@cli.command("verify", short_help="Hold an SA file against its dense GGUF.")
 @click.argument("file", type=FILE)
 @click.option("--against", type=FILE, required=True, metavar="DENSE", help="The dense GGUF it was made from.")
 @json_option
@@ -122,7 +122,7 @@ def verify_command(file: Path, against: Path, as_json: bool, quiet: bool) -> Non
         click.echo(f"{file}: {done.n_tensors} tensors, {done.n_bytes} bytes, as in {against}")
 
 
-@cli.command("run")
+@cli.command("run", short_help="Generate text with a GGUF.")
 @click.argument("file", type=FILE)
 @click.option("-p", "--prompt", required=True)
 @click.option("-n", "--n-predict", type=int, default=128, show_default=True, help="Tokens to generate.")
@@ -132,7 +132,7 @@ def run_command(file: Path, prompt: str, n_predict: int, arguments: tuple[str, .
     _exec("llama-completion", file, "-p", prompt, "-n", str(n_predict), "-no-cnv", *arguments)
 
 
-@cli.command("serve")
+@cli.command("serve", short_help="Serve a GGUF over HTTP.")
 @click.argument("file", type=FILE)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=int, default=8080, show_default=True)
