@@ -143,8 +143,3 @@ def read_range(source: BinaryIO, offset: int, n_bytes: int) -> Iterator[bytes]:
             return
         n_bytes -= len(chunk)
         yield chunk
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

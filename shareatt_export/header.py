@@ -89,14 +89,6 @@ class TensorInfo:
     offset: int  # in bytes, from the start of the file
     n_bytes: int
 
-    @property
-    def n_elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def row_bytes(self) -> int:
-        return row_bytes(self.type, self.shape[0])
-
 
 @dataclass(frozen=True)
 class Header:
@@ -140,12 +132,6 @@ class Header:
 
 def _found(value: Value | None) -> str:
     return "nothing" if value is None else type(value).__name__
-
-
-def row_bytes(type: GGMLQuantizationType, n: int) -> int:
-    """Bytes of a row of n elements; n must be a whole number of blocks."""
-    block, block_bytes = GGML_QUANT_SIZES[type]
-    return n // block * block_bytes
 
 
 def pad(n: int, alignment: int) -> int:

@@ -38,7 +38,6 @@ class Copy:
     name: str
     shape: tuple[int, ...]
     type: GGMLQuantizationType
-    origin: TensorInfo
     source_offset: int
     n_bytes: int
 
@@ -94,13 +93,13 @@ def make_plan(dense: Header, facts: Facts, spans: tuple[Span, ...]) -> Plan:
     for info in dense.tensors.values():
         layer, role, suffix = _parts(info.name)
         if layer is None or layer >= facts.n_layer or source_layers[layer] == layer:
-            tensors.append(Copy(info.name, info.shape, info.type, info, info.offset, info.n_bytes))
+            tensors.append(_whole(info))
         elif role in arch.qk:
             dropped.append(info)
         elif role == arch.fused_qkv:
             tensors.append(_v_rows(dense, facts, arch, info, layer, suffix))
         else:
-            tensors.append(Copy(info.name, info.shape, info.type, info, info.offset, info.n_bytes))
+            tensors.append(_whole(info))
     _check_inventory(dense, arch, spans)
 
     plan = Plan(dense, facts, spans, source_layers, {}, tuple(tensors), tuple(dropped))
@@ -118,6 +117,10 @@ def _parts(name: str) -> tuple[int | None, str, str]:
     if parts[0] != "blk" or len(parts) < 3 or not re.fullmatch("0|[1-9][0-9]{0,3}", parts[1]):
         return None, name, ""
     return int(parts[1]), parts[2], ".".join(parts[3:])
+
+
+def _whole(info: TensorInfo) -> Copy:
+    return Copy(info.name, info.shape, info.type, info.offset, info.n_bytes)
 
 
 def _check_heads(dense: Header, facts: Facts, span: Span) -> None:
@@ -147,13 +150,13 @@ def _v_rows(dense: Header, facts: Facts, arch: Architecture, fused: TensorInfo, 
     """The rows of V in a fused QKV tensor: the last ones, so one run of bytes, in quantised tensors too."""
     name = f"blk.{layer}.{arch.v}.{suffix}"
     if suffix not in ("weight", "bias"):  # scales that Q, K and V have in common
-        return Copy(name, fused.shape, fused.type, fused, fused.offset, fused.n_bytes)
+        return replace(_whole(fused), name=name)
     n_v = facts.n_embd_v(layer)
     n_qkv = facts.n_embd_q(layer) + facts.n_embd_k(layer) + n_v
     if fused.shape[-1] != n_qkv:
         raise BadInput(f"{dense.path}: tensor '{fused.name}': {fused.shape[-1]} rows, expected {n_qkv}")
     n_bytes = fused.n_bytes // n_qkv * n_v
-    return Copy(name, (*fused.shape[:-1], n_v), fused.type, fused, fused.offset + fused.n_bytes - n_bytes, n_bytes)
+    return Copy(name, (*fused.shape[:-1], n_v), fused.type, fused.offset + fused.n_bytes - n_bytes, n_bytes)
 
 
 def _metadata(plan: Plan) -> dict[str, RawValue]:
