@@ -60,7 +60,7 @@ def planned(request: Request) -> Iterator[Plan]:
 def _plan(dense: Path, request: Request) -> Plan:
     header = read_header(dense)
     facts = read_facts(header)
-    return make_plan(header, facts, parse_spans(request.spans, facts.n_layer, request.source))
+    return make_plan(header, facts, parse_spans(request.spans, facts.n_layer, request.source, facts.is_swa))
 
 
 def export(plan: Plan, out: Path, force: bool, watch: Callable[[str, int], Advance] = lambda *_: nothing) -> Verified:

@@ -24,19 +24,24 @@ def key_source_layers(arch: str) -> str:
     return f"{arch}.attention.shared_attn.source_layers"
 
 
+QK = frozenset({"attn_q", "attn_k", "attn_q_norm", "attn_k_norm"})
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Tensor names of a layer, without `blk.N.` and without .weight, .bias or .scale."""
 
-    qk: frozenset[str]  # feed nothing but Q or K, so a follower has no use for them
-    fused_qkv: str  # rows of Q, then of K, then of V; a follower keeps the rows of V as `v`
-    v: str
+    qk: frozenset[str] = QK  # feed nothing but Q or K, so a follower has no use for them
+    fused_qkv: str = "attn_qkv"  # rows of Q, then of K, then of V; a follower keeps the rows of V as `v`
+    v: str = "attn_v"
+    swa_pattern: int = 1  # of so many layers the last attends to everything, the others to a window
+    n_swa: int = 0  # the window where the file does not say; 0: none
 
 
 ARCHITECTURES = {
-    "llama": Architecture(
-        qk=frozenset({"attn_q", "attn_k", "attn_q_norm", "attn_k_norm"}), fused_qkv="attn_qkv", v="attn_v"
-    ),
+    "llama": Architecture(),
+    "gemma2": Architecture(swa_pattern=2, n_swa=4096),
+    "gemma3": Architecture(swa_pattern=6),
 }
 
 
@@ -52,6 +57,7 @@ class Facts:
     head_dim_k: int
     head_dim_v: int
     n_ctx_train: int
+    is_swa: tuple[bool, ...]  # attends to a sliding window, not to everything
     source_layers: SourceMap  # the identity for a dense model
 
     @property
@@ -102,6 +108,7 @@ def read_facts(header: Header) -> Facts:
         head_dim_k=count("attention.key_length", head_dim),
         head_dim_v=count("attention.value_length", head_dim),
         n_ctx_train=count("context_length"),
+        is_swa=_is_swa(header, arch, n_layer),
         source_layers=_source_layers(header, arch, n_layer),
     )
 
@@ -110,6 +117,18 @@ def _bounded(header: Header, key: str, n: int) -> int:
     if not 0 <= n < 1 << 31:
         raise BadInput(f"{header.path}: {key}: {n} is not possible")
     return n
+
+
+def _is_swa(header: Header, arch: str, n_layer: int) -> tuple[bool, ...]:
+    """As llama.cpp's load_swa_pattern; architectures that are not in the table do not slide as far as we know."""
+    row = ARCHITECTURES.get(arch)
+    if row is None or row.swa_pattern == 1 or header.integer(f"{arch}.attention.sliding_window", row.n_swa) == 0:
+        return (False,) * n_layer
+    key = f"{arch}.attention.sliding_window_pattern"
+    if (flags := header.flags(key, n_layer)) is not None:
+        return flags
+    pattern = header.integer(key, row.swa_pattern)
+    return tuple(pattern == 0 or layer % pattern < pattern - 1 for layer in range(n_layer))
 
 
 def _source_layers(header: Header, arch: str, n_layer: int) -> SourceMap:

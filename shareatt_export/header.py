@@ -129,6 +129,15 @@ class Header:
             raise BadInput(f"{self.path}: {key}: expected {count} integers")
         return tuple(int(v) for v in value)
 
+    def flags(self, key: str, count: int) -> tuple[bool, ...] | None:
+        """A truth value per layer; None if the key is not an array."""
+        value = self.value(key)
+        if not isinstance(value, list):
+            return None
+        if len(value) != count:
+            raise BadInput(f"{self.path}: {key}: expected {count} truth values")
+        return tuple(bool(v) for v in value)
+
 
 def _found(value: Value | None) -> str:
     return "nothing" if value is None else type(value).__name__

@@ -6,12 +6,15 @@
     parse_spans("2:4+6-7", n_layer=12)                      # layer 2 computes, layers 4, 6, 7 reuse
     parse_spans("every:3", n_layer=12)                      # 0-2, 3-5, 6-8, 9-11 (LazyFormer's blocks)
 
+Attention weights over a sliding window say nothing about a layer that attends to everything, so in models that mix the
+two a range shares within each: its first layer of either kind is the source of that kind.
+
 A source map has one entry per layer: the layer whose attention weights it uses, itself if it computes its own.
 Its invariants are map[i] <= i and map[map[i]] == map[i].
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -59,14 +62,31 @@ def _runs(layers: tuple[int, ...]) -> list[str]:
     return [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
 
 
-def parse_spans(text: str, n_layer: int, source: SourceMode = "first") -> tuple[Span, ...]:
-    """Read the text of --spans for a model of n_layer layers. Raises BadSpans."""
+def parse_spans(
+    text: str, n_layer: int, source: SourceMode = "first", is_swa: Sequence[bool] | None = None
+) -> tuple[Span, ...]:
+    """Read the text of --spans for a model of n_layer layers; is_swa says which of them slide. Raises BadSpans."""
     if every := _EVERY.fullmatch(text.strip()):
-        spans = _blocks(int(every[1]), n_layer)
+        spans, explicit = _blocks(int(every[1]), n_layer), []
     else:
-        spans = [_span(part.strip(), source) for part in text.split(",")]
+        parts = [part.strip() for part in text.split(",")]
+        spans = [_span(part, source) for part in parts]
+        explicit = [span for span, part in zip(spans, parts, strict=True) if ":" in part]
     _check(spans, n_layer)
-    return tuple(spans)
+    if is_swa is not None and len(set(is_swa)) > 1:
+        spans = [part for span in spans for part in _within_kinds(span, is_swa, span in explicit)]
+        if not spans:
+            raise BadSpans(f"spans '{text}': no two layers of a span attend alike (to a sliding window, to everything)")
+    return tuple(sorted(spans, key=lambda span: span.source))
+
+
+def _within_kinds(span: Span, is_swa: Sequence[bool], explicit: bool) -> list[Span]:
+    layers = (span.source, *span.followers)
+    groups = [tuple(layer for layer in layers if is_swa[layer] == kind) for kind in (False, True)]
+    if explicit and all(groups):
+        other = groups[1 - is_swa[span.source]][0]
+        raise BadSpans(f"span '{span}': of layers {span.source} and {other}, one attends to a sliding window only")
+    return [Span(group[0], group[1:]) for group in groups if len(group) > 1]
 
 
 def _blocks(size: int, n_layer: int) -> list[Span]:

@@ -3,6 +3,7 @@
 python -m tests.parity > docs/parity.md
 """
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,10 @@ N_TOKENS = 96
 N_UBATCH = 32  # of the modes that split a batch
 TOLERANCE = {"f32": 1e-6, "f16": 1e-4}
 GGML_TYPE = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
+# How followers get the weights: flash attention, and the bytes that the probabilities may take. A dense model knows two
+# of them: flash attention off ("reuse") and on.
+PATHS = {"reuse": (False, None), "recompute": (True, 0), "hybrid": (True, 1 << 40)}
+BUDGET = "LLAMA_SHARED_ATTN_P_BYTES"
 TOKENS = np.random.default_rng(7).integers(3, 2048, (2, N_TOKENS))
 
 Array = npt.NDArray[np.floating]
@@ -72,7 +77,7 @@ class Case:
         out = folder / "shared.gguf"
         header = read_header(self.dense)
         facts = read_facts(header)
-        write_plan(make_plan(header, facts, parse_spans(spans, facts.n_layer)), out, force=True)
+        write_plan(make_plan(header, facts, parse_spans(spans, facts.n_layer, is_swa=facts.is_swa)), out, force=True)
         return out
 
 
@@ -124,20 +129,35 @@ MODES = {
 }
 
 
+@contextmanager
+def budget(n_bytes: int | None) -> Iterator[None]:
+    """What the probabilities may take in the contexts created within; None for the runtime's own choice."""
+    if n_bytes is not None:
+        os.environ[BUDGET] = str(n_bytes)
+    try:
+        yield
+    finally:
+        os.environ.pop(BUDGET, None)
+
+
 def logits(
-    path: Path, mode: str = "prefill", kv: str = "f32", flash_attn: bool = False, share: SourceMap | None = None
+    file: Path, mode: str = "prefill", kv: str = "f32", path: str = "reuse", share: SourceMap | None = None
 ) -> Array:
     """`kv` is the type of the cache; "q8_0/f16" has K in one and V in another."""
     type_k, type_v = (GGML_TYPE[name] for name in (kv.split("/") * 2)[:2])
     params = {"n_ctx": 512, "n_batch": 256, "n_ubatch": 256, "type_k": type_k, "type_v": type_v}
-    way = MODES[mode]
-    with Model(lib(), path, share) as model, Context(model, flash_attn, **(params | way.params)) as context:
+    way, (flash_attn, n_bytes) = MODES[mode], PATHS[path]
+    with (
+        budget(n_bytes),
+        Model(lib(), file, share) as model,
+        Context(model, flash_attn, **(params | way.params)) as context,
+    ):
         return way.run(context)
 
 
-def error(case: Case, path: Path, spans: str, mode: str, kv: str, flash_attn: bool = False) -> float:
+def error(case: Case, file: Path, spans: str, mode: str, kv: str, path: str = "reuse") -> float:
     expected = case.reference(source_map(parse_spans(spans, tiny.N_LAYER), tiny.N_LAYER), MODES[mode].sequence)
-    return nmse(logits(path, mode, kv, flash_attn), expected)
+    return nmse(logits(file, mode, kv, path), expected)
 
 
 # ---------------------------------------------------------------- mutations: what a wrong runtime would compute
@@ -219,59 +239,65 @@ PREFACE = """# Parity: the runtime against the torch reference
 Normalised mean squared error of the logits, {n} tokens, tiny attention-dominant Llamas of {layers} layers; made by
 `python -m tests.parity > docs/parity.md`, held in CI by `tests/test_parity.py`.
 
-The reference is float64 torch (`shareatt_export/reference.py`). "F32" and "F16" name the type of the weights and of the
-KV cache, with flash attention off (followers reuse the source's probabilities). "Flash" is F32 weights and cache with
-flash attention on (followers recompute from the source's Q and K), beside what the *dense* model shows between flash
-attention on and off: ggml's CPU kernel rounds K and V to f16.
+The reference is float64 torch (`shareatt_export/reference.py`). F32 and F16 name the type of the weights and of the KV
+cache. Followers get the weights on three paths:
+
+- reuse: flash attention off; they reuse the source's probabilities;
+- recompute: flash attention on, no memory for the probabilities; they recompute from the source's Q and K;
+- hybrid: flash attention outside the spans, reuse within.
+
+Where flash attention is on, the error is beside what the *dense* model shows between flash attention on and off: ggml's
+CPU kernel rounds K and V to f16. At most twice that is tolerated.
 """
 
 
 def flash_error_of_dense(case: Case, mode: str) -> float:
     """Between flash attention on and off, in a model that shares nothing."""
-    return nmse(logits(case.dense, mode, flash_attn=True), logits(case.dense, mode))
+    return nmse(logits(case.dense, mode, path="recompute"), logits(case.dense, mode))
 
 
-# The type of the cache (K/V) and flash attention; without it llama.cpp does not quantise V.
-CACHES = [(kv, True) for kv in ("f16", "bf16", "q8_0", "q4_0", "q8_0/q4_0")]
-CACHES += [(f"{kv}/f32", False) for kv in ("f16", "bf16", "q8_0", "q4_0")]
+# The type of the cache (K/V) and the path. llama.cpp quantises V with flash attention only; and as a quantised V cannot
+# be transposed, its followers recompute.
+CACHES = [(kv, "recompute") for kv in ("f16", "bf16", "q8_0", "q4_0", "q8_0/q4_0")]
+CACHES += [(kv, path) for path in ("reuse", "hybrid") for kv in ("f16", "bf16", "q8_0/f16", "q4_0/f16")]
+CACHES += [(f"{kv}/f32", path) for path in ("reuse", "hybrid") for kv in ("f16", "bf16", "q8_0", "q4_0")]
 WIDE = 64  # heads of this size are rotated (Hadamard) before a cache is quantised
 
 
-def cache_errors(case: Case, folder: Path, kv: str, flash_attn: bool) -> tuple[float, dict[str, float]]:
+def cache_errors(case: Case, folder: Path, kv: str, path: str) -> tuple[float, dict[str, float]]:
     """What a cache type costs the dense model, and what it costs with each layout of spans."""
     everyone_computes = case.reference(tuple(range(tiny.N_LAYER)))
-    dense = nmse(logits(case.dense, "several ubatches", kv, flash_attn), everyone_computes)
+    dense = nmse(logits(case.dense, "several ubatches", kv, path), everyone_computes)
     shared = {
-        spans: error(case, case.shared(spans, folder), spans, "several ubatches", kv, flash_attn)
-        for spans in SPANS.values()
+        spans: error(case, case.shared(spans, folder), spans, "several ubatches", kv, path) for spans in SPANS.values()
     }
     return dense, shared
 
 
 def report(folder: Path) -> Iterator[str]:
     yield PREFACE.format(n=N_TOKENS, layers=tiny.N_LAYER)
-    yield f"Tolerances: F32 {TOLERANCE['f32']:.0e}, F16 {TOLERANCE['f16']:.0e}, flash twice the dense error.\n"
-    yield "| heads | spans | way | F32 | F16 | flash | flash, dense |"
-    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    yield f"Tolerances: F32 {TOLERANCE['f32']:.0e}, F16 {TOLERANCE['f16']:.0e}.\n"
+    yield "| heads | spans | way | reuse, F32 | reuse, F16 | recompute, F32 | hybrid, F32 | flash, dense F32 |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
     cases = {(heads, kv): make_case(heads, kv, folder) for heads in tiny.HEADS for kv in TOLERANCE}
     for heads in tiny.HEADS:
         f32, f16 = cases[heads, "f32"], cases[heads, "f16"]
         for name, spans in SPANS.items():
             for mode in MODES:
-                file32 = f32.shared(spans, folder)
-                cells = [error(f32, file32, spans, mode, "f32"), error(f32, file32, spans, mode, "f32", True)]
-                cells.insert(1, error(f16, f16.shared(spans, folder), spans, mode, "f16"))
-                cells.append(flash_error_of_dense(f32, mode))
+                cells = [error(f16, f16.shared(spans, folder), spans, mode, "f16")]
+                file = f32.shared(spans, folder)
+                reuse, *flash = (error(f32, file, spans, mode, "f32", path) for path in PATHS)
+                cells = [reuse, *cells, *flash, flash_error_of_dense(f32, mode)]
                 yield f"| {heads} | {name} `{spans}` | {mode} | " + " | ".join(f"{cell:.1e}" for cell in cells) + " |"
     yield "\n## Cache types\n"
     yield f"GQA with heads of {WIDE}, F32 weights, several ubatches: the error of the dense model, and the worst over"
     yield "all spans above; at most twice the dense error is tolerated.\n"
-    yield "| K/V | flash | dense | SA |"
+    yield "| K/V | path | dense | SA |"
     yield "| --- | --- | --- | --- |"
     wide = make_case("GQA", "f32", folder / "wide", WIDE)
-    for kv, flash_attn in CACHES:
-        dense, shared = cache_errors(wide, folder, kv, flash_attn)
-        yield f"| {kv} | {'on' if flash_attn else 'off'} | {dense:.1e} | {max(shared.values()):.1e} |"
+    for kv, path in CACHES:
+        dense, shared = cache_errors(wide, folder, kv, path)
+        yield f"| {kv} | {path} | {dense:.1e} | {max(shared.values()):.1e} |"
     yield "\n## Mutations\n"
     yield f"The true runtime against a reference with one thing wrong, spans `{MUTATED_SPANS}`, F32; each must exceed"
     yield "100 times the tolerance.\n"

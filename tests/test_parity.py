@@ -44,14 +44,23 @@ def test_runtime_is_the_reference(cases, folder, heads, spans, kv):
     assert max(errors.values()) <= parity.TOLERANCE[kv], errors
 
 
+@pytest.mark.parametrize("path", ["recompute", "hybrid"])
 @pytest.mark.parametrize("mode", parity.MODES)
 @pytest.mark.parametrize("heads", HEADS)
-def test_flash_attention_recomputes_as_well_as_dense(cases, folder, heads, mode):
+def test_with_flash_attention_it_is_as_good_as_dense(cases, folder, heads, mode, path):
     case = cases[heads, "f32"]
     dense = parity.flash_error_of_dense(case, mode)
     for spans in parity.SPANS.values():
-        error = parity.error(case, case.shared(spans, folder), spans, mode, "f32", flash_attn=True)
+        error = parity.error(case, case.shared(spans, folder), spans, mode, "f32", path)
         assert 0 < error <= 2 * dense, spans
+
+
+@pytest.mark.parametrize("mode", parity.MODES)
+def test_hybrid_has_no_flash_attention_within_spans(cases, folder, mode):
+    """Blocks of two leave no layer outside a span, so nothing is rounded to f16 any more."""
+    case = cases["GQA", "f32"]
+    error = parity.error(case, case.shared("every:2", folder), "every:2", mode, "f32", "hybrid")
+    assert error <= parity.TOLERANCE["f32"]
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +68,9 @@ def wide(folder: Path, built: runtime.Status) -> Case:
     return parity.make_case("GQA", "f32", folder / "wide", parity.WIDE)
 
 
-@pytest.mark.parametrize(("kv", "flash_attn"), parity.CACHES)
-def test_cache_types_cost_what_they_cost_dense(wide, folder, kv, flash_attn):
-    dense, shared = parity.cache_errors(wide, folder, kv, flash_attn)
+@pytest.mark.parametrize(("kv", "path"), parity.CACHES)
+def test_cache_types_cost_what_they_cost_dense(wide, folder, kv, path):
+    dense, shared = parity.cache_errors(wide, folder, kv, path)
     assert min(shared.values()) > 0 and max(shared.values()) <= 2 * dense, shared
 
 
@@ -98,35 +107,36 @@ def test_zeroing_the_query_of_the_source_is_seen(cases, folder):
     assert parity.nmse(parity.logits(file), before) > 1e-2
 
 
-@pytest.mark.parametrize("flash_attn", [False, True])
+@pytest.mark.parametrize("path", parity.PATHS)
 @pytest.mark.parametrize("spans", parity.SPANS.values(), ids=parity.SPANS)
-def test_setting_spans_on_the_dense_file_is_the_exported_file(cases, folder, spans, flash_attn):
+def test_setting_spans_on_the_dense_file_is_the_exported_file(cases, folder, spans, path):
     case = cases["GQA", "f32"]
     share = source_map(parse_spans(spans, tiny.N_LAYER), tiny.N_LAYER)
-    ours = parity.logits(case.dense, flash_attn=flash_attn, share=share)
-    assert np.array_equal(ours, parity.logits(case.shared(spans, folder), flash_attn=flash_attn))
+    ours = parity.logits(case.dense, path=path, share=share)
+    assert np.array_equal(ours, parity.logits(case.shared(spans, folder), path=path))
 
 
-@pytest.mark.parametrize("flash_attn", [False, True])
+@pytest.mark.parametrize("path", ["reuse", "recompute"])  # flash attention off and on
 @pytest.mark.parametrize("kv", parity.TOLERANCE)
-def test_dense_logits_are_bit_equal_without_the_patch(cases, folder, built, kv, flash_attn):
+def test_dense_logits_are_bit_equal_without_the_patch(cases, folder, built, kv, path):
     """A process loads one library, so the unpatched one runs in a child."""
     unpatched = runtime.status(patched=False)
     assert unpatched.ready, "run 'shareatt-export runtime build --unpatched'"
     case, out = cases["GQA", kv], folder / "unpatched.npz"
-    command = [sys.executable, "-m", "tests.unpatched", built.python, unpatched.bin, case.dense, out, kv, flash_attn]
+    command = [sys.executable, "-m", "tests.unpatched", built.python, unpatched.bin, case.dense, out, kv, path]
     subprocess.run(list(map(str, command)), check=True, cwd=Path(__file__).parent.parent)
     stock = np.load(out)
     for mode in parity.MODES:
-        assert np.array_equal(stock[mode], parity.logits(case.dense, mode, kv, flash_attn)), mode
+        assert np.array_equal(stock[mode], parity.logits(case.dense, mode, kv, path)), mode
 
 
-@pytest.mark.parametrize("flash_attn", [False, True])
+@pytest.mark.parametrize("path", parity.PATHS)
 @pytest.mark.parametrize("spans", parity.SPANS.values(), ids=parity.SPANS)
-def test_kv_cache_has_the_planned_size(cases, folder, spans, flash_attn):
+def test_kv_cache_has_the_planned_size(cases, folder, spans, path):
     """At 8192 cells a layer's K of this model is 1 MiB, so llama.cpp's two decimals are exact."""
     file = cases["GQA", "f32"].shared(spans, folder)
     facts = read_facts(read_header(file))
-    with Model(parity.lib(), file) as model, Context(model, flash_attn, n_ctx=8192) as context:
+    flash_attn, n_bytes = parity.PATHS[path]
+    with parity.budget(n_bytes), Model(parity.lib(), file) as model, Context(model, flash_attn, n_ctx=8192) as context:
         (said,) = re.findall(r"llama_kv_cache: size = +([0-9.]+) MiB", context.log)
     assert float(said) * 2**20 == facts.kv_bytes_per_token(facts.source_layers) * 8192

@@ -87,3 +87,34 @@ def test_words():
 def test_bad_maps(bad):
     with pytest.raises(BadSpans, match="source map: layer"):
         spans_of(bad)
+
+
+SWA = [False, True, True] * 4  # layers 0, 3, 6, 9 attend to everything
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0-5", [0, 1, 1, 0, 1, 1, 6, 7, 8, 9, 10, 11]),
+        ("6-8", [0, 1, 2, 3, 4, 5, 6, 7, 7, 9, 10, 11]),
+        ("6:9", [0, 1, 2, 3, 4, 5, 6, 7, 8, 6, 10, 11]),
+        ("0-3,7:8+10", [0, 1, 1, 0, 4, 5, 6, 7, 7, 9, 7, 11]),
+        ("every:4", [0, 1, 1, 0, 4, 4, 6, 4, 8, 9, 8, 8]),
+        ("every:2", [0, 1, 2, 3, 4, 4, 6, 7, 8, 9, 10, 10]),
+    ],
+)
+def test_a_range_shares_within_each_kind_of_attention(text, expected):
+    assert list(source_map(parse_spans(text, 12, is_swa=SWA), 12)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("6:7", "span '6-7': of layers 6 and 7, one attends to a sliding window only"),
+        ("0-5,7:9", "span '7:9': of layers 7 and 9, one attends to a sliding window only"),
+        ("2-3", "spans '2-3': no two layers of a span attend alike"),
+    ],
+)
+def test_kinds_of_attention_are_not_mixed(text, message):
+    with pytest.raises(BadSpans, match=message):
+        parse_spans(text, 12, is_swa=SWA)

@@ -1,6 +1,6 @@
 """Child of test_parity: the logits of a model on another libllama, as .npz with one array per mode.
 
-python -m tests.unpatched PYTHON_DIR BIN_DIR MODEL OUT KV FLASH_ATTN
+python -m tests.unpatched PYTHON_DIR BIN_DIR MODEL OUT KV PATH
 """
 
 import sys
@@ -13,11 +13,11 @@ from shareatt_export.bindings import SharedAttention, load
 from . import parity
 
 
-def main(python: str, bin: str, model: str, out: str, kv: str, flash_attn: str) -> None:
+def main(python: str, bin: str, model: str, out: str, kv: str, path: str) -> None:
     lib = load(Path(python), Path(bin))
     assert SharedAttention.of(lib) is None, "this library is patched"
     parity.lib = lambda: lib
-    np.savez(out, **{mode: parity.logits(Path(model), mode, kv, flash_attn == "True") for mode in parity.MODES})
+    np.savez(out, **{mode: parity.logits(Path(model), mode, kv, path) for mode in parity.MODES})
 
 
 if __name__ == "__main__":

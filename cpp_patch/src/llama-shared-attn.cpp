@@ -1,16 +1,23 @@
 #include "llama-shared-attn.h"
+#include "llama-shared-attn-kernel.h"
 
 #include "llama-arch.h"
 #include "llama-graph.h"
 #include "llama-hparams.h"
 #include "llama-impl.h"
 #include "llama-io.h"
+#include "llama-kv-cache.h"
+#include "llama-kv-cache-iswa.h"
 #include "llama-model.h"
 #include "llama-model-loader.h"
 
+#include "ggml-cpu.h"
 #include "gguf.h"
 
 #include <algorithm>
+#include <cctype>
+#include <cerrno>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -23,6 +30,8 @@ static const char * SHARED_ATTN_KEY_FORMAT_VERSION = "shareatt.format_version";
 // architectures whose attention is known to pass through the hooks
 static const std::vector<llm_arch> shared_attn_archs = {
     LLM_ARCH_LLAMA,
+    LLM_ARCH_GEMMA2,
+    LLM_ARCH_GEMMA3,
 };
 
 // what only feeds the Q or the K of a layer
@@ -47,6 +56,16 @@ uint32_t llama_shared_attn_source(const llama_hparams & hparams, uint32_t il) {
 
 bool llama_shared_attn_is_follower(const llama_hparams & hparams, uint32_t il) {
     return hparams.shared_attn_offs[il] > 0;
+}
+
+bool llama_shared_attn_in_span(const llama_hparams & hparams, uint32_t il) {
+    for (uint32_t i = il; i < hparams.n_layer_all; ++i) {
+        if (llama_shared_attn_is_follower(hparams, i) && (i == il || llama_shared_attn_source(hparams, i) == il)) {
+            return true;
+        }
+    }
+
+    return false;
 }
 
 static bool shared_attn_any(const llama_hparams & hparams) {
@@ -216,14 +235,175 @@ void llama_shared_attn_exchange_qk(
     }
 }
 
-ggml_tensor * llama_shared_attn_exchange_probs(const llm_graph_context & g, ggml_tensor * probs, int il) {
-    auto & src = g.shared_attn[llama_shared_attn_source(g.hparams, il)];
+bool llama_shared_attn_keeps_probs(const llm_graph_context & g, bool v_trans, int il) {
+    return v_trans && llama_shared_attn_in_span(g.hparams, il);
+}
 
-    if (!llama_shared_attn_is_follower(g.hparams, il)) {
-        src.probs = probs;
+// V in the cache decides which type its product with the probabilities takes without converting them
+static ggml_type shared_attn_probs_type(ggml_type type_v) {
+    return ggml_get_type_traits_cpu(type_v)->vec_dot_type;
+}
+
+static bool shared_attn_on_cpu(const ggml_tensor * k) {
+    const ggml_tensor * base = k->view_src ? k->view_src : k;
+
+    return base->buffer && ggml_backend_buffer_get_type(base->buffer) == ggml_backend_cpu_buffer_type();
+}
+
+ggml_tensor * llama_shared_attn_exchange_probs(
+        const llm_graph_context & g,
+              ggml_tensor * probs,
+              ggml_tensor * q,
+              ggml_tensor * k,
+              ggml_tensor * v,
+              ggml_tensor * kq_b,
+              ggml_tensor * kq_mask,
+              ggml_tensor * sinks,
+                    float   kq_scale,
+                      int   il) {
+    if (!llama_shared_attn_in_span(g.hparams, il)) {
+        return probs;
     }
 
-    return src.probs;
+    auto & src = g.shared_attn[llama_shared_attn_source(g.hparams, il)];
+
+    if (llama_shared_attn_is_follower(g.hparams, il)) {
+        return src.probs;
+    }
+
+    if (shared_attn_on_cpu(k)) {
+        const ggml_type type = shared_attn_probs_type(v->type);
+
+        if (!kq_b && llama_shared_attn_kernel_supported(q, k, type)) {
+            probs = llama_shared_attn_kernel(g.ctx0, q, k, kq_mask, sinks, kq_scale, g.hparams.f_max_alibi_bias,
+                    g.hparams.attn_soft_cap ? g.hparams.f_attn_logit_softcapping : 0.0f, type);
+        } else if (type != probs->type) {
+            probs = ggml_cast(g.ctx0, probs, type);
+        }
+        g.cb(probs, "kq_soft_max", il);
+    }
+
+    src.probs = probs;
+
+    return probs;
+}
+
+//
+// KV cache
+//
+
+// the least ubatch that is worth reusing the probabilities for
+static const uint32_t SHARED_ATTN_N_UBATCH_MIN = 64;
+
+static uint64_t shared_attn_budget(uint64_t saving) {
+    const char * env = getenv("LLAMA_SHARED_ATTN_P_BYTES");
+    if (!env) {
+        return saving;
+    }
+
+    char * end = nullptr;
+    errno = 0;
+    const unsigned long long budget = strtoull(env, &end, 10);
+    if (errno != 0 || !isdigit(env[0]) || *end != '\0') {
+        throw std::runtime_error(format("LLAMA_SHARED_ATTN_P_BYTES: '%s' is not a number of bytes", env));
+    }
+
+    return budget;
+}
+
+llama_shared_attn_kv llama_shared_attn_init_kv(
+        const llama_model   & model,
+        const llama_hparams & hparams,
+                  ggml_type   type_k,
+                  ggml_type   type_v,
+                       bool   v_trans,
+                       bool   offload,
+                   uint32_t   n_cells,
+                   uint32_t   n_stream,
+        const llama_shared_attn_filter & filter) {
+    llama_shared_attn_kv res;
+
+    // without flash attention all V caches are transposed already, and a quantized V cannot be
+    if (v_trans || ggml_is_quantized(type_v)) {
+        return res;
+    }
+
+    std::vector<uint32_t> last(hparams.n_layer_all); // of each source: its last follower
+
+    uint64_t saving = 0;
+
+    for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
+        if (!llama_shared_attn_in_span(hparams, il) || !hparams.has_kv(il) || (filter && !filter(il))) {
+            continue;
+        }
+
+        // on other devices recomputing is faster than moving the probabilities
+        if (offload && ggml_backend_dev_buffer_type(model.dev_layer(il)) != ggml_backend_cpu_buffer_type()) {
+            return res;
+        }
+
+        if (llama_shared_attn_is_follower(hparams, il)) {
+            last[llama_shared_attn_source(hparams, il)] = il;
+            saving += ggml_row_size(type_k, hparams.n_embd_k_gqa(il))*n_cells*n_stream;
+        }
+    }
+
+    // spans may overlap: what counts is the most that is alive at any layer, for one token
+    uint64_t n_bytes = 0;
+
+    for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
+        uint64_t alive = 0;
+        for (uint32_t src = 0; src <= il; ++src) {
+            if (last[src] >= il && last[src] > src) {
+                alive += hparams.n_head(src)*n_cells*ggml_type_size(shared_attn_probs_type(type_v));
+            }
+        }
+        n_bytes = std::max(n_bytes, alive);
+    }
+
+    if (n_bytes == 0) {
+        return res;
+    }
+
+    const uint64_t budget   = shared_attn_budget(saving);
+    const uint64_t n_ubatch = std::min<uint64_t>(budget/n_bytes, UINT32_MAX);
+
+    if (n_ubatch < SHARED_ATTN_N_UBATCH_MIN) {
+        LLAMA_LOG_INFO("%s: followers recompute the attention weights: those of %u tokens take %.2f MiB of %.2f MiB\n", __func__,
+                SHARED_ATTN_N_UBATCH_MIN, SHARED_ATTN_N_UBATCH_MIN*n_bytes/1024.0/1024.0, budget/1024.0/1024.0);
+        return res;
+    }
+
+    res.v_trans      = true;
+    res.n_ubatch_max = n_ubatch;
+
+    return res;
+}
+
+ggml_tensor * llama_shared_attn_v_idxs(ggml_context * ctx, ggml_tensor * v_idxs, int64_t n_tokens, bool v_trans) {
+    return v_trans
+        ? ggml_view_1d(ctx, v_idxs, v_idxs->ne[0] - n_tokens, n_tokens*ggml_element_size(v_idxs))
+        : ggml_view_1d(ctx, v_idxs, n_tokens, 0);
+}
+
+uint32_t llama_shared_attn_n_ubatch(const llama_memory_i * memory, uint32_t n_ubatch) {
+    uint32_t n_max = UINT32_MAX;
+
+    if (const auto * kv = dynamic_cast<const llama_kv_cache *>(memory)) {
+        n_max = kv->get_shared_attn().n_ubatch_max;
+    }
+
+    if (const auto * kv = dynamic_cast<const llama_kv_cache_iswa *>(memory)) {
+        n_max = std::min(kv->get_base()->get_shared_attn().n_ubatch_max, kv->get_swa()->get_shared_attn().n_ubatch_max);
+    }
+
+    if (n_max >= n_ubatch) {
+        return n_ubatch;
+    }
+
+    LLAMA_LOG_INFO("%s: n_ubatch = %u: the attention weights that followers reuse take no more memory than their K cache would\n", __func__, n_max);
+
+    return n_max;
 }
 
 //

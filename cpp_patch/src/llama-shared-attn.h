@@ -10,6 +10,8 @@
 
 #include "llama-arch.h"
 
+#include <cstdint>
+#include <functional>
 #include <map>
 
 struct gguf_context;
@@ -20,6 +22,8 @@ struct llama_hparams;
 struct llama_layer;
 struct llm_graph_context;
 struct llm_graph_qkv;
+
+struct llama_memory_i;
 
 class llama_io_write_i;
 class llama_io_read_i;
@@ -53,6 +57,7 @@ extern "C" {
 
 uint32_t llama_shared_attn_source     (const llama_hparams & hparams, uint32_t il);
 bool     llama_shared_attn_is_follower(const llama_hparams & hparams, uint32_t il);
+bool     llama_shared_attn_in_span    (const llama_hparams & hparams, uint32_t il); // a follower, or a source with one
 
 // throws std::runtime_error if the GGUF has a source map that cannot be used
 void llama_shared_attn_load(llama_hparams & hparams, llm_arch arch, const gguf_context * meta);
@@ -71,7 +76,7 @@ struct llama_shared_attn_src {
     ggml_tensor * k     = nullptr;
     ggml_tensor * kq_b  = nullptr;
     ggml_tensor * sinks = nullptr;
-    ggml_tensor * probs = nullptr; // [n_kv, n_tokens, n_head, n_stream], not set with flash attention
+    ggml_tensor * probs = nullptr; // [n_kv, n_tokens, n_head, n_stream], not set where followers recompute them
 };
 
 using llama_shared_attn_srcs = std::map<uint32_t, llama_shared_attn_src>;
@@ -99,8 +104,56 @@ void llama_shared_attn_exchange_qk(
               ggml_tensor * & sinks,
                       int     il);
 
-// a source leaves its probabilities here and gets them back, a follower gets those of its source
-ggml_tensor * llama_shared_attn_exchange_probs(const llm_graph_context & g, ggml_tensor * probs, int il);
+// a layer of a span whose V cache is transposed does not use flash attention: it computes or reuses the probabilities
+bool llama_shared_attn_keeps_probs(const llm_graph_context & g, bool v_trans, int il);
+
+// a source leaves its probabilities here, a follower gets those of its source, other layers keep theirs
+// probs is the softmax of the layer; where the kernel does better, it stays out of the graph
+ggml_tensor * llama_shared_attn_exchange_probs(
+        const llm_graph_context & g,
+              ggml_tensor * probs,
+              ggml_tensor * q,
+              ggml_tensor * k,
+              ggml_tensor * v,
+              ggml_tensor * kq_b,
+              ggml_tensor * kq_mask,
+              ggml_tensor * sinks,
+                    float   kq_scale,
+                      int   il);
+
+//
+// KV cache
+//
+
+// how a KV cache treats the layers of spans
+struct llama_shared_attn_kv {
+    // with flash attention: transposed V, in spans only, so that their followers can reuse the probabilities
+    bool v_trans = false;
+
+    // the largest ubatch whose probabilities fit into their memory budget
+    uint32_t n_ubatch_max = UINT32_MAX;
+};
+
+using llama_shared_attn_filter = std::function<bool(int32_t il)>;
+
+// n_cells is the size of one stream. The budget is what the followers save of the K cache, or LLAMA_SHARED_ATTN_P_BYTES:
+// with it a model never takes more memory than without shared attention. Throws std::runtime_error if that is no number
+llama_shared_attn_kv llama_shared_attn_init_kv(
+        const llama_model   & model,
+        const llama_hparams & hparams,
+                  ggml_type   type_k,
+                  ggml_type   type_v,
+                       bool   v_trans,
+                       bool   offload,
+                   uint32_t   n_cells,
+                   uint32_t   n_stream,
+        const llama_shared_attn_filter & filter);
+
+// a cache with both layouts has the indices of both: those of rows, then those of elements
+ggml_tensor * llama_shared_attn_v_idxs(ggml_context * ctx, ggml_tensor * v_idxs, int64_t n_tokens, bool v_trans);
+
+// the ubatch size of a context with this memory
+uint32_t llama_shared_attn_n_ubatch(const llama_memory_i * memory, uint32_t n_ubatch);
 
 //
 // state files
