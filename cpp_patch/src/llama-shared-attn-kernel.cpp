@@ -16,22 +16,22 @@
 #define SHARED_ATTN_INLINE inline __attribute__((always_inline))
 #endif
 
+bool llama_shared_attn_kernel_available(void) {
+#ifdef SHARED_ATTN_SIMD
+    return true;
+#else
+    return false;
+#endif
+}
+
 bool llama_shared_attn_kernel_supported(const ggml_tensor * q, const ggml_tensor * k, ggml_type type) {
     // below this many rows per KV head the operators are as fast
     const int64_t n_rows_min = 16;
 
-#ifdef SHARED_ATTN_SIMD
-    return (type == GGML_TYPE_F16 || type == GGML_TYPE_F32) &&
+    return llama_shared_attn_kernel_available() &&
+        (type == GGML_TYPE_F16 || type == GGML_TYPE_F32) &&
         (k->type == GGML_TYPE_F32 || ggml_get_type_traits(k->type)->to_float) &&
         q->ne[1]*(q->ne[2]/k->ne[2]) >= n_rows_min;
-#else
-    GGML_UNUSED(q);
-    GGML_UNUSED(k);
-    GGML_UNUSED(type);
-    GGML_UNUSED(n_rows_min);
-
-    return false;
-#endif
 }
 
 #ifdef SHARED_ATTN_SIMD

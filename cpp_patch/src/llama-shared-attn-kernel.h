@@ -7,6 +7,9 @@
 
 #include "ggml.h"
 
+// compiled in
+bool llama_shared_attn_kernel_available(void);
+
 // false where the operators do as well, or the kernel does not know the types
 bool llama_shared_attn_kernel_supported(const ggml_tensor * q, const ggml_tensor * k, ggml_type type);
 

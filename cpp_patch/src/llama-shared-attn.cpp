@@ -235,8 +235,8 @@ void llama_shared_attn_exchange_qk(
     }
 }
 
-bool llama_shared_attn_keeps_probs(const llm_graph_context & g, bool v_trans, int il) {
-    return v_trans && llama_shared_attn_in_span(g.hparams, il);
+bool llama_shared_attn_keeps_probs(const llm_graph_context & g, bool v_trans) {
+    return v_trans && shared_attn_any(g.hparams);
 }
 
 // V in the cache decides which type its product with the probabilities takes without converting them
@@ -261,7 +261,7 @@ ggml_tensor * llama_shared_attn_exchange_probs(
               ggml_tensor * sinks,
                     float   kq_scale,
                       int   il) {
-    if (!llama_shared_attn_in_span(g.hparams, il)) {
+    if (!shared_attn_any(g.hparams)) {
         return probs;
     }
 
@@ -328,12 +328,17 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
         return res;
     }
 
-    std::vector<uint32_t> last(hparams.n_layer_all); // of each source: its last follower
+    const char * env = getenv("LLAMA_SHARED_ATTN_HYBRID");
+
+    // layers outside of spans: with the kernel, the probabilities are faster than ggml's flash attention there too
+    const bool hybrid = !llama_shared_attn_kernel_available() || (env && atoi(env));
+
+    std::vector<int32_t> last(hparams.n_layer_all, -1); // the last layer that uses the probabilities of this one
 
     uint64_t saving = 0;
 
     for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
-        if (!llama_shared_attn_in_span(hparams, il) || !hparams.has_kv(il) || (filter && !filter(il))) {
+        if (!hparams.has_kv(il) || (filter && !filter(il)) || (hybrid && !llama_shared_attn_in_span(hparams, il))) {
             continue;
         }
 
@@ -342,10 +347,15 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
             return res;
         }
 
+        last[llama_shared_attn_source(hparams, il)] = il;
+
         if (llama_shared_attn_is_follower(hparams, il)) {
-            last[llama_shared_attn_source(hparams, il)] = il;
             saving += ggml_row_size(type_k, hparams.n_embd_k_gqa(il))*n_cells*n_stream;
         }
+    }
+
+    if (saving == 0) {
+        return res;
     }
 
     // spans may overlap: what counts is the most that is alive at any layer, for one token
@@ -354,15 +364,11 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
     for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
         uint64_t alive = 0;
         for (uint32_t src = 0; src <= il; ++src) {
-            if (last[src] >= il && last[src] > src) {
+            if (last[src] >= (int32_t) il) {
                 alive += hparams.n_head(src)*n_cells*ggml_type_size(shared_attn_probs_type(type_v));
             }
         }
         n_bytes = std::max(n_bytes, alive);
-    }
-
-    if (n_bytes == 0) {
-        return res;
     }
 
     const uint64_t budget   = shared_attn_budget(saving);
@@ -375,9 +381,14 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
     }
 
     res.v_trans      = true;
+    res.v_trans_all  = !hybrid;
     res.n_ubatch_max = n_ubatch;
 
     return res;
+}
+
+bool llama_shared_attn_v_trans(const llama_shared_attn_kv & kv, const llama_hparams & hparams, uint32_t il) {
+    return kv.v_trans && (kv.v_trans_all || llama_shared_attn_in_span(hparams, il));
 }
 
 ggml_tensor * llama_shared_attn_v_idxs(ggml_context * ctx, ggml_tensor * v_idxs, int64_t n_tokens, bool v_trans) {

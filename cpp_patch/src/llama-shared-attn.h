@@ -104,10 +104,10 @@ void llama_shared_attn_exchange_qk(
               ggml_tensor * & sinks,
                       int     il);
 
-// a layer of a span whose V cache is transposed does not use flash attention: it computes or reuses the probabilities
-bool llama_shared_attn_keeps_probs(const llm_graph_context & g, bool v_trans, int il);
+// a layer whose V cache is transposed does not use flash attention: it computes or reuses the probabilities
+bool llama_shared_attn_keeps_probs(const llm_graph_context & g, bool v_trans);
 
-// a source leaves its probabilities here, a follower gets those of its source, other layers keep theirs
+// a source leaves its probabilities here, a follower gets those of its source
 // probs is the softmax of the layer; where the kernel does better, it stays out of the graph
 ggml_tensor * llama_shared_attn_exchange_probs(
         const llm_graph_context & g,
@@ -125,10 +125,13 @@ ggml_tensor * llama_shared_attn_exchange_probs(
 // KV cache
 //
 
-// how a KV cache treats the layers of spans
+// how a KV cache serves shared attention while flash attention is on
 struct llama_shared_attn_kv {
-    // with flash attention: transposed V, in spans only, so that their followers can reuse the probabilities
+    // some layers have transposed V, so that they can compute or reuse the probabilities instead
     bool v_trans = false;
+
+    // not only the layers of spans, but all
+    bool v_trans_all = false;
 
     // the largest ubatch whose probabilities fit into their memory budget
     uint32_t n_ubatch_max = UINT32_MAX;
@@ -136,8 +139,10 @@ struct llama_shared_attn_kv {
 
 using llama_shared_attn_filter = std::function<bool(int32_t il)>;
 
-// n_cells is the size of one stream. The budget is what the followers save of the K cache, or LLAMA_SHARED_ATTN_P_BYTES:
-// with it a model never takes more memory than without shared attention. Throws std::runtime_error if that is no number
+// n_cells is the size of one stream
+// the budget of the probabilities is what the followers save of the K cache, so that a model never takes more memory than
+// without shared attention; LLAMA_SHARED_ATTN_P_BYTES is another one. LLAMA_SHARED_ATTN_HYBRID=1 keeps flash attention in
+// the layers outside of spans. Throws std::runtime_error if the budget is no number
 llama_shared_attn_kv llama_shared_attn_init_kv(
         const llama_model   & model,
         const llama_hparams & hparams,
@@ -148,6 +153,8 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
                    uint32_t   n_cells,
                    uint32_t   n_stream,
         const llama_shared_attn_filter & filter);
+
+bool llama_shared_attn_v_trans(const llama_shared_attn_kv & kv, const llama_hparams & hparams, uint32_t il);
 
 // a cache with both layouts has the indices of both: those of rows, then those of elements
 ggml_tensor * llama_shared_attn_v_idxs(ggml_context * ctx, ggml_tensor * v_idxs, int64_t n_tokens, bool v_trans);
