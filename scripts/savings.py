@@ -9,57 +9,22 @@ For n followers of L layers, weights of w bits, an f16 KV cache and a context of
     KV cache  -n * n_embd_k / (L * (n_embd_k + n_embd_v)) = -n / 2L where K and V are equally wide
     decode    (W + KV) / (W + KV - saved + reread)          bytes read for one token, which bounds its time
 
-W is the bytes of the weights, KV = 2c * L * (n_embd_k + n_embd_v), and reread = 4c * n_head * n: each follower reads
-the f32 attention weights once. It says nothing of prefill, and nothing of quality.
+W is the bytes of the weights, KV = 2c * L * (n_embd_k + n_embd_v), and reread = 2c * n_head * n: each follower reads
+the f16 attention weights once. It says nothing of prefill, and nothing of quality.
 """
 
-from dataclasses import dataclass
+from shareatt_export.costs import decode_bytes, saved_parameters
+from shareatt_export.shape import Shape
 
 BITS = 4.5  # about Q4_K_M
 
 
-@dataclass(frozen=True)
-class Shape:
-    n_layer: int
-    n_embd: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
-    n_ff: int
-    n_vocab: int
-    tied: bool
-
-    @property
-    def n_embd_q(self) -> int:
-        return self.n_head * self.head_dim
-
-    @property
-    def n_embd_k(self) -> int:
-        return self.n_head_kv * self.head_dim
-
-    @property
-    def parameters(self) -> int:
-        attention = self.n_embd * (2 * self.n_embd_q + 2 * self.n_embd_k)
-        embeddings = self.n_vocab * self.n_embd * (1 if self.tied else 2)
-        return embeddings + self.n_layer * (attention + 3 * self.n_embd * self.n_ff)
-
-    def saved_parameters(self, n: int) -> int:
-        return n * self.n_embd * (self.n_embd_q + self.n_embd_k)
-
-    def decode_speedup(self, n: int, context: int) -> float:
-        weights = self.parameters * BITS / 8
-        kv = 2 * context * self.n_layer * 2 * self.n_embd_k
-        saved = self.saved_parameters(n) * BITS / 8 + 2 * context * n * self.n_embd_k
-        reread = 4 * context * self.n_head * n
-        return (weights + kv) / (weights + kv - saved + reread)
-
-
 SHAPES = {
-    "Llama-2-7B": Shape(32, 4096, 32, 32, 128, 11008, 32000, False),
-    "Llama-3.1-8B": Shape(32, 4096, 32, 8, 128, 14336, 128256, False),
-    "Llama-3.2-1B": Shape(16, 2048, 32, 8, 64, 8192, 128256, True),
-    "Qwen2.5-1.5B": Shape(28, 1536, 12, 2, 128, 8960, 151936, True),
-    "Qwen3-4B": Shape(36, 2560, 32, 8, 128, 9728, 151936, True),
+    "Llama-2-7B": Shape(32, 4096, 32, 32, 128, 11008, 32000, tied=False),
+    "Llama-3.1-8B": Shape(32, 4096, 32, 8, 128, 14336, 128256, tied=False),
+    "Llama-3.2-1B": Shape(16, 2048, 32, 8, 64, 8192, 128256, tied=True),
+    "Qwen2.5-1.5B": Shape(28, 1536, 12, 2, 128, 8960, 151936, tied=True),
+    "Qwen3-4B": Shape(36, 2560, 32, 8, 128, 9728, 151936, tied=True),
 }
 ROWS = [
     ("Llama-2-7B", 8),
@@ -73,15 +38,26 @@ ROWS = [
 ]
 
 
+def row(name: str, n: int) -> str:
+    shape = SHAPES[name]
+    facts = shape.facts()
+    alone, shared = tuple(range(shape.n_layer)), (0,) * (n + 1) + tuple(range(n + 1, shape.n_layer))
+    saved = saved_parameters(facts, shared)
+    kv = 1 - facts.kv_bytes_per_token(shared) / facts.kv_bytes_per_token(alone)
+    speedups = []
+    for context in (512, 4096, 32768):
+        before = decode_bytes(facts, alone, shape.parameters * BITS / 8, context)
+        after = decode_bytes(facts, shared, (shape.parameters - saved) * BITS / 8, context)
+        speedups.append(f"{before / after:.2f}")
+    weights = f"-{100 * saved / shape.parameters:.1f} %"
+    return f"| {name} | {n} of {shape.n_layer} | {weights} | -{100 * kv:.1f} % | {' / '.join(speedups)}x |"
+
+
 def main() -> None:
     print("| model | followers | weights | KV cache | decode at 512 / 4k / 32k tokens |")
     print("| --- | --- | --- | --- | --- |")
     for name, n in ROWS:
-        shape = SHAPES[name]
-        weights = 100 * shape.saved_parameters(n) / shape.parameters
-        kv = 100 * n / (2 * shape.n_layer)
-        speeds = " / ".join(f"{shape.decode_speedup(n, context):.2f}" for context in (512, 4096, 32768))
-        print(f"| {name} | {n} of {shape.n_layer} | -{weights:.1f} % | -{kv:.1f} % | {speeds}x |")
+        print(row(name, n))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Adding an architecture is adding a row to ARCHITECTURES (and to shared_attn_arch
 
 from dataclasses import dataclass
 
-from gguf import GGUFValueType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from .errors import BadInput, BadSpans, Unsupported
 from .header import Header
@@ -18,6 +18,7 @@ KEY_SOURCE_SHA256 = "shareatt.source.sha256"
 FORMAT_VERSION = 1
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+F16 = GGMLQuantizationType.F16
 
 
 def key_source_layers(arch: str) -> str:
@@ -73,12 +74,20 @@ class Facts:
     def n_embd_v(self, layer: int) -> int:
         return self.n_head_kv[layer] * self.head_dim_v
 
-    def kv_bytes_per_token(self, source_layers: SourceMap, element_bytes: int = 2) -> int:
-        """Bytes that one token takes in the KV cache (f16 by default); a follower has no K there."""
+    def kv_bytes_per_token(
+        self, source_layers: SourceMap, type_k: GGMLQuantizationType = F16, type_v: GGMLQuantizationType = F16
+    ) -> int:
+        """Bytes that one token takes in the KV cache; a follower has no K there."""
         layers = range(self.n_layer)
-        k = sum(self.n_embd_k(layer) for layer in layers if source_layers[layer] == layer)
-        v = sum(self.n_embd_v(layer) for layer in layers)
-        return (k + v) * element_bytes
+        k = sum(row_bytes(self.n_embd_k(layer), type_k) for layer in layers if source_layers[layer] == layer)
+        v = sum(row_bytes(self.n_embd_v(layer), type_v) for layer in layers)
+        return k + v
+
+
+def row_bytes(n: int, type: GGMLQuantizationType) -> int:
+    """Bytes of a row of `n` numbers."""
+    block, block_bytes = GGML_QUANT_SIZES[type]
+    return n // block * block_bytes
 
 
 def read_facts(header: Header) -> Facts:
