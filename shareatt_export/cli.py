@@ -12,16 +12,18 @@ from typing import Any, cast
 
 import click
 from click_default_group import DefaultGroup
+from gguf import GGMLQuantizationType
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
-from . import __version__, report, runtime
+from . import __version__, bench, bench_plot, bench_rows, report, runtime
 from .convert import OUTTYPES
 from .errors import ShareattError
 from .export import Request, export, planned
 from .facts import read_facts
 from .files import Advance, nothing
 from .header import read_header
+from .progress import steps
 from .verify import verify
 
 FILE = click.Path(path_type=Path)
@@ -33,6 +35,28 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="Only results an
 llama_cpp_option = click.option(
     "--llama-cpp", type=FILE, metavar="DIR", help="A llama.cpp checkout of your own instead of the pinned source."
 )
+
+
+class Depths(click.ParamType[tuple[int, ...]]):
+    """Ascending numbers of tokens."""
+
+    name = "N,N..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isascii() and part.isdigit() and len(part) < 8 for part in parts):
+            self.fail(f"'{value}' is not a list of depths like 0,4096,16384", param, ctx)
+        return tuple(sorted(set(map(int, parts))))
+
+
+class CacheType(click.ParamType[GGMLQuantizationType]):
+    name = "TYPE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> GGMLQuantizationType:
+        if value not in bench.CACHE_TYPES:
+            self.fail(f"'{value}' is none of {', '.join(bench.CACHE_TYPES)}", param, ctx)
+        return GGMLQuantizationType[value.upper()]
+
 
 tool_arguments = click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGUMENT...]")
 
@@ -142,6 +166,39 @@ def serve_command(file: Path, host: str, port: int, arguments: tuple[str, ...]) 
     _exec("llama-server", file, "--host", host, "--port", str(port), *arguments)
 
 
+@cli.command("bench", short_help="Measure an SA model against its dense model.")
+@click.argument("dense", type=FILE)
+@click.argument("sa", type=FILE)
+@click.option("--depths", type=Depths(), default="0,4096", show_default=True, help="Tokens already in the context.")
+@click.option("--prompt", type=click.IntRange(1), default=512, show_default=True, help="Tokens of a prefill.")
+@click.option("--generate", type=click.IntRange(1), default=16, show_default=True, help="Tokens of a decode.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Turns that each setting takes.")
+@click.option("--threads", type=click.IntRange(1), default=os.cpu_count() or 2, show_default=True)
+@click.option("--ctk", "type_k", type=CacheType(), default="f16", show_default=True, help="Type of the K cache.")
+@click.option("--ctv", "type_v", type=CacheType(), default="f16", show_default=True, help="Type of the V cache.")
+@click.option("--p-bytes", type=click.IntRange(0), multiple=True,
+              help="Also measure SA with so many bytes for attention weights (0: recompute); repeatable.")  # fmt: skip
+@click.option("--plot", type=FILE, metavar="PNG", help="Draw the speedups over depth.")
+@json_option
+@quiet_option
+def bench_command(plot: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Measure SA against DENSE, the GGUF it was made from: speed and memory, beside what the arithmetic predicts.
+
+    DENSE runs on the unpatched llama.cpp with flash attention on and off; ratios refer to the better of the two.
+    On a machine that others use, '--threads 1' measures best: it takes the CPU time, not the wall time.
+    """
+    if plot is not None:
+        bench_plot.require_matplotlib()
+    with steps(err, quiet) as progress:
+        measured = bench.measure(bench.Request(**options), progress)
+    if plot is not None:
+        bench_plot.plot(bench_rows.rows(measured), measured.request.sa.name, plot)
+    if as_json:
+        _print_json(bench_rows.as_dict(measured))
+    else:
+        report.show_bench(measured, out)
+
+
 @cli.group("runtime")
 def runtime_group() -> None:
     """The patched llama.cpp: build it, look at it."""
@@ -154,7 +211,7 @@ def runtime_group() -> None:
 @quiet_option
 def runtime_build(unpatched: bool, llama_cpp: Path | None, as_json: bool, quiet: bool) -> None:
     """Build the runtime; about 8 minutes on two cores the first time, seconds after that."""
-    with _steps(quiet) as progress:
+    with steps(err, quiet) as progress:
         built = runtime.build(not unpatched, llama_cpp, progress)
     if as_json:
         _print_json(report.runtime_dict(built))
@@ -204,24 +261,6 @@ def _bar(quiet: bool) -> Iterator[Callable[[str, int], Advance]]:
             return lambda n: progress.advance(task, n)
 
         yield watch
-
-
-@contextmanager
-def _steps(quiet: bool) -> Iterator[runtime.Progress]:
-    """Build steps on stderr: a bar with the time left on a terminal, a line for each step and each tenth elsewhere."""
-    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-    with Progress(*columns, disable=quiet or not err.is_terminal, console=err, transient=True) as progress:
-        task = progress.add_task("", total=None)
-        said: set[str] = set()
-
-        def step(what: str, fraction: float | None) -> None:
-            progress.update(task, description=what, completed=fraction or 0, total=1 if fraction is not None else None)
-            line = what if fraction is None else f"{what}: {int(10 * fraction) * 10} %"
-            if not quiet and not err.is_terminal and line not in said:
-                said.add(line)
-                err.print(line, highlight=False)
-
-        yield step
 
 
 def main() -> None:

@@ -113,24 +113,36 @@ class Context:
             raise RuntimeProblem(f"no context: {log.error()}")
         self.log = log.lines
 
-    def decode(self, tokens: Sequence[Token]) -> Logits:
-        """The logits after each token, [len(tokens), n_vocab]. Raises RuntimeProblem if llama.cpp cannot decode."""
+    def decode(self, tokens: Sequence[Token], last_only: bool = False) -> Logits:
+        """The logits after each token, [len(tokens), n_vocab], or after the last one, [1, n_vocab].
+
+        Raises RuntimeProblem if llama.cpp cannot decode.
+        """
         batch = self.lib.llama_batch_init(len(tokens), 0, 1)
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
             batch.token[i], batch.pos[i] = token.id, token.position
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, token.sequence
-            batch.logits[i] = 1
+            batch.logits[i] = not last_only or i == len(tokens) - 1
         status = self.lib.llama_decode(self.handle, batch)
         self.lib.llama_batch_free(batch)
         if status:
             raise RuntimeProblem(f"llama_decode: status {status}")
         rows = ctypes.cast(self.lib.llama_get_logits(self.handle), ctypes.POINTER(ctypes.c_float))
-        return np.ctypeslib.as_array(rows, (len(tokens), self.model.n_vocab)).copy()
+        return np.ctypeslib.as_array(rows, (1 if last_only else len(tokens), self.model.n_vocab)).copy()
 
     @property
     def memory(self) -> Any:
         return self.lib.llama_get_memory(self.handle)
+
+    def sequence_state(self, sequence: int = 0) -> bytes:
+        buffer = (ctypes.c_uint8 * self.lib.llama_state_seq_get_size(self.handle, sequence))()
+        return bytes(buffer[: self.lib.llama_state_seq_get_data(self.handle, buffer, len(buffer), sequence)])
+
+    def restore_sequence(self, state: bytes, sequence: int) -> bool:
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        with Log(self.lib):
+            return int(self.lib.llama_state_seq_set_data(self.handle, buffer, len(state), sequence)) == len(state)
 
     def state(self) -> bytes:
         buffer = (ctypes.c_uint8 * self.lib.llama_state_get_size(self.handle))()

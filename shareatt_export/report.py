@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .bench import Measured
+from .bench_rows import Ratio, Row, rows
 from .facts import KEY_EXPORTER, KEY_FORMAT_VERSION, KEY_SOURCE_SHA256, Facts
 from .header import Header, TensorInfo
 from .pin import pin
@@ -157,3 +159,35 @@ def _runtime_words(runtime: Status) -> str:
 
 def show_runtime(runtime: Status, console: Console) -> None:
     console.print(table([("runtime", _runtime_words(runtime)), ("folder", str(runtime.root))]))
+
+
+def show_bench(measured: Measured, console: Console) -> None:
+    request = measured.request
+    values = [setting.name for setting in measured.settings]
+    shared = [setting.name for setting in measured.settings if setting.shared]
+    columns = ["", "depth", *values, *(f"{name} / better dense" for name in shared), "predicted"]
+    cells = [_bench_cells(row, values, shared) for row in rows(measured)]
+    console.print(table(cells, columns))
+    console.print(
+        f"* the better dense setting (for attention: flash on). Prefill of {request.prompt} tokens, decode of "
+        f"{request.generate}; medians of {request.rounds} rounds (worst-best); threads: {request.threads}. Attention: "
+        f"of one layer, in SA of a follower. Memory: at context {request.n_ctx}; peak with, and anonymous without, the "
+        "mapped weights.",
+        highlight=False,
+    )
+
+
+def _bench_cells(row: Row, values: list[str], shared: list[str]) -> list[str]:
+    unit, scale = {"bytes": ("MiB", 2**-20), "seconds": ("ms", 1000.0)}.get(row.unit, (row.unit, 1.0))
+
+    def value(name: str) -> str:
+        number = scale * row.values[name]
+        return f"{number:.{0 if number >= 1000 else 2}f}" + " *" * (name == row.baseline)
+
+    def ratio(of: Ratio) -> str:
+        return f"{of.median:.3f}" if of.low == of.high else f"{of.median:.2f} ({of.low:.2f}-{of.high:.2f})"
+
+    depth = "" if row.depth is None else str(row.depth)
+    predicted = "" if row.predicted is None else f"{row.predicted:.3f}"
+    ratios = [ratio(row.ratios[name]) for name in shared]
+    return [f"{row.what}, {unit}", depth, *map(value, values), *ratios, predicted]

@@ -12,13 +12,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import RuntimeProblem
 from .pin import patch_id, pin
+from .progress import Step, silent
 from .source import cache_dir, copy_source, pip, sdist_dir, stock_source
 
 TOOLS = (
@@ -44,12 +45,6 @@ CMAKE_OPTIONS = (
 # Where ggml's AMX code kills the program (it does with some compilers and virtual machines), ggml alone is compiled
 # again without it: CMake includes this file at ggml's own project().
 NO_AMX = "add_compile_options(-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)\n"
-
-Progress = Callable[[str, float | None], None]  # what is being done, and the fraction that is done if it is known
-
-
-def silent(what: str, fraction: float | None) -> None:
-    """A Progress for callers who do not watch."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +78,20 @@ def status(patched: bool = True) -> Status:
     return Status(root, ready, built if ready else {})
 
 
-def require() -> Status:
+def require(patched: bool = True) -> Status:
     """The runtime, ready to use. Raises RuntimeProblem that names the command which builds it."""
-    if not (runtime := status()).ready:
+    if (runtime := status(patched)).ready:
+        return runtime
+    if patched:
         raise RuntimeProblem("llama.cpp with Shared Attention is not built yet; run 'shareatt-export runtime build'")
-    return runtime
+    raise RuntimeProblem("the unpatched llama.cpp is not built yet; run 'shareatt-export runtime build --unpatched'")
 
 
 def tool(name: str) -> Path:
     return require().bin / name
 
 
-def build(patched: bool = True, llama_cpp: Path | None = None, progress: Progress = silent) -> Status:
+def build(patched: bool = True, llama_cpp: Path | None = None, progress: Step = silent) -> Status:
     """Build what is missing and return the ready runtime; an interrupted build is resumed. Raises RuntimeProblem.
 
     `patched=False` builds the library of the same source without the patch, to compare with. `llama_cpp` is a checkout
@@ -123,7 +120,7 @@ def build(patched: bool = True, llama_cpp: Path | None = None, progress: Progres
     return status(patched)
 
 
-def _prepare_source(runtime: Status, llama_cpp: Path | None, wanted: str, patched: bool, progress: Progress) -> None:
+def _prepare_source(runtime: Status, llama_cpp: Path | None, wanted: str, patched: bool, progress: Step) -> None:
     """Copy the source unless an interrupted build did; that of a user's checkout always, which may have changed.
 
     Objects of another source are dropped with it: its files may be older than they are.
@@ -140,7 +137,7 @@ def _prepare_source(runtime: Status, llama_cpp: Path | None, wanted: str, patche
     note.write_text(wanted)
 
 
-def _install_and_test(runtime: Status, progress: Progress) -> bool:
+def _install_and_test(runtime: Status, progress: Step) -> bool:
     """Install the bindings and try a q8_0 model; if that crashes, once more without AMX. Returns whether AMX is off."""
     if not (runtime.python / "llama_cpp").is_dir():
         progress("installing the bindings", None)
@@ -180,7 +177,7 @@ def _program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
-def _compile(runtime: Status, targets: tuple[str, ...], no_amx: bool, progress: Progress) -> None:
+def _compile(runtime: Status, targets: tuple[str, ...], no_amx: bool, progress: Step) -> None:
     if not (cmake := _program("cmake")):
         raise RuntimeProblem("cmake is needed to build llama.cpp; install it, or pip install 'shareatt-export[build]'")
     configure = [cmake, "-S", str(runtime.source), "-B", str(runtime.root / "build"), *CMAKE_OPTIONS]
@@ -198,7 +195,7 @@ def _compile(runtime: Status, targets: tuple[str, ...], no_amx: bool, progress: 
         _run([cmake, "--build", str(runtime.root / "build"), "-j", jobs, "--target", *targets], log.name, progress)
 
 
-def _run(command: list[str], log_path: str, progress: Progress) -> None:
+def _run(command: list[str], log_path: str, progress: Step) -> None:
     # ccache: objects of the patched and the unpatched tree, and of the next patch, are the same but for their folder
     env = os.environ | {"CCACHE_BASEDIR": str(cache_dir()), "CCACHE_NOHASHDIR": "1"}
     errors: list[str] = []

@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""`shareatt-export bench` on models of real shapes with random q8_0 weights: 16 layers, spans 8-15, f16 cache.
+
+    python scripts/bench_shapes.py build/shapes --json build/shapes/bench.json
+
+FOLDER keeps the models (about 1.1 GB each). The vocabulary is small (32000) and tied, so that the layers are measured
+and not the output matrix. Both the default budget for attention weights and an unlimited one are measured.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from shareatt_export import bench, report
+from shareatt_export.bench_rows import as_dict
+from shareatt_export.export import Request, export, planned
+from shareatt_export.progress import steps
+from shareatt_export.shape import Shape, write_random
+
+SHAPES = {
+    "GQA": Shape(n_layer=16, n_embd=2048, n_head=32, n_head_kv=8, head_dim=64, n_ff=8192, n_vocab=32000),
+    "MHA": Shape(n_layer=16, n_embd=2048, n_head=16, n_head_kv=16, head_dim=128, n_ff=5632, n_vocab=32000),
+}
+SPANS = "8-15"
+
+
+def pair(name: str, folder: Path) -> tuple[Path, Path]:
+    """The dense and the SA model of a shape, written unless they are there."""
+    dense, sa = folder / f"{name}.gguf", folder / f"{name}-SA{SPANS}.gguf"
+    if not sa.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_random(dense, SHAPES[name])
+        with planned(Request(dense, SPANS, sa)) as plan:
+            export(plan, sa, force=False)
+    return dense, sa
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--depths", nargs="+", type=int, default=[0, 4096, 16384])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="1 takes CPU time, which other programs do not disturb")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    err, out = Console(stderr=True), Console(width=160)
+    data = {}
+    for name in args.shapes:
+        dense, sa = pair(name, args.folder)
+        request = bench.Request(
+            dense,
+            sa,
+            depths=tuple(sorted(args.depths)),
+            rounds=args.rounds,
+            threads=args.threads,
+            p_bytes=(bench.UNLIMITED,),
+        )
+        with steps(err) as progress:
+            measured = bench.measure(request, progress)
+        out.print(f"[bold]{name}[/bold] {SHAPES[name]}", highlight=False)
+        report.show_bench(measured, out)
+        data[name] = as_dict(measured)
+        if args.json:
+            args.json.write_text(json.dumps(data, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
