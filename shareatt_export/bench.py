@@ -152,7 +152,11 @@ class Child:
         )  # fmt: skip
         self.anonymous: int | None = None
         self.rss: int | None = None
-        self.buffers: dict[str, int] = self._answer()["buffers"]
+        try:
+            self.buffers: dict[str, int] = self._answer()["buffers"]
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, do: str, **arguments: int) -> list[dict[str, float]]:
         assert self.process.stdin  # noqa: S101

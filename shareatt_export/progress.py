@@ -45,9 +45,10 @@ def _lines(console: Console) -> Step:
         nonlocal start
         line, left = what, ""
         if fraction is not None:
-            start = start or time.monotonic()
             line = f"{what}: {int(10 * fraction) * 10} %"
-            if fraction > 0:
+            if start is None:
+                start = time.monotonic()
+            elif fraction > 0:
                 left = f", about {(time.monotonic() - start) * (1 - fraction) / fraction / 60:.0f} minutes left"
         if line not in said:
             said.add(line)
