@@ -33,7 +33,7 @@ P_BYTES = "LLAMA_SHARED_ATTN_P_BYTES"  # the runtime's memory for attention weig
 UNLIMITED = 1 << 62
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 N_UBATCH = 512  # llama.cpp's default
-ATTENTION_TOKENS = 5  # tokens whose attention is timed node by node
+ATTENTION_TOKENS = 5  # tokens of a round whose attention is timed node by node
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ class Pair:
 
 @dataclass
 class Measured:
-    """Seconds per setting: of each round, and of the attention of each layer."""
+    """Seconds of each round by setting: all of a token, and the attention of each layer."""
 
     request: Request
     pair: Pair
     settings: tuple[Setting, ...]
     seconds: dict[tuple[str, int], dict[str, list[float]]] = field(default_factory=dict)  # ("decode", depth)
-    attention: dict[tuple[str, int], dict[str, dict[int, float]]] = field(default_factory=dict)
+    attention: dict[tuple[str, int], dict[str, list[dict[int, float]]]] = field(default_factory=dict)
     buffers: dict[str, dict[str, int]] = field(default_factory=dict)  # "kv" and "compute", bytes
     memory: dict[str, dict[str, int | None]] = field(default_factory=dict)  # peaks of "rss" and "anonymous"
 
@@ -226,7 +226,10 @@ def measure(request: Request, progress: Step = silent) -> Measured:
     with _children(measured.settings, request, clock=True) as children:
         for depth in filter(None, request.depths):
             for child in children:
-                _attention(measured, child, depth, work)
+                child.ask("fill", depth=depth)
+            _attention(measured, children, "prefill", depth, work)  # once: it is long, and each layer counts
+            for i in range(request.rounds):
+                _attention(measured, children if i % 2 == 0 else children[::-1], "decode", depth, work)
     return measured
 
 
@@ -240,13 +243,13 @@ def _round(measured: Measured, children: list[Child], depth: int, work: "_Work")
             work.done(what, depth)
 
 
-def _attention(measured: Measured, child: Child, depth: int, work: "_Work") -> None:
-    """Seconds of the attention of each layer: for the whole prompt, and for a token (the median of some)."""
-    child.ask("fill", depth=depth)
-    for what, n in (("prefill", measured.request.prompt), ("decode", ATTENTION_TOKENS)):
-        times = child.ask(what, n=n)
+def _attention(measured: Measured, children: list[Child], what: str, depth: int, work: "_Work") -> None:
+    """Seconds of the attention of each layer: for the whole prompt, or for a token (the median of some)."""
+    rounds = measured.attention.setdefault((what, depth), {})
+    for child in children:
+        times = child.ask(what, n=measured.request.prompt if what == "prefill" else ATTENTION_TOKENS)
         middle = {int(layer): sorted(t[layer] for t in times)[len(times) // 2] for layer in times[0]}
-        measured.attention.setdefault((what, depth), {})[child.setting.name] = middle
+        rounds.setdefault(child.setting.name, []).append(middle)
         work.done(what, depth, ATTENTION_TOKENS)
 
 
@@ -256,12 +259,11 @@ class _Work:
     def __init__(self, measured: Measured, progress: Step) -> None:
         self.measured, self.progress, self.so_far = measured, progress, 0.0
         request, n = measured.request, len(measured.settings)
-        both = ("prefill", "decode")
-        rounds = request.rounds * sum(self._cost(what, depth) for depth in request.depths for what in both)
-        attention = sum(
-            self._cost(what, depth, ATTENTION_TOKENS) for depth in filter(None, request.depths) for what in both
-        )
-        self.total = n * (self._cost("prefill", 0) + rounds + attention)
+        speed = sum(self._cost(what, depth) for depth in request.depths for what in ("prefill", "decode"))
+        behind = [depth for depth in request.depths if depth]
+        once = self._cost("prefill", 0) + sum(self._cost("prefill", depth) for depth in behind)
+        attention = sum(self._cost("decode", depth, ATTENTION_TOKENS) for depth in behind)
+        self.total = n * (once + request.rounds * (speed + attention))
 
     def _cost(self, what: str, depth: int, n_decode: int | None = None) -> float:
         """In seconds of a machine with 100 GFLOP/s and 10 GB/s, though only the proportions matter."""

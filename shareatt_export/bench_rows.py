@@ -81,14 +81,15 @@ def _attention(measured: Measured) -> Iterator[Row]:
     """The attention of one follower against that of one layer with flash attention."""
     pair, request = measured.pair, measured.request
     ours = followers(pair.sa_facts.source_layers)
-    for (what, depth), by_setting in sorted(measured.attention.items()):
-        values = {}
+    for (what, depth), seconds in sorted(measured.attention.items()):
+        of_layer = {}  # of each round, the median layer
         for setting in measured.settings:
             layers = ours if setting.shared else range(pair.facts.n_layer)
-            values[setting.name] = median(by_setting[setting.name][layer] for layer in layers)
+            of_layer[setting.name] = [median(one[layer] for layer in layers) for one in seconds[setting.name]]
+        values = {name: median(rounds) for name, rounds in of_layer.items()}
         ratios = {}
         for name in _shared(measured.settings):
-            each = [by_setting[name][layer] / values[FLASH_ON] for layer in ours]
+            each = [follower / flash for follower, flash in zip(of_layer[name], of_layer[FLASH_ON], strict=True)]
             ratios[name] = Ratio(median(each), min(each), max(each))
         if what == "prefill":
             predicted = follower_prefill_share(pair.facts)

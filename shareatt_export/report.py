@@ -170,9 +170,9 @@ def show_bench(measured: Measured, console: Console) -> None:
     console.print(table(cells, columns))
     console.print(
         f"* the better dense setting (for attention: flash on). Prefill of {request.prompt} tokens, decode of "
-        f"{request.generate}; medians of {request.rounds} rounds (worst-best); threads: {request.threads}. Attention: "
-        f"of one layer, in SA of a follower. Memory: at context {request.n_ctx}; peak with, and anonymous without, the "
-        "mapped weights.",
+        f"{request.generate}; medians of {request.rounds} rounds (lowest-highest); threads: {request.threads}. "
+        f"Attention: of one layer, in SA of a follower. Memory: at context {request.n_ctx}; its peak with, and "
+        "anonymous without, the mapped weights.",
         highlight=False,
     )
 
