@@ -59,14 +59,26 @@ def _silence(lib: ModuleType) -> Any:
     return _silent.setdefault(id(lib), lib.llama_log_callback(lambda *_: None))
 
 
-class Model:
-    """Raises BadInput with llama.cpp's own reason if the file does not load."""
+def _set_fields(structure: ctypes.Structure, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if not hasattr(structure, name):
+            raise TypeError(f"{type(structure).__name__} has no field '{name}'")
+        setattr(structure, name, value)
 
-    def __init__(self, lib: ModuleType, path: Path, source_layers: tuple[int, ...] | None = None) -> None:
+
+class Model:
+    """`params` are fields of llama_model_params. Raises BadInput with llama.cpp's own reason if it does not load."""
+
+    def __init__(
+        self, lib: ModuleType, path: Path, source_layers: tuple[int, ...] | None = None, **params: Any
+    ) -> None:
         self.lib = lib
         lib.llama_backend_init()
+        fields = lib.llama_model_default_params()
+        _set_fields(fields, params)
         with Log(lib) as log:
-            self.handle = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
+            self.handle = lib.llama_model_load_from_file(str(path).encode(), fields)
+        self.log = log.lines
         if not self.handle:
             raise BadInput(f"{path}: {log.error()}")
         if source_layers is not None:
@@ -103,10 +115,7 @@ class Context:
         fields = self.lib.llama_context_default_params()
         fields.flash_attn_type = -1 if flash_attn is None else int(flash_attn)
         fields.n_threads = fields.n_threads_batch = 2
-        for name, value in params.items():
-            if not hasattr(fields, name):
-                raise TypeError(f"llama_context_params has no field '{name}'")
-            setattr(fields, name, value)
+        _set_fields(fields, params)
         with Log(self.lib) as log:
             self.handle = self.lib.llama_init_from_model(model.handle, fields)
         if not self.handle:

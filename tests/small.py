@@ -1,9 +1,11 @@
 """Small random GGUFs, written with the gguf package (the oracle of our own reader and writer)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 
 from shareatt_export.encode import header_bytes
 from shareatt_export.header import RawValue, read_header
@@ -13,8 +15,15 @@ ROWS = {"attn_q": 64, "attn_k": 32, "attn_v": 32, "attn_output": 64, "ffn_gate":
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
 
-def write_dense(path: Path, fused: bool = False, q8_0: bool = False, bias: bool = False, **extra: object) -> Path:
-    """A Llama of 12 layers; `extra` are further string keys, with _ for the first dot."""
+def write_dense(
+    path: Path,
+    fused: bool = False,
+    q8_0: bool = False,
+    bias: bool = False,
+    down_bias: Mapping[int, npt.NDArray[np.float32]] | None = None,
+    **extra: object,
+) -> Path:
+    """A Llama of 12 layers; `down_bias` is by layer, `extra` are further string keys, with _ for the first dot."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("Small")
     writer.add_organization("Test")
@@ -53,6 +62,8 @@ def write_dense(path: Path, fused: bool = False, q8_0: bool = False, bias: bool 
                 writer.add_tensor(f"blk.{layer}.{role}.bias", rng.standard_normal(n, dtype=np.float32))
             if bias and role == "attn_qkv":
                 writer.add_tensor(f"blk.{layer}.{role}.bias", rng.standard_normal(n, dtype=np.float32))
+    for layer, values in (down_bias or {}).items():
+        writer.add_tensor(f"blk.{layer}.ffn_down.bias", values)
     writer.add_tensor("output_norm.weight", np.ones(N_EMBD, dtype=np.float32))
     for key, value in extra.items():
         writer.add_string(key.replace("_", ".", 1), str(value))

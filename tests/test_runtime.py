@@ -23,7 +23,8 @@ from .test_export import export
 KEY = "llama.attention.shared_attn.source_layers"
 PARAM = KEY.replace(".", "__")
 SHARED = (0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 10, 11)
-F32_CACHE = {"n_ctx": 256, "type_k": 0, "type_v": 0}
+ONE_THREAD = {"n_threads": 1, "n_threads_batch": 1}  # these models are so small that a second one only waits
+F32_CACHE = {"n_ctx": 256, "type_k": 0, "type_v": 0} | ONE_THREAD
 U32_ARRAY = RawValue(raw_array_i32(SHARED).type, struct.pack("<IQ12I", 4, 12, *SHARED))
 
 
