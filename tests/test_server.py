@@ -1,50 +1,44 @@
-"""`shareatt-export serve` with an SA model, asked by the real OpenAI client."""
+"""`shareatt-export serve` with an SA model, asked by the real OpenAI client; two slots with a stream each."""
 
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import openai
 import pytest
 
+from .server import PORT, Server, serving
 from .test_export import export
 
 N_CTX = 512  # in two slots of 256
 
 
 @pytest.fixture(scope="module")
-def client(demo_dense, built, tmp_path_factory) -> Iterator[openai.OpenAI]:
+def server(demo_dense, built, tmp_path_factory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     out = export(demo_dense, folder / "shared.gguf")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "shareatt_export.cli", "serve", str(out), "--port", str(port)]
-    command += ["--", "-c", str(N_CTX), "-np", "2", "--context-shift", "--no-kv-unified"]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-        wait_for(client, server, folder / "log")
-        yield client
-    finally:
-        server.terminate()
-        server.wait(30)
+    options = [
+        "-t",
+        1,
+        "-tb",
+        1,
+        "-c",
+        N_CTX,
+        "-np",
+        2,
+        "--no-kv-unified",
+        "--context-shift",
+        "--slot-save-path",
+        folder,
+    ]
+    command = [sys.executable, "-m", "shareatt_export.cli", "serve", out, "--port", PORT, "--", *options]
+    with serving(*command, log=folder / "log") as server:
+        yield server
 
 
-def wait_for(client: openai.OpenAI, server: subprocess.Popen[bytes], log: Path) -> None:
-    while True:
-        assert server.poll() is None, log.read_text()[-2000:]
-        try:
-            client.models.list()
-        except openai.APIError:  # not yet listening, or still loading
-            time.sleep(0.1)
-        else:
-            return
+@pytest.fixture(scope="module")
+def client(server) -> openai.OpenAI:
+    return server.openai()
 
 
 def chat(client: openai.OpenAI, text: str) -> str:
@@ -70,3 +64,21 @@ def test_a_context_shift_goes_on(client):
         model="any", prompt="import os\n\ndef ", max_tokens=400, temperature=0, extra_body={"ignore_eos": True}
     )
     assert answer.usage.completion_tokens == 400 > N_CTX / 2 and answer.choices[0].finish_reason == "length"
+
+
+def test_a_saved_slot_goes_on_in_another(server):
+    """The text that slot 0 would have gone on with, from its file, without a look at the prompt but its last token."""
+
+    def complete(prompt, slot, n):
+        question = {"prompt": prompt, "id_slot": slot, "n_predict": n, "temperature": 0, "ignore_eos": True}
+        return server.post("/completion", **question, return_tokens=True)
+
+    prompt = server.post("/tokenize", content="class Reader:\n    def read(self, path):\n")["tokens"]
+    so_far = prompt + complete(prompt, 0, 24)["tokens"]
+    saved = server.post("/slots/0?action=save", filename="slot")
+    expected = complete(so_far, 0, 24)
+    complete("import something else\n", 1, 4)
+    restored = server.post("/slots/1?action=restore", filename="slot")
+    assert restored["n_restored"] == saved["n_saved"] == len(so_far) - 1  # the last one is not decoded yet
+    again = complete(so_far, 1, 24)
+    assert again["timings"]["prompt_n"] == 1 and again["tokens"] == expected["tokens"]
