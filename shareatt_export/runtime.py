@@ -30,6 +30,7 @@ TOOLS = (
     "llama-quantize",
     "llama-completion",
     "llama-gguf-split",
+    "ggml-rpc-server",
 )
 BINDINGS_NEED = ("typing-extensions", "diskcache", "jinja2", "markupsafe")  # numpy is ours already
 CMAKE_OPTIONS = (
@@ -41,6 +42,7 @@ CMAKE_OPTIONS = (
     "-DLLAMA_BUILD_APP=OFF",
     "-DLLAMA_USE_PREBUILT_UI=OFF",
     "-DLLAMA_OPENSSL=OFF",
+    "-DGGML_RPC=ON",
 )
 # Where ggml's AMX code kills the program (it does with some compilers and virtual machines), ggml alone is compiled
 # again without it: CMake includes this file at ggml's own project().
@@ -75,7 +77,16 @@ def status(patched: bool = True) -> Status:
     except (OSError, ValueError):  # not built, or the machine went down while it was written
         built = {}
     ready = isinstance(built, dict) and built.keys() >= {"llama_cpp", "source", "abi", "amx_disabled"}
+    ready = ready and built.get("cmake") == _recipe(patched)  # else an earlier version built it with less in it
     return Status(root, ready, built if ready else {})
+
+
+def _recipe(patched: bool) -> list[str]:
+    return [*CMAKE_OPTIONS, *_targets(patched)]
+
+
+def _targets(patched: bool) -> tuple[str, ...]:
+    return ("llama", *TOOLS) if patched else ("llama",)
 
 
 def require(patched: bool = True) -> Status:
@@ -106,7 +117,7 @@ def build(patched: bool = True, llama_cpp: Path | None = None, progress: Step = 
             return runtime
         _prepare_source(runtime, llama_cpp, wanted, patched, progress)
         no_amx = not patched and bool(require().built["amx_disabled"])
-        _compile(runtime, ("llama", *TOOLS) if patched else ("llama",), no_amx, progress)
+        _compile(runtime, _targets(patched), no_amx, progress)
         if patched:
             no_amx = _install_and_test(runtime, progress)
         record = {
@@ -115,6 +126,7 @@ def build(patched: bool = True, llama_cpp: Path | None = None, progress: Step = 
             "patch": patch_id() if patched else None,
             "abi": pin().abi if patched else None,
             "amx_disabled": no_amx,
+            "cmake": _recipe(patched),
         }
         _write_stamp(runtime.root / "runtime.json", record)
     return status(patched)
@@ -147,7 +159,7 @@ def _install_and_test(runtime: Status, progress: Step) -> bool:
     no_amx = died < 0
     if no_amx:
         progress(f"it died of signal {-died}; compiling ggml again without AMX", None)
-        _compile(runtime, ("llama", *TOOLS), no_amx, progress)
+        _compile(runtime, _targets(patched=True), no_amx, progress)
         died = _smoke(runtime)
     if died:
         raise RuntimeProblem(f"{runtime.bin}: fails its first model (status {died}); see {runtime.root}/smoke.log")

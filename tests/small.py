@@ -8,11 +8,20 @@ import numpy as np
 import numpy.typing as npt
 
 from shareatt_export.encode import header_bytes
+from shareatt_export.engine import Token
 from shareatt_export.header import RawValue, read_header
 
 N_LAYER, N_EMBD, N_HEAD, N_HEAD_KV = 12, 64, 4, 2
 ROWS = {"attn_q": 64, "attn_k": 32, "attn_v": 32, "attn_output": 64, "ffn_gate": 64, "ffn_down": 64, "ffn_up": 64}
+N_VOCAB = 32
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
+
+# Of a context for such a model, which is so small that a second thread would only wait.
+F32_CACHE = {"n_ctx": 256, "type_k": 0, "type_v": 0, "n_threads": 1, "n_threads_batch": 1}
+
+
+def tokens(n: int, first: int = 0, sequence: int = 0) -> list[Token]:
+    return [Token((7 * i + 3) % N_VOCAB, i, sequence) for i in range(first, first + n)]
 
 
 def write_dense(
@@ -36,7 +45,7 @@ def write_dense(
     writer.add_head_count(N_HEAD)
     writer.add_head_count_kv(N_HEAD_KV)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(32)
+    writer.add_vocab_size(N_VOCAB)
     writer.add_tokenizer_model("no_vocab")
     writer.add_array("test.numbers", [1, 2, 3])
     writer.add_array("test.words", ["a", "", "längs"])
@@ -49,7 +58,7 @@ def write_dense(
         else:
             writer.add_tensor(name, data)
 
-    add("token_embd.weight", 32)
+    add("token_embd.weight", N_VOCAB)
     for layer in range(N_LAYER):
         writer.add_tensor(f"blk.{layer}.attn_norm.weight", np.ones(N_EMBD, dtype=np.float32))
         writer.add_tensor(f"blk.{layer}.ffn_norm.weight", np.ones(N_EMBD, dtype=np.float32))

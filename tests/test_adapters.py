@@ -10,8 +10,9 @@ from shareatt_export.engine import Context, Log, Model
 from . import parity, small
 from .adapters import apply_lora, merge_lora, write_lora
 from .parity import nmse
+from .small import F32_CACHE, tokens
 from .test_export import export
-from .test_runtime import F32_CACHE, SHARED, tokens
+from .test_runtime import SHARED
 
 FOLLOWERS = [layer for layer, source in enumerate(SHARED) if layer != source]
 LORAS = {

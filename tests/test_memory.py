@@ -12,8 +12,9 @@ from shareatt_export.header import read_header
 
 from . import parity, small
 from .parity import nmse
+from .small import F32_CACHE, tokens
 from .test_export import export
-from .test_runtime import F32_CACHE, PARAM, SHARED, tokens
+from .test_runtime import PARAM, SHARED
 
 LOAD_MODES = {"read": 0, "mmap": 1, "direct I/O": 4}
 MEAN, LAST = 1, 3  # llama_pooling_type
@@ -96,7 +97,9 @@ def embeddings(model, flash_attn, pooling, n_sequences):
 @pytest.mark.parametrize("flash_attn", [False, True])
 def test_embeddings_are_what_the_logits_come_from(model, shared, flash_attn):
     table = read_header(shared).tensors["token_embd.weight"]  # the output projection too
-    weight = np.fromfile(shared, np.float32, 32 * small.N_EMBD, offset=table.offset).reshape(32, small.N_EMBD)
+    weight = np.fromfile(shared, np.float32, small.N_VOCAB * small.N_EMBD, offset=table.offset).reshape(
+        small.N_VOCAB, small.N_EMBD
+    )
     with Context(model, flash_attn, **F32_CACHE) as context:
         expected = context.decode(tokens(9))
     assert nmse(embeddings(model, flash_attn, 0, 1) @ weight.T, expected) < 1e-10

@@ -18,13 +18,12 @@ from shareatt_export.source import apply_patch, stock_source
 
 from . import parity, small
 from .parity import nmse
+from .small import F32_CACHE, tokens
 from .test_export import export
 
 KEY = "llama.attention.shared_attn.source_layers"
 PARAM = KEY.replace(".", "__")
 SHARED = (0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 10, 11)
-ONE_THREAD = {"n_threads": 1, "n_threads_batch": 1}  # these models are so small that a second one only waits
-F32_CACHE = {"n_ctx": 256, "type_k": 0, "type_v": 0} | ONE_THREAD
 U32_ARRAY = RawValue(raw_array_i32(SHARED).type, struct.pack("<IQ12I", 4, 12, *SHARED))
 
 
@@ -33,10 +32,6 @@ def files(built, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runtime")
     dense = small.write_dense(folder / "dense.gguf")
     return dense, export(dense, folder / "shared.gguf"), folder
-
-
-def tokens(n, first=0, sequence=0):
-    return [Token((7 * i + 3) % 32, i, sequence) for i in range(first, first + n)]
 
 
 BAD_MAPS = {
