@@ -57,23 +57,23 @@ def test_threads_change_nothing(model, flash_attn):
 
 
 @pytest.mark.parametrize("flash_attn", [False, True])
-def test_two_contexts_at_once(model, flash_attn):
-    """What sources leave for their followers is of one context, also while another builds its graphs."""
+def test_two_contexts_at_once(shared, tmp_path, flash_attn):
+    """What a source leaves for its followers is of one context, also while another builds its graphs."""
+    path = export(shared.with_name("dense.gguf"), tmp_path / "shared.gguf", "0-11")  # a long way to the last follower
 
-    def generate(first):
+    def generate(model, first):
+        at, logits = 0, []
         with Context(model, flash_attn, **F32_CACHE) as context:
-            sizes = [1 + (first + i) % 5 for i in range(40)]  # never the same twice, so that graphs are built anew
-            starts = np.cumsum([0, *sizes])
-            return np.concatenate(
-                [
-                    context.decode([Token((first * k + 3) % 32, int(k)) for k in range(at, at + n)])
-                    for at, n in zip(starts, sizes, strict=False)
-                ]
-            )
+            for i in range(60):
+                n = 1 + (first + i) % 4  # never the same twice, so that graphs are built anew
+                logits.append(context.decode([Token((first * k + 3) % 32, k) for k in range(at, at + n)]))
+                at += n
+        return np.concatenate(logits)
 
-    alone = [generate(first) for first in (5, 11)]
-    with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(generate, (5, 11)))
+    with Model(parity.lib(), path) as model:
+        alone = [generate(model, first) for first in (5, 11)]
+        with ThreadPoolExecutor(2) as pool:
+            together = list(pool.map(generate, (model, model), (5, 11)))
     assert all(np.array_equal(one, two) for one, two in zip(alone, together, strict=True))
 
 
