@@ -25,6 +25,8 @@ from .files import Advance, nothing
 from .header import read_header
 from .progress import steps
 from .verify import verify
+from .wheel import build_wheel
+from .wheel import version as wheel_version
 
 FILE = click.Path(path_type=Path)
 out = Console(width=None if sys.stdout.isatty() else 120)
@@ -217,6 +219,20 @@ def runtime_build(unpatched: bool, llama_cpp: Path | None, as_json: bool, quiet:
         _print_json(report.runtime_dict(built))
     else:
         click.echo(str(built.bin))
+
+
+@runtime_group.command("wheel")
+@click.option("-o", "--output", type=FILE, default=".", metavar="DIR", help="Where to put it.  [default: here]")
+@json_option
+@quiet_option
+def runtime_wheel(output: Path, as_json: bool, quiet: bool) -> None:
+    """Build llama-cpp-python with Shared Attention as a wheel for pip, for this machine's kind of processor."""
+    with _steps(quiet) as progress:
+        made = build_wheel(output, progress)
+    if as_json:
+        _print_json({"wheel": str(made), "version": wheel_version()})
+    else:
+        click.echo(str(made))
 
 
 @runtime_group.command("status")

@@ -111,7 +111,7 @@ def build(patched: bool = True, llama_cpp: Path | None = None, progress: Step = 
     runtime = status(patched)
     runtime.root.mkdir(parents=True, exist_ok=True)
     wanted = str(llama_cpp.resolve()) if llama_cpp else f"{pin().package}=={pin().version}"
-    with _lock(runtime.root):
+    with locked(runtime.root):
         runtime = status(patched)
         if runtime.ready and runtime.built["source"] == wanted and llama_cpp is None:
             return runtime
@@ -167,8 +167,8 @@ def _install_and_test(runtime: Status, progress: Step) -> bool:
 
 
 @contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    """One build at a time; a second one waits and then finds everything done."""
+def locked(root: Path) -> Iterator[None]:
+    """One build at a time in a folder; a second one waits and then finds everything done."""
     try:
         import fcntl
     except ImportError:
@@ -195,21 +195,30 @@ def _compile(runtime: Status, targets: tuple[str, ...], no_amx: bool, progress: 
     configure = [cmake, "-S", str(runtime.source), "-B", str(runtime.root / "build"), *CMAKE_OPTIONS]
     if ninja := _program("ninja"):
         configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    include = runtime.root / "no-amx.cmake"
-    include.write_text(NO_AMX if no_amx else "")
-    configure.append(f"-DCMAKE_PROJECT_ggml_INCLUDE={include}")
-    if _program("ccache"):
-        configure += ["-DCMAKE_C_COMPILER_LAUNCHER=ccache", "-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"]
+    configure += compiler_options(runtime.root, no_amx)
     jobs = str(os.cpu_count() or 2)
     with (runtime.root / "build.log").open("w") as log:
         progress("configuring", None)
-        _run(configure, log.name, progress)
-        _run([cmake, "--build", str(runtime.root / "build"), "-j", jobs, "--target", *targets], log.name, progress)
+        run_logged(configure, log.name, progress)
+        run_logged(
+            [cmake, "--build", str(runtime.root / "build"), "-j", jobs, "--target", *targets], log.name, progress
+        )
 
 
-def _run(command: list[str], log_path: str, progress: Step) -> None:
+def compiler_options(folder: Path, no_amx: bool) -> list[str]:
+    """CMake's, beside those of llama.cpp; `folder` is where the file goes that they name."""
+    include = folder / "no-amx.cmake"
+    include.write_text(NO_AMX if no_amx else "")
+    options = [f"-DCMAKE_PROJECT_ggml_INCLUDE={include}"]
+    if _program("ccache"):
+        options += ["-DCMAKE_C_COMPILER_LAUNCHER=ccache", "-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"]
+    return options
+
+
+def run_logged(command: list[str], log_path: str, progress: Step, env: Mapping[str, str] | None = None) -> None:
+    """Run a build, and tell `progress` what CMake's output says of it. Raises RuntimeProblem with its first error."""
     # ccache: objects of the patched and the unpatched tree, and of the next patch, are the same but for their folder
-    env = os.environ | {"CCACHE_BASEDIR": str(cache_dir()), "CCACHE_NOHASHDIR": "1"}
+    env = os.environ | {"CCACHE_BASEDIR": str(cache_dir()), "CCACHE_NOHASHDIR": "1"} | dict(env or {})
     errors: list[str] = []
     with (
         Path(log_path).open("a") as log,
@@ -220,7 +229,7 @@ def _run(command: list[str], log_path: str, progress: Step) -> None:
         try:
             for line in child.stdout or ():
                 log.write(line)
-                if step := re.match(r"\[ *(\d+)(?:/(\d+)|%)\]", line):
+                if step := re.match(r" *\[ *(\d+)(?:/(\d+)|%)\]", line):
                     progress("compiling", int(step[1]) / int(step[2] or 100))
                 elif re.search(r"\berror\b", line, re.IGNORECASE):
                     errors.append(line.strip())
