@@ -40,9 +40,9 @@ def test_a_fresh_environment_runs_sa_files(run, built, demo_dense, tmp_path):
     done = run("runtime", "wheel", "-o", tmp_path, "--json")
     assert done.status == 0, done.stderr
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", json.loads(done.stdout)["wheel"]], check=True)
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LLAMA_CPP_LIB_PATH")}
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", json.loads(done.stdout)["wheel"]], env=clean, check=True)
 
     def say(python, env):
         command = [python, "-c", SAY, shared]
