@@ -227,7 +227,7 @@ def runtime_build(unpatched: bool, llama_cpp: Path | None, as_json: bool, quiet:
 @quiet_option
 def runtime_wheel(output: Path, as_json: bool, quiet: bool) -> None:
     """Build llama-cpp-python with Shared Attention as a wheel for pip, for this machine's kind of processor."""
-    with _steps(quiet) as progress:
+    with steps(err, quiet) as progress:
         made = build_wheel(output, progress)
     if as_json:
         _print_json({"wheel": str(made), "version": wheel_version()})

@@ -62,6 +62,7 @@ class Shape:
             head_dim_k=self.head_dim,
             head_dim_v=self.head_dim,
             n_ctx_train=CONTEXT_LENGTH,
+            is_swa=(False,) * self.n_layer,
             source_layers=source_layers or tuple(range(self.n_layer)),
         )
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from .errors import RuntimeProblem
 from .pin import patch_id, pin
-from .runtime import Progress, compiler_options, locked, require, run_logged, silent
+from .progress import Step, silent
+from .runtime import compiler_options, locked, require, run_logged
 from .source import apply_patch, cache_dir, sdist_dir, stock_source
 
 
@@ -17,7 +18,7 @@ def version() -> str:
     return f"{pin().version}+shareatt.{patch_id()}"
 
 
-def build_wheel(folder: Path, progress: Progress = silent) -> Path:
+def build_wheel(folder: Path, progress: Step = silent) -> Path:
     """Build the wheel, for this machine's processor, into `folder`. Raises RuntimeProblem.
 
     The runtime must be there, because its build has found out what this processor stands.

@@ -42,10 +42,16 @@ N_TOKENS = 96
 N_UBATCH = 32  # of the modes that split a batch
 TOLERANCE = {"f32": 1e-6, "f16": 1e-4}
 GGML_TYPE = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
-# How followers get the weights: flash attention, and the bytes that the probabilities may take. A dense model knows two
-# of them: flash attention off ("reuse") and on.
-PATHS = {"reuse": (False, None), "recompute": (True, 0), "hybrid": (True, 1 << 40)}
-BUDGET = "LLAMA_SHARED_ATTN_P_BYTES"
+BUDGET, HYBRID = "LLAMA_SHARED_ATTN_P_BYTES", "LLAMA_SHARED_ATTN_HYBRID"
+UNLIMITED = str(1 << 40)
+# How followers get the weights: flash attention, and the environment. A dense model knows two of them: "plain" is flash
+# attention off, and all others are on.
+PATHS = {
+    "plain": (False, {}),
+    "reuse": (True, {BUDGET: UNLIMITED}),
+    "hybrid": (True, {BUDGET: UNLIMITED, HYBRID: "1"}),
+    "recompute": (True, {BUDGET: "0"}),
+}
 TOKENS = np.random.default_rng(7).integers(3, 2048, (2, N_TOKENS))
 
 Array = npt.NDArray[np.floating]
@@ -130,32 +136,32 @@ MODES = {
 
 
 @contextmanager
-def budget(n_bytes: int | None) -> Iterator[None]:
-    """What the probabilities may take in the contexts created within; None for the runtime's own choice."""
-    if n_bytes is not None:
-        os.environ[BUDGET] = str(n_bytes)
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """Of the contexts created within."""
+    os.environ.update(variables)
     try:
         yield
     finally:
-        os.environ.pop(BUDGET, None)
+        for name in variables:
+            del os.environ[name]
 
 
 def logits(
-    file: Path, mode: str = "prefill", kv: str = "f32", path: str = "reuse", share: SourceMap | None = None
+    file: Path, mode: str = "prefill", kv: str = "f32", path: str = "plain", share: SourceMap | None = None
 ) -> Array:
     """`kv` is the type of the cache; "q8_0/f16" has K in one and V in another."""
     type_k, type_v = (GGML_TYPE[name] for name in (kv.split("/") * 2)[:2])
     params = {"n_ctx": 512, "n_batch": 256, "n_ubatch": 256, "type_k": type_k, "type_v": type_v}
-    way, (flash_attn, n_bytes) = MODES[mode], PATHS[path]
+    way, (flash_attn, variables) = MODES[mode], PATHS[path]
     with (
-        budget(n_bytes),
+        environment(variables),
         Model(lib(), file, share) as model,
         Context(model, flash_attn, **(params | way.params)) as context,
     ):
         return way.run(context)
 
 
-def error(case: Case, file: Path, spans: str, mode: str, kv: str, path: str = "reuse") -> float:
+def error(case: Case, file: Path, spans: str, mode: str, kv: str, path: str = "plain") -> float:
     expected = case.reference(source_map(parse_spans(spans, tiny.N_LAYER), tiny.N_LAYER), MODES[mode].sequence)
     return nmse(logits(file, mode, kv, path), expected)
 
@@ -242,12 +248,13 @@ Normalised mean squared error of the logits, {n} tokens, tiny attention-dominant
 The reference is float64 torch (`shareatt_export/reference.py`). F32 and F16 name the type of the weights and of the KV
 cache. Followers get the weights on three paths:
 
-- reuse: flash attention off; they reuse the source's probabilities;
-- recompute: flash attention on, no memory for the probabilities; they recompute from the source's Q and K;
-- hybrid: flash attention outside the spans, reuse within.
+- plain: flash attention switched off; they reuse the source's probabilities;
+- reuse: the same with flash attention on, as far as there is memory for the probabilities; no layer needs it then;
+- hybrid: flash attention outside the spans, reuse within;
+- recompute: flash attention everywhere, followers with the source's Q and K.
 
-Where flash attention is on, the error is beside what the *dense* model shows between flash attention on and off: ggml's
-CPU kernel rounds K and V to f16. At most twice that is tolerated.
+Where flash attention is at work, the error is beside what the *dense* model shows between flash attention on and off:
+ggml's CPU kernel rounds K and V to f16. At most twice that is tolerated.
 """
 
 
@@ -259,8 +266,11 @@ def flash_error_of_dense(case: Case, mode: str) -> float:
 # The type of the cache (K/V) and the path. llama.cpp quantises V with flash attention only; and as a quantised V cannot
 # be transposed, its followers recompute.
 CACHES = [(kv, "recompute") for kv in ("f16", "bf16", "q8_0", "q4_0", "q8_0/q4_0")]
-CACHES += [(kv, path) for path in ("reuse", "hybrid") for kv in ("f16", "bf16", "q8_0/f16", "q4_0/f16")]
-CACHES += [(f"{kv}/f32", path) for path in ("reuse", "hybrid") for kv in ("f16", "bf16", "q8_0", "q4_0")]
+CACHES += [
+    (kv, path)
+    for path in ("plain", "reuse", "hybrid")
+    for kv in ("f16", "bf16", "q8_0/f16", "q4_0/f16", "f16/f32", "bf16/f32", "q8_0/f32", "q4_0/f32")
+]
 WIDE = 64  # heads of this size are rotated (Hadamard) before a cache is quantised
 
 
@@ -277,17 +287,17 @@ def cache_errors(case: Case, folder: Path, kv: str, path: str) -> tuple[float, d
 def report(folder: Path) -> Iterator[str]:
     yield PREFACE.format(n=N_TOKENS, layers=tiny.N_LAYER)
     yield f"Tolerances: F32 {TOLERANCE['f32']:.0e}, F16 {TOLERANCE['f16']:.0e}.\n"
-    yield "| heads | spans | way | reuse, F32 | reuse, F16 | recompute, F32 | hybrid, F32 | flash, dense F32 |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    yield "| heads | spans | way | " + " | ".join(f"{path}, F32" for path in PATHS) + " | plain, F16 | dense, F32 |"
+    yield "| --- | --- | --- |" + " --- |" * (len(PATHS) + 2)
     cases = {(heads, kv): make_case(heads, kv, folder) for heads in tiny.HEADS for kv in TOLERANCE}
     for heads in tiny.HEADS:
         f32, f16 = cases[heads, "f32"], cases[heads, "f16"]
         for name, spans in SPANS.items():
             for mode in MODES:
-                cells = [error(f16, f16.shared(spans, folder), spans, mode, "f16")]
                 file = f32.shared(spans, folder)
-                reuse, *flash = (error(f32, file, spans, mode, "f32", path) for path in PATHS)
-                cells = [reuse, *cells, *flash, flash_error_of_dense(f32, mode)]
+                cells = [error(f32, file, spans, mode, "f32", path) for path in PATHS]
+                cells.append(error(f16, f16.shared(spans, folder), spans, mode, "f16"))
+                cells.append(flash_error_of_dense(f32, mode))
                 yield f"| {heads} | {name} `{spans}` | {mode} | " + " | ".join(f"{cell:.1e}" for cell in cells) + " |"
     yield "\n## Cache types\n"
     yield f"GQA with heads of {WIDE}, F32 weights, several ubatches: the error of the dense model, and the worst over"

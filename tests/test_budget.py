@@ -26,10 +26,10 @@ def cases(folder: Path, built: runtime.Status) -> dict[str, parity.Case]:
     return {heads: parity.make_case(heads, "f16", folder) for heads in tiny.HEADS}
 
 
-def n_ubatch(file: Path, n_bytes: int | None = None, **params: object) -> tuple[int, str]:
+def n_ubatch(file: Path, variables: dict[str, str], **params: object) -> tuple[int, str]:
     """What the context makes of an n_ubatch of 512, and its log."""
     params = {"n_ctx": N_CTX, "n_ubatch": 512} | params
-    with parity.budget(n_bytes), Model(parity.lib(), file) as model, Context(model, True, **params) as context:
+    with parity.environment(variables), Model(parity.lib(), file) as model, Context(model, True, **params) as context:
         return int(parity.lib().llama_n_ubatch(context.handle)), context.log
 
 
@@ -44,7 +44,7 @@ def test_the_probabilities_take_what_the_followers_save(cases, folder, heads, sp
     n_stream = params.get("n_seq_max", 1)
     saved = n_followers * facts.n_embd_k(0) * 2 * params.get("n_ctx", N_CTX)
     fits = saved // (2 * facts.n_head[0] * (params.get("n_ctx", N_CTX) // n_stream))
-    size, log = n_ubatch(file, **params)
+    size, log = n_ubatch(file, {}, **params)
     if fits < 64:
         assert size == 512 and "followers recompute the attention weights" in log
     else:
@@ -54,11 +54,11 @@ def test_the_probabilities_take_what_the_followers_save(cases, folder, heads, sp
 def test_the_user_can_say_otherwise(cases, folder):
     file = cases["GQA"].shared("0-7", folder)
     per_token = 2 * tiny.N_HEAD * N_CTX
-    assert n_ubatch(file, 1 << 40)[0] == 512
-    assert n_ubatch(file, 200 * per_token)[0] == 200
-    assert n_ubatch(file, 64 * per_token)[0] == 64
+    assert n_ubatch(file, {parity.BUDGET: parity.UNLIMITED})[0] == 512
+    assert n_ubatch(file, {parity.BUDGET: str(200 * per_token)})[0] == 200
+    assert n_ubatch(file, {parity.BUDGET: str(64 * per_token)})[0] == 64
     for too_little in (0, 64 * per_token - 1):
-        size, log = n_ubatch(file, too_little)
+        size, log = n_ubatch(file, {parity.BUDGET: str(too_little)})
         assert size == 512 and "followers recompute" in log
 
 
@@ -72,7 +72,7 @@ def test_what_is_no_number_of_bytes_is_refused(cases, folder, monkeypatch, text)
 
 def buffers(file: Path, **params: object) -> float:
     """MiB of the KV cache and of the compute buffers."""
-    _, log = n_ubatch(file, n_ctx=16384, **params)
+    _, log = n_ubatch(file, {}, n_ctx=16384, **params)
     return sum(map(float, re.findall(r"(?:KV|compute) buffer size = +([0-9.]+) MiB", log)))
 
 

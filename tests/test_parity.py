@@ -34,13 +34,14 @@ def cases(folder: Path, built: runtime.Status) -> dict[tuple[str, str], Case]:
     return {(heads, kv): parity.make_case(heads, kv, folder) for heads in HEADS for kv in parity.TOLERANCE}
 
 
+@pytest.mark.parametrize("path", ["plain", "reuse"])
 @pytest.mark.parametrize("kv", parity.TOLERANCE)
 @pytest.mark.parametrize("spans", parity.SPANS.values(), ids=parity.SPANS)
 @pytest.mark.parametrize("heads", HEADS)
-def test_runtime_is_the_reference(cases, folder, heads, spans, kv):
+def test_runtime_is_the_reference(cases, folder, heads, spans, kv, path):
     case = cases[heads, kv]
     file = case.shared(spans, folder)
-    errors = {mode: parity.error(case, file, spans, mode, kv) for mode in parity.MODES}
+    errors = {mode: parity.error(case, file, spans, mode, kv, path) for mode in parity.MODES}
     assert max(errors.values()) <= parity.TOLERANCE[kv], errors
 
 
@@ -116,7 +117,7 @@ def test_setting_spans_on_the_dense_file_is_the_exported_file(cases, folder, spa
     assert np.array_equal(ours, parity.logits(case.shared(spans, folder), path=path))
 
 
-@pytest.mark.parametrize("path", ["reuse", "recompute"])  # flash attention off and on
+@pytest.mark.parametrize("path", ["plain", "recompute"])  # flash attention off and on
 @pytest.mark.parametrize("kv", parity.TOLERANCE)
 def test_dense_logits_are_bit_equal_without_the_patch(cases, folder, built, kv, path):
     """A process loads one library, so the unpatched one runs in a child."""
@@ -136,7 +137,11 @@ def test_kv_cache_has_the_planned_size(cases, folder, spans, path):
     """At 8192 cells a layer's K of this model is 1 MiB, so llama.cpp's two decimals are exact."""
     file = cases["GQA", "f32"].shared(spans, folder)
     facts = read_facts(read_header(file))
-    flash_attn, n_bytes = parity.PATHS[path]
-    with parity.budget(n_bytes), Model(parity.lib(), file) as model, Context(model, flash_attn, n_ctx=8192) as context:
+    flash_attn, variables = parity.PATHS[path]
+    with (
+        parity.environment(variables),
+        Model(parity.lib(), file) as model,
+        Context(model, flash_attn, n_ctx=8192) as context,
+    ):
         (said,) = re.findall(r"llama_kv_cache: size = +([0-9.]+) MiB", context.log)
     assert float(said) * 2**20 == facts.kv_bytes_per_token(facts.source_layers) * 8192

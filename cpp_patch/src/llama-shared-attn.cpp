@@ -175,6 +175,21 @@ int llama_shared_attn_tensor_flags(const llama_hparams & hparams, const LLM_TN_I
     return llama_model_loader::TENSOR_NOT_REQUIRED | llama_model_loader::TENSOR_SKIP | llama_model_loader::TENSOR_SKIP_IF_VIRTUAL;
 }
 
+void llama_shared_attn_check_lora(const llama_model & model, const std::string & name) {
+    for (uint32_t il = 0; il < model.hparams.n_layer_all; ++il) {
+        if (!llama_shared_attn_is_follower(model.hparams, il)) {
+            continue;
+        }
+
+        for (const llm_tensor tensor : shared_attn_qk_tensors) {
+            if (name == LLM_TN(model.arch)(tensor, "weight", il).str()) {
+                throw std::runtime_error(format("LoRA tensor '%s': layer %u reuses the attention weights of layer %u, so it has no Q and K to adapt",
+                    name.c_str(), il, llama_shared_attn_source(model.hparams, il)));
+            }
+        }
+    }
+}
+
 //
 // graph
 //
