@@ -48,14 +48,14 @@ def test_the_probabilities_take_what_the_followers_save(cases, folder, heads, sp
     if fits < 64:
         assert size == 512 and "followers recompute the attention weights" in log
     else:
-        assert size == min(fits, 512) and "followers recompute" not in log
+        assert size == min(fits - fits % 16, 512) and "followers recompute" not in log
 
 
 def test_the_user_can_say_otherwise(cases, folder):
     file = cases["GQA"].shared("0-7", folder)
     per_token = 2 * tiny.N_HEAD * N_CTX
     assert n_ubatch(file, {parity.BUDGET: parity.UNLIMITED})[0] == 512
-    assert n_ubatch(file, {parity.BUDGET: str(200 * per_token)})[0] == 200
+    assert n_ubatch(file, {parity.BUDGET: str(200 * per_token)})[0] == 192
     assert n_ubatch(file, {parity.BUDGET: str(64 * per_token)})[0] == 64
     for too_little in (0, 64 * per_token - 1):
         size, log = n_ubatch(file, {parity.BUDGET: str(too_little)})
