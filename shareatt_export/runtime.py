@@ -117,7 +117,7 @@ def build(patched: bool = True, llama_cpp: Path | None = None, progress: Step = 
             return runtime
         _prepare_source(runtime, llama_cpp, wanted, patched, progress)
         no_amx = not patched and bool(require().built["amx_disabled"])
-        _compile(runtime, _targets(patched), no_amx, progress)
+        compile_source(runtime.root, _targets(patched), no_amx, progress)
         if patched:
             no_amx = _install_and_test(runtime, progress)
         record = {
@@ -159,7 +159,7 @@ def _install_and_test(runtime: Status, progress: Step) -> bool:
     no_amx = died < 0
     if no_amx:
         progress(f"it died of signal {-died}; compiling ggml again without AMX", None)
-        _compile(runtime, _targets(patched=True), no_amx, progress)
+        compile_source(runtime.root, _targets(patched=True), no_amx, progress)
         died = _smoke(runtime)
     if died:
         raise RuntimeProblem(f"{runtime.bin}: fails its first model (status {died}); see {runtime.root}/smoke.log")
@@ -189,20 +189,26 @@ def _program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
-def _compile(runtime: Status, targets: tuple[str, ...], no_amx: bool, progress: Step) -> None:
+def compile_source(
+    root: Path,
+    targets: tuple[str, ...],
+    no_amx: bool,
+    progress: Step,
+    build: str = "build",
+    options: tuple[str, ...] = (),
+) -> None:
+    """Build the source `root`/llama.cpp in the folder `root`/`build`; `options` are for CMake, beside those of ours."""
     if not (cmake := _program("cmake")):
         raise RuntimeProblem("cmake is needed to build llama.cpp; install it, or pip install 'shareatt-export[build]'")
-    configure = [cmake, "-S", str(runtime.source), "-B", str(runtime.root / "build"), *CMAKE_OPTIONS]
+    configure = [cmake, "-S", str(root / "llama.cpp"), "-B", str(root / build), *CMAKE_OPTIONS, *options]
     if ninja := _program("ninja"):
         configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    configure += compiler_options(runtime.root, no_amx)
+    configure += compiler_options(root, no_amx)
     jobs = str(os.cpu_count() or 2)
-    with (runtime.root / "build.log").open("w") as log:
+    with (root / f"{build}.log").open("w") as log:
         progress("configuring", None)
         run_logged(configure, log.name, progress)
-        run_logged(
-            [cmake, "--build", str(runtime.root / "build"), "-j", jobs, "--target", *targets], log.name, progress
-        )
+        run_logged([cmake, "--build", str(root / build), "-j", jobs, "--target", *targets], log.name, progress)
 
 
 def compiler_options(folder: Path, no_amx: bool) -> list[str]:

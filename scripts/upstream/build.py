@@ -1,0 +1,55 @@
+"""llama.cpp's own tests, built from the unpatched and from the patched source in folders of the cache.
+
+One source tree each, one build folder for each sanitizer: <cache>/upstream-tests/{unpatched,patched}-*/build*.
+"""
+
+from pathlib import Path
+
+from shareatt_export import runtime
+from shareatt_export.pin import patch_id, pin
+from shareatt_export.source import cache_dir, copy_source
+
+TESTS = (
+    "test-gguf",
+    "test-alloc",
+    "test-batch-alloc",
+    "test-llama-archs",
+    "test-save-load-state",
+    "test-state-restore-fragmented",
+    "test-thread-safety",
+    "test-model-load-cancel",
+    "test-autorelease",
+    "test-backend-sampler",
+    "test-recurrent-state-rollback",
+)
+# -O1 -g1: file and line in what a sanitizer says, at half the time to compile; and no NDEBUG, so that asserts count
+SANITIZED = (
+    "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+    "-DCMAKE_C_FLAGS_RELWITHDEBINFO=-O1 -g1",
+    "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g1 -D_GLIBCXX_ASSERTIONS",
+)
+OPTIONS = {
+    "none": (),
+    "address": (
+        *SANITIZED,
+        "-DLLAMA_SANITIZE_ADDRESS=ON",
+        "-DGGML_SANITIZE_ADDRESS=ON",
+        "-DLLAMA_SANITIZE_UNDEFINED=ON",
+        "-DGGML_SANITIZE_UNDEFINED=ON",
+    ),
+    # as upstream's own CI: a thread sanitizer does not understand the barriers of libgomp
+    "thread": (*SANITIZED, "-DLLAMA_SANITIZE_THREAD=ON", "-DGGML_SANITIZE_THREAD=ON", "-DGGML_OPENMP=OFF"),
+}
+
+
+def build(patched: bool, sanitize: str, targets: tuple[str, ...], progress: runtime.Progress) -> Path:
+    """The folder with the programs. Builds what is missing; needs the runtime, which knows whether AMX works here."""
+    name = f"patched-{patch_id()}" if patched else f"unpatched-{pin().llama_cpp_commit}"
+    root = cache_dir() / "upstream-tests" / name
+    if not (root / "llama.cpp").is_dir():
+        copy_source(root / "llama.cpp", None, patched)
+    folder = "build" if sanitize == "none" else f"build-{sanitize}"
+    no_amx = bool(runtime.require().built["amx_disabled"])
+    options = ("-DLLAMA_BUILD_TESTS=ON", *OPTIONS[sanitize])
+    runtime.compile_source(root, targets, no_amx, progress, folder, options)
+    return root / folder / "bin"

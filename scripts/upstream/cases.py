@@ -1,0 +1,80 @@
+"""The tests, as they are typed. MODEL stands for each model in turn, DUMMIES for the folder of upstream's dummies."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from .models import SEED, Model, Recipe
+
+PLAIN, ADDRESS, THREAD = "none", "address", "thread"
+EVERYWHERE = (PLAIN, ADDRESS, THREAD)
+
+
+@dataclass(frozen=True)
+class Case:
+    """`sanitize`: the builds it is run in. `note`: what is known of it."""
+
+    command: str
+    sanitize: tuple[str, ...] = (PLAIN, ADDRESS)
+    text: bool = False  # only for models with a tokenizer
+    bos: bool = False  # only for models whose tokenizer has a beginning of sequence
+    blocks: bool = False  # only for models whose heads are whole blocks of 32
+    note: str = ""
+
+    @property
+    def program(self) -> str:
+        return self.command.split()[0]
+
+    @property
+    def per_model(self) -> bool:
+        return "MODEL" in self.command.split()
+
+    @property
+    def dummies(self) -> bool:
+        return "DUMMIES" in self.command.split()
+
+    def takes(self, recipe: Recipe) -> bool:
+        return recipe.text >= self.text and recipe.bos >= self.bos and recipe.blocks >= self.blocks
+
+    def typed(self, bin: Path, model: Model | None, dummies: Path | None) -> list[str]:
+        places = {"MODEL": str(model and model.path), "DUMMIES": str(dummies)}
+        program, *arguments = shlex.split(self.command)
+        return [str(bin / program), *(places.get(argument, argument) for argument in arguments)]
+
+
+BLOCK_TYPES = (
+    "upstream's own: its copy on the device divides bytes by ggml_element_size, which is wrong for block types"
+)
+BIG_VOCABULARY = "upstream's own: its part cpu_mixed, the last but one, decodes token 3834, which these models have not"
+STATE = "test-save-load-state -m MODEL"
+THREADS = 'test-thread-safety -m MODEL -p "The meaning of life is" -n 64 -c 256 -ub 32 -np 4 -t 1'
+CASES = (
+    Case("test-gguf"),
+    Case("test-alloc"),
+    Case("test-batch-alloc"),
+    Case(f"test-llama-archs -s {SEED}", (PLAIN,)),
+    Case(f"test-llama-archs -s {SEED} -a llama", (ADDRESS,)),
+    Case("test-save-load-state --models DUMMIES", (PLAIN,)),
+    Case(STATE, (PLAIN,)),
+    Case(f"{STATE} -fa on"),
+    Case(f"{STATE} -fa off"),
+    Case(f"{STATE} -np 2 -fa on"),
+    Case(f"{STATE} -np 2 -fa off"),
+    Case(f"{STATE} -ctk f32 -ctv f32 -fa on", (PLAIN,)),
+    Case(f"{STATE} -ctk f32 -ctv f32 -fa off", (PLAIN,)),
+    Case(f"{STATE} -ctk bf16 -ctv bf16 -fa on", (PLAIN,)),
+    Case(f"{STATE} -ctk bf16 -fa off", (PLAIN,)),
+    Case(f"{STATE} -ctk q8_0 -ctv q8_0 -fa on", blocks=True, note=BLOCK_TYPES),
+    Case(f"{STATE} -ctk q8_0 -fa off", (PLAIN,), blocks=True, note=BLOCK_TYPES),
+    Case(f"{STATE} -ctk q4_0 -fa off", (PLAIN,), blocks=True, note=BLOCK_TYPES),
+    Case("test-state-restore-fragmented -m MODEL -fa on", text=True),
+    Case("test-state-restore-fragmented -m MODEL -fa off", text=True),
+    Case(f"{THREADS} -fa on", EVERYWHERE, text=True),
+    Case(f"{THREADS} -fa off", EVERYWHERE, text=True),
+    Case("test-model-load-cancel MODEL"),
+    Case("test-autorelease MODEL"),
+    Case("test-backend-sampler MODEL", (PLAIN,), bos=True, note=BIG_VOCABULARY),
+    Case("test-backend-sampler MODEL --test top_p", (PLAIN,), bos=True),  # what comes after the abort
+    Case("test-recurrent-state-rollback -m MODEL", (PLAIN,), note="skips itself: it is for recurrent models"),
+)
+REFUSED = "test-state-restore-fragmented -m BAD"  # a program that loads a model as llama.cpp's tools do

@@ -1,0 +1,101 @@
+"""The models that the tests run on: dense ones, SA exports of each, and SA files that must be refused.
+
+Adding an architecture is adding rows to MODELS: a dense file from whatever makes it, and spans to export it with.
+"""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from shareatt_export.convert import converted
+from shareatt_export.encode import raw_array_i32
+from tests import parity, small, tiny
+from tests.test_export import export
+from tests.test_runtime import BAD_MAPS, PARAM
+
+SEED = "1"
+
+
+@dataclass(frozen=True)
+class Kitchen:
+    """What dense models are made with."""
+
+    folder: Path
+    archs: Path  # the program test-llama-archs, which writes upstream's dummy models
+
+    def demo(self) -> Path:
+        with converted(tiny.DEMO, self.folder, "auto", None) as made:
+            return made.replace(self.folder / "stdlib-5m.gguf")
+
+    def tiny(self, heads: str, head_dim: int = tiny.HEAD_DIM) -> Path:
+        return parity.make_case(heads, "f16", self.folder / f"{heads}-{head_dim}", head_dim).dense
+
+    def fused(self) -> Path:
+        return small.write_dense(self.folder / "fused.gguf", fused=True, bias=True)
+
+    def dummy(self, arch: str, name: str) -> Path:
+        return self.dummies(arch) / name
+
+    def dummies(self, arch: str | None = None) -> Path:
+        """Upstream's dummy models of one architecture, or of all of them."""
+        folder = self.folder / f"dummies-{arch or 'all'}"
+        if not folder.is_dir():
+            folder.mkdir()
+            command = [str(self.archs), "-s", SEED, "-o", str(folder), *(["-a", arch] if arch else [])]
+            # this makes input, it tests nothing: a leak here would be the finding of another case
+            env = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
+            subprocess.run(command, check=True, capture_output=True, env=env)
+        return folder
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`text`: it has a tokenizer; `bos`: with a beginning of sequence; `blocks`: its heads are whole blocks of 32."""
+
+    name: str
+    make: Callable[[Kitchen], Path]
+    spans: tuple[str, ...]
+    text: bool = True
+    bos: bool = True
+    blocks: bool = True
+
+
+MODELS = (
+    Recipe("stdlib-5m", Kitchen.demo, ("6-9", "every:2")),
+    Recipe("tiny-mha", lambda kitchen: kitchen.tiny("MHA"), ("2-5",)),
+    Recipe("tiny-gqa", lambda kitchen: kitchen.tiny("GQA"), ("1-2,4-6", "0-7")),
+    Recipe("tiny-mqa", lambda kitchen: kitchen.tiny("MQA"), ("1:3+5-6",)),
+    Recipe("tiny-wide", lambda kitchen: kitchen.tiny("GQA", parity.WIDE), ("5-7",)),
+    Recipe("fused-qkv", Kitchen.fused, ("6-9",), text=False, bos=False, blocks=False),
+    Recipe("dummy-llama", lambda kitchen: kitchen.dummy("llama", "llama-dense.gguf"), ("0-1",), bos=False),
+    Recipe("dummy-llama-moe", lambda kitchen: kitchen.dummy("llama", "llama-moe.gguf"), ("0-1",), bos=False),
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str
+    path: Path
+    recipe: Recipe
+
+
+def make_models(kitchen: Kitchen) -> Iterator[tuple[Model, list[Model]]]:
+    """Each dense model with its SA exports."""
+    for recipe in MODELS:
+        dense = recipe.make(kitchen)
+        shared = []
+        for spans in recipe.spans:
+            out = export(dense, kitchen.folder / f"{recipe.name}-SA{spans}.gguf", spans)
+            shared.append(Model(f"{recipe.name} {spans}", out, recipe))
+        yield Model(recipe.name, dense, recipe), shared
+
+
+def make_bad(folder: Path) -> Iterator[tuple[str, Path, str]]:
+    """SA files with a bad source map: what is wrong, the file, and what the loader must say."""
+    good = export(small.write_dense(folder / "good-dense.gguf"), folder / "good.gguf")
+    no_query = raw_array_i32([*range(8), 7, 7, 10, 11])
+    rows = BAD_MAPS | {"a source without Q": (no_query, "blk.7.attn_q.weight")}
+    for name, (value, message) in rows.items():
+        yield name, small.with_metadata(good, folder / f"bad-{name}.gguf", **{PARAM: value}), message

@@ -1,0 +1,135 @@
+"""What was measured: docs/upstream-tests.json, and docs/upstream-tests.md made from it."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .cases import ADDRESS, CASES, PLAIN, REFUSED, THREAD
+from .outcome import Outcome
+
+DOCS = Path(__file__).parents[2] / "docs"
+COLUMNS = ("unpatched", "patched", "SA")
+TITLES = {
+    PLAIN: "The normal build",
+    ADDRESS: "AddressSanitizer and UndefinedBehaviorSanitizer",
+    THREAD: "ThreadSanitizer",
+}
+PREFACE = """# llama.cpp's own tests
+
+Each test on the unpatched library with dense models, on the patched one with the same models, and on the patched one
+with SA exports of them; made by `scripts/run_upstream_tests.sh --write`, which also fails when the patch changes a
+result. "8 pass" is eight models; a number in brackets is a problem in the list below the table. `MODEL` stands for
+each model in turn: the demo model, tiny attention-dominant Llamas (MHA, GQA, MQA), one with fused QKV, and upstream's
+dummies of the llama architecture. `DUMMIES` is the folder of upstream's dummies of all architectures, all of them
+dense. `BAD` are SA files with a bad source map, which must be refused with the message that names key and layer.
+"""
+Column = dict[str, Outcome]  # by model; "" where a test takes none
+
+
+@dataclass
+class Row:
+    columns: dict[str, Column] = field(default_factory=lambda: {name: {} for name in COLUMNS})
+
+    def problems(self, column: str) -> frozenset[str]:
+        return frozenset().union(*(outcome.problems for outcome in self.columns[column].values()))
+
+
+@dataclass
+class Results:
+    """Of one kind of build."""
+
+    date: str
+    command: str
+    llama_cpp: str
+    patch: str
+    rows: dict[str, Row] = field(default_factory=dict)
+
+
+def load() -> dict[str, Results]:
+    path = DOCS / "upstream-tests.json"
+    if not path.is_file():
+        return {}
+    data = json.loads(path.read_text())
+    return {
+        sanitize: Results(**{**entry, "rows": {case: _row(columns) for case, columns in entry["rows"].items()}})
+        for sanitize, entry in data.items()
+    }
+
+
+def save(results: dict[str, Results]) -> None:
+    results = {sanitize: results[sanitize] for sanitize in TITLES if sanitize in results}
+    data = {
+        sanitize: vars(entry) | {"rows": {case: _json(row) for case, row in entry.rows.items()}}
+        for sanitize, entry in results.items()
+    }
+    (DOCS / "upstream-tests.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    (DOCS / "upstream-tests.md").write_text("\n".join(_markdown(results)) + "\n")
+
+
+def _groups(column: Column) -> dict[Outcome, list[str]]:
+    groups: dict[Outcome, list[str]] = {}
+    for model, outcome in column.items():
+        groups.setdefault(outcome, []).append(model)
+    return groups
+
+
+def _json(row: Row) -> dict[str, object]:
+    return {
+        name: [
+            {"models": ", ".join(models), "count": outcome.count, "problems": sorted(outcome.problems)}
+            for outcome, models in _groups(column).items()
+        ]
+        for name, column in row.columns.items()
+    }
+
+
+def _row(columns: dict[str, list[dict[str, object]]]) -> Row:
+    return Row(
+        {
+            name: {
+                model: Outcome(str(group["count"]), frozenset(group["problems"]))
+                for group in groups
+                for model in str(group["models"]).split(", ")
+            }
+            for name, groups in columns.items()
+        }
+    )
+
+
+def _markdown(results: dict[str, Results]) -> Iterator[str]:
+    yield PREFACE
+    for sanitize, entry in results.items():
+        yield f"## {TITLES[sanitize]}\n"
+        yield f"`{entry.command}`, {entry.date}, llama.cpp {entry.llama_cpp}, patch {entry.patch}.\n"
+        yield from table(entry.rows)
+        yield ""
+
+
+def table(rows: dict[str, Row]) -> Iterator[str]:
+    """The table, and what its numbers in brackets mean."""
+    problems = sorted({problem for row in rows.values() for name in COLUMNS for problem in row.problems(name)})
+    number = {problem: index for index, problem in enumerate(problems, 1)}
+    yield f"| test | {' | '.join(COLUMNS)} |"
+    yield "| --- |" + " --- |" * len(COLUMNS)
+    for command, row in rows.items():
+        cells = [", ".join(_cells(row.columns[name], number)) or "-" for name in COLUMNS]
+        yield f"| `{command}` | {' | '.join(cells)} |"
+    notes = {case.command: case.note for case in CASES if case.note} | {REFUSED: "each was refused, as it must be"}
+    for problem, index in number.items():
+        where = [name for name in COLUMNS if any(problem in row.problems(name) for row in rows.values())]
+        yield f"{'' if index > 1 else chr(10)}{index}. {problem} ({', '.join(where)})"
+    told = {note: [] for note in notes.values()}
+    for command in rows:
+        if command in notes:
+            told[notes[command]].append(command)
+    yield from (
+        f"\n{', '.join(f'`{command}`' for command in commands)}: {note}." for note, commands in told.items() if commands
+    )
+
+
+def _cells(column: Column, number: dict[str, int]) -> Iterator[str]:
+    for outcome, models in _groups(column).items():
+        text = "".join(f"[{number[problem]}]" for problem in sorted(outcome.problems)) or "pass"
+        text += f" ({outcome.count})" if outcome.count else ""
+        yield text if models == [""] else f"{len(models)} {text}"
