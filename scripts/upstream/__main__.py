@@ -81,10 +81,10 @@ class Bench:
     def refusals(self) -> Row:
         row = Row()
         for name, path, message in make_bad(self.work):
-            ran = run([str(self.patched / REFUSED.split()[0]), "-m", str(path)], self.work)
-            problems = ran.outcome().problems - {"exit status 1"}
-            if ran.status != 1 or message not in ran.output:
-                problems |= {f"not refused with '{message}' but status {ran.status}"}
+            ran = run([str(self.patched / REFUSED.split()[0]), str(path)], self.work)
+            problems = ran.outcome().problems
+            if not re.search(rf"error loading model: .*{re.escape(message)}", ran.output):
+                problems |= {f"not refused with '{message}'"}
             row.columns["SA"][name] = Outcome("", problems)
         return row
 

@@ -9,6 +9,8 @@ from shareatt_export import runtime
 from shareatt_export.pin import patch_id, pin
 from shareatt_export.source import cache_dir, copy_source
 
+from .cases import ADDRESS, PLAIN, THREAD
+
 TESTS = (
     "test-gguf",
     "test-alloc",
@@ -28,9 +30,13 @@ SANITIZED = (
     "-DCMAKE_C_FLAGS_RELWITHDEBINFO=-O1 -g1",
     "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g1 -D_GLIBCXX_ASSERTIONS",
 )
+# Half of the time would go to llama-common (arguments, chat templates, downloads), which the patch does not touch.
+PLAIN_COMMON = """cmake_language(DEFER CALL set_property TARGET llama-common llama-common-base cpp-httplib
+    APPEND PROPERTY COMPILE_OPTIONS -fno-sanitize=all -O0)
+"""
 OPTIONS = {
-    "none": (),
-    "address": (
+    PLAIN: (),
+    ADDRESS: (
         *SANITIZED,
         "-DLLAMA_SANITIZE_ADDRESS=ON",
         "-DGGML_SANITIZE_ADDRESS=ON",
@@ -38,7 +44,7 @@ OPTIONS = {
         "-DGGML_SANITIZE_UNDEFINED=ON",
     ),
     # as upstream's own CI: a thread sanitizer does not understand the barriers of libgomp
-    "thread": (*SANITIZED, "-DLLAMA_SANITIZE_THREAD=ON", "-DGGML_SANITIZE_THREAD=ON", "-DGGML_OPENMP=OFF"),
+    THREAD: (*SANITIZED, "-DLLAMA_SANITIZE_THREAD=ON", "-DGGML_SANITIZE_THREAD=ON", "-DGGML_OPENMP=OFF"),
 }
 
 
@@ -48,8 +54,10 @@ def build(patched: bool, sanitize: str, targets: tuple[str, ...], progress: runt
     root = cache_dir() / "upstream-tests" / name
     if not (root / "llama.cpp").is_dir():
         copy_source(root / "llama.cpp", None, patched)
-    folder = "build" if sanitize == "none" else f"build-{sanitize}"
+    folder = "build" if sanitize == PLAIN else f"build-{sanitize}"
     no_amx = bool(runtime.require().built["amx_disabled"])
-    options = ("-DLLAMA_BUILD_TESTS=ON", *OPTIONS[sanitize])
+    include = root / f"{folder}.cmake"
+    include.write_text(PLAIN_COMMON if sanitize != PLAIN else "")
+    options = ("-DLLAMA_BUILD_TESTS=ON", f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={include}", *OPTIONS[sanitize])
     runtime.compile_source(root, targets, no_amx, progress, folder, options)
     return root / folder / "bin"

@@ -77,4 +77,4 @@ CASES = (
     Case("test-backend-sampler MODEL --test top_p", (PLAIN,), bos=True),  # what comes after the abort
     Case("test-recurrent-state-rollback -m MODEL", (PLAIN,), note="skips itself: it is for recurrent models"),
 )
-REFUSED = "test-state-restore-fragmented -m BAD"  # a program that loads a model as llama.cpp's tools do
+REFUSED = "test-autorelease BAD"  # of these programs the one that logs at once, so that no message is lost at its end

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .cases import ADDRESS, CASES, PLAIN, REFUSED, THREAD
 from .outcome import Outcome
@@ -77,24 +78,23 @@ def _groups(column: Column) -> dict[Outcome, list[str]]:
 def _json(row: Row) -> dict[str, object]:
     return {
         name: [
-            {"models": ", ".join(models), "count": outcome.count, "problems": sorted(outcome.problems)}
+            {"models": ", ".join(models)}
+            | ({"count": outcome.count} if outcome.count else {})
+            | ({"problems": sorted(outcome.problems)} if outcome.problems else {})
             for outcome, models in _groups(column).items()
         ]
         for name, column in row.columns.items()
+        if column
     }
 
 
-def _row(columns: dict[str, list[dict[str, object]]]) -> Row:
-    return Row(
-        {
-            name: {
-                model: Outcome(str(group["count"]), frozenset(group["problems"]))
-                for group in groups
-                for model in str(group["models"]).split(", ")
-            }
-            for name, groups in columns.items()
-        }
-    )
+def _row(columns: dict[str, list[dict[str, Any]]]) -> Row:
+    row = Row()
+    for name, groups in columns.items():
+        for group in groups:
+            outcome = Outcome(group.get("count", ""), frozenset(group.get("problems", ())))
+            row.columns[name] |= dict.fromkeys(group["models"].split(", "), outcome)
+    return row
 
 
 def _markdown(results: dict[str, Results]) -> Iterator[str]:
@@ -115,7 +115,9 @@ def table(rows: dict[str, Row]) -> Iterator[str]:
     for command, row in rows.items():
         cells = [", ".join(_cells(row.columns[name], number)) or "-" for name in COLUMNS]
         yield f"| `{command}` | {' | '.join(cells)} |"
-    notes = {case.command: case.note for case in CASES if case.note} | {REFUSED: "each was refused, as it must be"}
+    notes = {case.command: case.note for case in CASES if case.note} | {
+        REFUSED: "pass means refused with the right message"
+    }
     for problem, index in number.items():
         where = [name for name in COLUMNS if any(problem in row.problems(name) for row in rows.values())]
         yield f"{'' if index > 1 else chr(10)}{index}. {problem} ({', '.join(where)})"
