@@ -1,12 +1,13 @@
 """The memory that the probabilities may take: what the followers save of the K cache, or what the user says."""
 
+import ctypes
 import re
 from pathlib import Path
 
 import pytest
 
 from shareatt_export import runtime
-from shareatt_export.engine import Context, Model
+from shareatt_export.engine import Context, Model, Token
 from shareatt_export.errors import RuntimeProblem
 from shareatt_export.facts import read_facts
 from shareatt_export.header import read_header
@@ -27,10 +28,11 @@ def cases(folder: Path, built: runtime.Status) -> dict[str, parity.Case]:
 
 
 def n_ubatch(file: Path, variables: dict[str, str], **params: object) -> tuple[int, str]:
-    """What the context makes of an n_ubatch of 512, and its log."""
+    """The tokens whose probabilities a context holds, of 512; and its log."""
     params = {"n_ctx": N_CTX, "n_ubatch": 512} | params
     with parity.environment(variables), Model(parity.lib(), file) as model, Context(model, True, **params) as context:
-        return int(parity.lib().llama_n_ubatch(context.handle)), context.log
+        said = re.findall(r"followers reuse the attention weights of up to (\d+) tokens", context.log)
+        return min([512, *map(int, said)]), context.log
 
 
 @pytest.mark.parametrize("params", [{}, {"n_ctx": 1024}, {"n_seq_max": 2}], ids=["", "context", "streams"])
@@ -92,3 +94,28 @@ def test_within_the_budget_the_logits_are_the_same(cases, folder, mode):
         ours = way.run(context)
     expected = case.reference((0,) * tiny.N_LAYER, way.sequence)
     assert parity.nmse(ours, expected) <= parity.TOLERANCE["f16"]
+
+
+def test_batches_are_split_by_it(cases, folder):
+    """A graph with more tokens would need more memory than the context has set aside for it."""
+    file, sizes = cases["GQA"].shared("0-7", folder), []
+    lib = parity.lib()
+    name, rows = lib._lib.ggml_get_name, lib._lib.ggml_nrows
+    name.argtypes, name.restype = [ctypes.c_void_p], ctypes.c_char_p
+    rows.argtypes, rows.restype = [ctypes.c_void_p], ctypes.c_int64
+
+    @lib.ggml_backend_sched_eval_callback
+    def look(tensor, ask, data):
+        if ask and name(tensor) == b"kq_soft_max-0":
+            sizes.append(rows(tensor) // tiny.N_HEAD)
+        return False
+
+    with Model(lib, file) as model, Context(model, True, n_ctx=N_CTX, n_ubatch=512, cb_eval=look) as context:
+        batch = [Token(5, i) for i in range(300)]
+        context.decode(batch)
+        assert sizes == [112, 112, 76]
+        sizes.clear()
+        lib.llama_memory_clear(context.memory, True)
+        lib.llama_set_causal_attn(context.handle, False)
+        context.decode(batch)
+        assert sizes == [300], "without a causal mask all tokens must see each other"

@@ -9,8 +9,7 @@
 #include <vector>
 
 // libllama is compiled for the least of its processors, so the tile is written with vectors of the compiler, once per
-// instruction set. (ggml's vec_dot has SIMD too, but makes one dot product at a time: for heads of 64 elements that
-// costs three times as much as ggml_mul_mat.)
+// instruction set. (ggml's vec_dot has SIMD too, but loads both sides anew for each dot product.)
 #if defined(__GNUC__)
 #define SHARED_ATTN_SIMD
 #define SHARED_ATTN_INLINE inline __attribute__((always_inline))

@@ -2,6 +2,7 @@
 #include "llama-shared-attn-kernel.h"
 
 #include "llama-arch.h"
+#include "llama-cparams.h"
 #include "llama-graph.h"
 #include "llama-hparams.h"
 #include "llama-impl.h"
@@ -399,6 +400,8 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
     res.v_trans_all  = !hybrid;
     res.n_ubatch_max = n_ubatch - n_ubatch%16; // ggml's matrix products are slower in between
 
+    LLAMA_LOG_INFO("%s: followers reuse the attention weights of up to %u tokens at a time\n", __func__, res.n_ubatch_max);
+
     return res;
 }
 
@@ -412,7 +415,7 @@ ggml_tensor * llama_shared_attn_v_idxs(ggml_context * ctx, ggml_tensor * v_idxs,
         : ggml_view_1d(ctx, v_idxs, n_tokens, 0);
 }
 
-uint32_t llama_shared_attn_n_ubatch(const llama_memory_i * memory, uint32_t n_ubatch) {
+uint32_t llama_shared_attn_n_ubatch(const llama_memory_i * memory, const llama_cparams & cparams) {
     uint32_t n_max = UINT32_MAX;
 
     if (const auto * kv = dynamic_cast<const llama_kv_cache *>(memory)) {
@@ -423,13 +426,7 @@ uint32_t llama_shared_attn_n_ubatch(const llama_memory_i * memory, uint32_t n_ub
         n_max = std::min(kv->get_base()->get_shared_attn().n_ubatch_max, kv->get_swa()->get_shared_attn().n_ubatch_max);
     }
 
-    if (n_max >= n_ubatch) {
-        return n_ubatch;
-    }
-
-    LLAMA_LOG_INFO("%s: n_ubatch = %u: the attention weights that followers reuse take no more memory than their K cache would\n", __func__, n_max);
-
-    return n_max;
+    return cparams.causal_attn ? std::min(cparams.n_ubatch, n_max) : cparams.n_ubatch;
 }
 
 //

@@ -19,6 +19,7 @@ struct gguf_context;
 struct ggml_context;
 struct ggml_tensor;
 
+struct llama_cparams;
 struct llama_hparams;
 struct llama_layer;
 struct llm_graph_context;
@@ -163,8 +164,8 @@ bool llama_shared_attn_v_trans(const llama_shared_attn_kv & kv, const llama_hpar
 // a cache with both layouts has the indices of both: those of rows, then those of elements
 ggml_tensor * llama_shared_attn_v_idxs(ggml_context * ctx, ggml_tensor * v_idxs, int64_t n_tokens, bool v_trans);
 
-// the ubatch size of a context with this memory
-uint32_t llama_shared_attn_n_ubatch(const llama_memory_i * memory, uint32_t n_ubatch);
+// the size of the ubatches that a batch is split into; without a causal mask it must not be split
+uint32_t llama_shared_attn_n_ubatch(const llama_memory_i * memory, const llama_cparams & cparams);
 
 //
 // state files

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from shareatt_export.errors import ShareattError
 from shareatt_export.pin import patch_id, pin
-from shareatt_export.runtime import Progress
+from shareatt_export.progress import Step
 
 from . import record
 from .build import OPTIONS, TESTS, build
@@ -36,7 +36,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def progress_of(tree: str) -> Progress:
+def progress_of(tree: str) -> Step:
     said = set()
 
     def progress(what: str, fraction: float | None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shareatt_export import runtime
 from shareatt_export.pin import patch_id, pin
+from shareatt_export.progress import Step
 from shareatt_export.source import cache_dir, copy_source
 
 from .cases import ADDRESS, PLAIN, THREAD
@@ -48,7 +49,7 @@ OPTIONS = {
 }
 
 
-def build(patched: bool, sanitize: str, targets: tuple[str, ...], progress: runtime.Progress) -> Path:
+def build(patched: bool, sanitize: str, targets: tuple[str, ...], progress: Step) -> Path:
     """The folder with the programs. Builds what is missing; needs the runtime, which knows whether AMX works here."""
     name = f"patched-{patch_id()}" if patched else f"unpatched-{pin().llama_cpp_commit}"
     root = cache_dir() / "upstream-tests" / name

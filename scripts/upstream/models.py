@@ -32,6 +32,11 @@ class Kitchen:
     def tiny(self, heads: str, head_dim: int = tiny.HEAD_DIM) -> Path:
         return parity.make_case(heads, "f16", self.folder / f"{heads}-{head_dim}", head_dim).dense
 
+    def sliding(self, arch: str) -> Path:
+        source = tiny.save(tiny.build_sliding(arch), self.folder / arch)
+        with converted(source, self.folder, "f16", None) as made:
+            return made.replace(self.folder / f"{arch}.gguf")
+
     def fused(self) -> Path:
         return small.write_dense(self.folder / "fused.gguf", fused=True, bias=True)
 
@@ -68,6 +73,8 @@ MODELS = (
     Recipe("tiny-gqa", lambda kitchen: kitchen.tiny("GQA"), ("1-2,4-6", "0-7")),
     Recipe("tiny-mqa", lambda kitchen: kitchen.tiny("MQA"), ("1:3+5-6",)),
     Recipe("tiny-wide", lambda kitchen: kitchen.tiny("GQA", parity.WIDE), ("5-7",)),
+    Recipe("tiny-gemma2", lambda kitchen: kitchen.sliding("gemma2"), ("2-7",)),
+    Recipe("tiny-gemma3", lambda kitchen: kitchen.sliding("gemma3"), ("4-11",)),
     Recipe("fused-qkv", Kitchen.fused, ("6-9",), text=False, bos=False, blocks=False),
     Recipe("dummy-llama", lambda kitchen: kitchen.dummy("llama", "llama-dense.gguf"), ("0-1",), bos=False),
     Recipe("dummy-llama-moe", lambda kitchen: kitchen.dummy("llama", "llama-moe.gguf"), ("0-1",), bos=False),
