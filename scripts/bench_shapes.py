@@ -6,11 +6,15 @@
 FOLDER keeps the models (about 1.1 GB each). The vocabulary is small (32000) and tied, so that the layers are measured
 and not the output matrix. Both the default budget for attention weights and an unlimited one are measured. Shapes can
 run side by side, each with one thread: `--shapes GQA` in one terminal, `--shapes MHA` in another.
+
+    python scripts/bench_shapes.py build/shapes --table GQA.json MHA.json    # the README's, from --json files
 """
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -38,6 +42,22 @@ def pair(name: str, folder: Path) -> tuple[Path, Path]:
     return dense, sa
 
 
+def table(shapes: dict[str, Any]) -> Iterator[str]:
+    """Markdown: the ratio of SA to the better dense setting (default budget / unlimited), and the prediction."""
+    yield "| | " + " | ".join(f"{name} | predicted" for name in shapes) + " |"
+    yield "| --- |" + " --- | --- |" * len(shapes)
+    for rows in zip(*(shape["rows"] for shape in shapes.values()), strict=True):
+        what, depth = rows[0]["what"], rows[0]["depth"]
+        cells = [what if depth is None else f"{what} at {depth}"]
+        for row in rows:
+            cells.append(" / ".join(f"{ratio['median']:.2f}" for ratio in row["ratios"].values()))
+            if row["unit"] == "bytes":
+                dense, *_, sa, _ = (f"{value / 2**20:,.0f}" for value in row["values"].values())
+                cells[-1] += f" ({dense} -> {sa} MiB)"
+            cells.append("" if row["predicted"] is None else f"{row['predicted']:.2f}")
+        yield "| " + " | ".join(cells) + " |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -46,7 +66,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="1 takes CPU time, which other programs do not disturb")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--table", nargs="+", type=Path, metavar="JSON", help="print the README's table of these")
     args = parser.parse_args()
+    if args.table:
+        shapes = {name: shape for file in args.table for name, shape in json.loads(file.read_text()).items()}
+        print("\n".join(table(shapes)))
+        return
     err, out = Console(stderr=True), Console(width=160)
     data = {}
     for name in args.shapes:
