@@ -34,6 +34,18 @@ def files(built, tmp_path_factory):
     return dense, export(dense, folder / "shared.gguf"), folder
 
 
+@pytest.fixture(params=parity.PATHS)
+def path(request):
+    """One of the ways in which followers get the weights, for the contexts of the test."""
+    with parity.environment(parity.PATHS[request.param][1]):
+        yield request.param
+
+
+@pytest.fixture
+def flash_attn(path):
+    return parity.PATHS[path][0]
+
+
 BAD_MAPS = {
     "a scalar": (raw_u32(1), "must be an array of i32"),
     "u32": (U32_ARRAY, "must be an array of i32"),
@@ -107,8 +119,7 @@ def test_set_checks_the_map(files):
         model.share(tuple(range(12)))
 
 
-@pytest.mark.parametrize("flash_attn", [False, True])
-def test_followers_compute_neither_query_nor_key_nor_scores(files, built, flash_attn):
+def test_followers_compute_neither_query_nor_key_nor_scores(files, built, path, flash_attn):
     """What the graph really runs, by the names of its nodes."""
     get_name = ctypes.CDLL(str(built.bin / "libggml-base.so")).ggml_get_name
     get_name.argtypes, get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
@@ -127,14 +138,14 @@ def test_followers_compute_neither_query_nor_key_nor_scores(files, built, flash_
         return {int(name.rsplit("-", 1)[1]) for name in seen if re.fullmatch(rf"{role}-\d+", name)}
 
     assert layers("Qcur") == layers("Kcur") == sources
-    assert layers("kq") == layers("kq_soft_max") == (set() if flash_attn else sources)
+    scores = {"plain": sources, "reuse": sources, "hybrid": {6}, "recompute": set()}
+    assert layers("kq") == layers("kq_soft_max") == scores[path]
     assert layers("Vcur") == layers("l_out") == set(range(12))
 
 
 # ---------------------------------------------------------------- state, K-shift, sequences
 
 
-@pytest.mark.parametrize("flash_attn", [False, True])
 def test_state_goes_on_where_it_was(files, flash_attn):
     with Model(parity.lib(), files[1]) as model:
         with Context(model, flash_attn, **F32_CACHE) as context:
@@ -147,19 +158,18 @@ def test_state_goes_on_where_it_was(files, flash_attn):
             assert np.array_equal(context.decode(tokens(5, 30)), expected)
 
 
-@pytest.mark.parametrize("flash_attn", [False, True])
 def test_states_of_dense_and_shared_models_do_not_mix(files, flash_attn):
     states = {}
-    for path in files[:2]:
-        with Model(parity.lib(), path) as model, Context(model, flash_attn, **F32_CACHE) as context:
+    for file in files[:2]:
+        with Model(parity.lib(), file) as model, Context(model, flash_attn, **F32_CACHE) as context:
             context.decode(tokens(30))
-            states[path] = context.state()
+            states[file] = context.state()
     assert len(states[files[1]]) < len(states[files[0]])
-    for path, other in ((files[0], files[1]), (files[1], files[0])):
-        with Model(parity.lib(), path) as model, Context(model, flash_attn, **F32_CACHE) as context:
+    for file, other in ((files[0], files[1]), (files[1], files[0])):
+        with Model(parity.lib(), file) as model, Context(model, flash_attn, **F32_CACHE) as context:
             assert not context.restore(states[other])
             after = context.decode(tokens(5))
-        with Model(parity.lib(), path) as model, Context(model, flash_attn, **F32_CACHE) as context:
+        with Model(parity.lib(), file) as model, Context(model, flash_attn, **F32_CACHE) as context:
             assert np.array_equal(context.decode(tokens(5)), after)  # the refused state left nothing behind
 
 
@@ -172,7 +182,20 @@ def test_a_state_of_another_span_is_refused(files, tmp_path):
         assert not context.restore(state)
 
 
-@pytest.mark.parametrize("flash_attn", [False, True])
+def test_states_of_another_layout_are_refused(files):
+    """V lies in rows or columns, in all layers or in some; a state says so."""
+    with Model(parity.lib(), files[1]) as model:
+        states = {}
+        for path, (flash_attn, variables) in parity.PATHS.items():
+            with parity.environment(variables), Context(model, flash_attn, **F32_CACHE) as context:
+                context.decode(tokens(30))
+                states[path] = context.state()
+        for path, (flash_attn, variables) in parity.PATHS.items():
+            for other, state in states.items():
+                with parity.environment(variables), Context(model, flash_attn, **F32_CACHE) as context:
+                    assert context.restore(state) == (other == path), (path, other)
+
+
 def test_k_shift(files, flash_attn):
     """Rotary positions are relative: everything moved by 50 gives the same next logits."""
     logits = []
@@ -185,11 +208,11 @@ def test_k_shift(files, flash_attn):
 
 
 @pytest.mark.parametrize("unified", [False, True])
-def test_sequence_copy_and_remove(files, unified):
+def test_sequence_copy_and_remove(files, unified, flash_attn):
     """With a stream per sequence the copy is a copy of K and V tensors, which followers have only half of."""
     with (
         Model(parity.lib(), files[1]) as model,
-        Context(model, False, n_seq_max=2, kv_unified=unified, **F32_CACHE) as context,
+        Context(model, flash_attn, n_seq_max=2, kv_unified=unified, **F32_CACHE) as context,
     ):
         context.decode(tokens(30))
         context.lib.llama_memory_seq_cp(context.memory, 0, 1, -1, -1)
@@ -223,7 +246,7 @@ def test_the_patch_is_thin():
     assert {line.removeprefix("+++ b/") for line in lines if line.startswith("+++ ")} == set(pin().touched)
     added = [line for line in lines if line.startswith("+") and not line.startswith("+++")]
     removed = [line for line in lines if line.startswith("-") and not line.startswith("---")]
-    assert len(added) <= 35 and len(removed) <= 6
+    assert len(added) <= 65 and len(removed) <= 25
 
 
 def test_the_saver_keeps_the_map(files, tmp_path):
