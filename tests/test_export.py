@@ -34,7 +34,7 @@ def raw_i32(number: int) -> RawValue:
 def plan_of(dense: Path, spans: str = "6-9") -> Plan:
     header = read_header(dense)
     facts = read_facts(header)
-    return make_plan(header, facts, parse_spans(spans, facts.n_layer))
+    return make_plan(header, facts, parse_spans(spans, facts.n_layer, is_swa=facts.is_swa))
 
 
 def export(dense: Path, out: Path, spans: str = "6-9") -> Path:

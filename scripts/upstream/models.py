@@ -73,7 +73,6 @@ MODELS = (
     Recipe("tiny-gqa", lambda kitchen: kitchen.tiny("GQA"), ("1-2,4-6", "0-7")),
     Recipe("tiny-mqa", lambda kitchen: kitchen.tiny("MQA"), ("1:3+5-6",)),
     Recipe("tiny-wide", lambda kitchen: kitchen.tiny("GQA", parity.WIDE), ("5-7",)),
-    Recipe("tiny-gemma2", lambda kitchen: kitchen.sliding("gemma2"), ("2-7",)),
     Recipe("tiny-gemma3", lambda kitchen: kitchen.sliding("gemma3"), ("4-11",)),
     Recipe("fused-qkv", Kitchen.fused, ("6-9",), text=False, bos=False, blocks=False),
     Recipe("dummy-llama", lambda kitchen: kitchen.dummy("llama", "llama-dense.gguf"), ("0-1",), bos=False),
