@@ -34,6 +34,7 @@ UNLIMITED = 1 << 62
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 N_UBATCH = 512  # llama.cpp's default
 ATTENTION_TOKENS = 5  # tokens of a round whose attention is timed node by node
+TURN = 4  # tokens that one setting decodes before the next one does
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Pair:
 
 @dataclass
 class Measured:
-    """Seconds of each round by setting: all of a token, and the attention of each layer."""
+    """Seconds of each turn by setting: all of a token, and the attention of each layer."""
 
     request: Request
     pair: Pair
@@ -214,7 +215,7 @@ def measure(request: Request, progress: Step = silent) -> Measured:
     with _children(measured.settings, request, clock=False) as children:
         for child in children:  # pages in the weights, touches the buffers
             child.ask("prefill", n=request.prompt)
-            work.done("prefill", 0)
+            work.done("speed", "prefill", request.prompt, 0)
         for depth in request.depths:
             for child in children:
                 child.ask("fill", depth=depth)
@@ -233,24 +234,32 @@ def measure(request: Request, progress: Step = silent) -> Measured:
     return measured
 
 
+def _turns(request: Request) -> Iterator[tuple[str, int]]:
+    """What each setting does in a round before the others do the same, and with how many tokens."""
+    yield "prefill", request.prompt
+    for done in range(0, request.generate, TURN):
+        yield "decode", min(TURN, request.generate - done)
+
+
 def _round(measured: Measured, children: list[Child], depth: int, work: "_Work") -> None:
-    request = measured.request
-    for what, n in (("prefill", request.prompt), ("decode", request.generate)):
-        rounds = measured.seconds.setdefault((what, depth), {})
+    for what, n in _turns(measured.request):
+        turns = measured.seconds.setdefault((what, depth), {})
         for child in children:
             times = sorted(seconds["all"] for seconds in child.ask(what, n=n))
-            rounds.setdefault(child.setting.name, []).append(times[len(times) // 2] / (n if what == "prefill" else 1))
-            work.done(what, depth)
+            turns.setdefault(child.setting.name, []).append(times[len(times) // 2] / (n if what == "prefill" else 1))
+            work.done("speed", what, n, depth)
+        children = children[::-1]
 
 
 def _attention(measured: Measured, children: list[Child], what: str, depth: int, work: "_Work") -> None:
     """Seconds of the attention of each layer: for the whole prompt, or for a token (the median of some)."""
     rounds = measured.attention.setdefault((what, depth), {})
+    n = measured.request.prompt if what == "prefill" else ATTENTION_TOKENS
     for child in children:
-        times = child.ask(what, n=measured.request.prompt if what == "prefill" else ATTENTION_TOKENS)
+        times = child.ask(what, n=n)
         middle = {int(layer): sorted(t[layer] for t in times)[len(times) // 2] for layer in times[0]}
         rounds.setdefault(child.setting.name, []).append(middle)
-        work.done(what, depth, ATTENTION_TOKENS)
+        work.done("attention", what, n, depth)
 
 
 class _Work:
@@ -259,21 +268,20 @@ class _Work:
     def __init__(self, measured: Measured, progress: Step) -> None:
         self.measured, self.progress, self.so_far = measured, progress, 0.0
         request, n = measured.request, len(measured.settings)
-        speed = sum(self._cost(what, depth) for depth in request.depths for what in ("prefill", "decode"))
+        speed = sum(self._cost(*turn, depth) for depth in request.depths for turn in _turns(request))
         behind = [depth for depth in request.depths if depth]
-        once = self._cost("prefill", 0) + sum(self._cost("prefill", depth) for depth in behind)
-        attention = sum(self._cost("decode", depth, ATTENTION_TOKENS) for depth in behind)
+        once = sum(self._cost("prefill", request.prompt, depth) for depth in (0, *behind))
+        attention = sum(self._cost("decode", ATTENTION_TOKENS, depth) for depth in behind)
         self.total = n * (once + request.rounds * (speed + attention))
 
-    def _cost(self, what: str, depth: int, n_decode: int | None = None) -> float:
+    def _cost(self, what: str, n: int, depth: int) -> float:
         """In seconds of a machine with 100 GFLOP/s and 10 GB/s, though only the proportions matter."""
-        request, pair = self.measured.request, self.measured.pair
+        pair = self.measured.pair
         if what == "prefill":
-            return prefill_flops(pair.facts, pair.facts.source_layers, pair.weights, request.prompt, depth) / 100e9
-        n_tokens = 1 + (n_decode or request.generate)
-        return n_tokens * decode_bytes(pair.facts, pair.facts.source_layers, pair.weights.n_bytes, depth) / 10e9
+            return prefill_flops(pair.facts, pair.facts.source_layers, pair.weights, n, depth) / 100e9
+        n_bytes = decode_bytes(pair.facts, pair.facts.source_layers, pair.weights.n_bytes, depth)
+        return (1 + n) * n_bytes / 10e9  # one that is not counted, see bench_worker.py
 
-    def done(self, what: str, depth: int, n_decode: int | None = None) -> None:
-        self.so_far += self._cost(what, depth, n_decode)
-        doing = "speed" if n_decode is None else "attention"
-        self.progress(f"{doing} at depth {depth}", min(1.0, self.so_far / self.total))
+    def done(self, of: str, what: str, n: int, depth: int) -> None:
+        self.so_far += self._cost(what, n, depth)
+        self.progress(f"{of} at depth {depth}", min(1.0, self.so_far / self.total))

@@ -44,6 +44,7 @@ struct shape {
     float     max_bias    = 0.0f;
     float     softcap     = 0.0f;
     bool      sinks       = false;
+    bool      nan         = false; // in the Q of the first head and token
 };
 
 static std::mt19937 rng(1);
@@ -83,7 +84,11 @@ struct inputs {
 
         ggml_backend_buffer_clear(ggml_backend_alloc_ctx_tensors(ctx, backend), 0);
 
-        set(q0, random_f32(ggml_nelements(q0), 2.0f));
+        auto qs = random_f32(ggml_nelements(q0), 2.0f);
+        if (s.nan) {
+            qs[0] = NAN;
+        }
+        set(q0, qs);
         set(k0, random_f32(ggml_nelements(k0), 2.0f));
         set(v0, random_f32(ggml_nelements(v0), 1.0f));
         set(v_trans, random_f32(ggml_nelements(v_trans), 1.0f));
@@ -140,7 +145,7 @@ static ggml_tensor * operators(ggml_context * ctx, const inputs & in, const shap
 }
 
 static void check() {
-    std::vector<shape> shapes(16);
+    std::vector<shape> shapes(24);
     size_t n = 0;
     auto next = [&](const char * name) -> shape & { shapes[n].name = name; return shapes[n++]; };
 
@@ -162,6 +167,21 @@ static void check() {
     shape & all = next("all-at-once");
     all.n_head = 12; all.n_head_kv = 3; all.max_bias = 4.0f; all.softcap = 5.0f; all.sinks = true; all.n_stream = 2;
 
+    // one block, as masked ones stay 0
+    shape & nan = next("NaN");
+    nan.n_kv = 512; nan.nan = true;
+
+    // few tokens: less than 16 rows per KV head
+    next("decode").n_tokens = 1;
+    next("decode-MHA") = { "decode-MHA", 8, 8, 128, 1, 1100 };
+    next("decode-MQA") = { "decode-MQA", 8, 1, 64, 1, 32 };
+    next("decode-odd") = { "decode-odd", 6, 2, 72, 3, 777 };
+    next("decode-q8_0-K") = { "decode-q8_0-K", 8, 2, 64, 2, 1100, 1, GGML_TYPE_Q8_0 };
+    shape & few = next("decode-all-at-once") = all;
+    few.name = "decode-all-at-once"; few.n_tokens = 3;
+    shape & few_nan = next("decode-NaN") = nan;
+    few_nan.name = "decode-NaN"; few_nan.n_tokens = 2;
+
     for (const shape & s : shapes) {
         inputs in(s);
         const float scale = 1.0f/sqrtf(s.n_embd_head);
@@ -181,6 +201,10 @@ static void check() {
 
                 double error = 0.0, norm = 0.0;
                 for (size_t i = 0; i < expected.size(); ++i) {
+                    if (std::isnan(expected[i])) {
+                        error += !std::isnan(measured[i]);
+                        continue;
+                    }
                     error += pow(measured[i] - expected[i], 2);
                     norm  += pow(expected[i], 2);
                 }
@@ -206,7 +230,7 @@ static void time() {
 
     for (const shape & s : std::vector<shape>{
             { "GQA", 32,  8,  64, 256,  4096 }, { "GQA", 32, 8, 64, 112, 16384 }, { "GQA", 32, 8, 64, 512, 512 },
-            { "MHA", 16, 16, 128, 256,  4096 } }) {
+            { "MHA", 16, 16, 128, 256,  4096 }, { "GQA", 32, 8, 64, 1, 4096 }, { "MHA", 16, 16, 128, 1, 16384 } }) {
         inputs in(s);
         const float scale = 1.0f/sqrtf(s.n_embd_head);
         ggml_backend_cpu_set_n_threads(in.backend, 1);
@@ -221,7 +245,7 @@ static void time() {
         const double flash   = milliseconds(graph(in, [&](ggml_context * ctx) {
             return ggml_flash_attn_ext(ctx, in.q, in.k, in.v, in.mask, scale, 0.0f, 0.0f);
         }));
-        printf("| %d/%d of %d, %d, %d | %.0f | %.0f | %.0f | %.0f |\n", (int) s.n_head, (int) s.n_head_kv, (int) s.n_embd_head,
+        printf("| %d/%d of %d, %d, %d | %.2g | %.2g | %.2g | %.2g |\n", (int) s.n_head, (int) s.n_head_kv, (int) s.n_embd_head,
                 (int) s.n_tokens, (int) s.n_kv, plain, kernel, product, flash);
     }
 }

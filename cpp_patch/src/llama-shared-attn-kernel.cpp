@@ -24,12 +24,13 @@ bool llama_shared_attn_kernel_available(void) {
 }
 
 bool llama_shared_attn_kernel_supported(const ggml_tensor * q, const ggml_tensor * k, ggml_type type) {
-    // below this many rows per KV head the operators are as fast
-    const int64_t n_rows_min = 16;
+    // K is converted once for all rows of a KV head; with a single one, the operators are as fast
+    const int64_t n_rows_min = 2;
 
     return llama_shared_attn_kernel_available() &&
         (type == GGML_TYPE_F16 || type == GGML_TYPE_F32) &&
         (k->type == GGML_TYPE_F32 || ggml_get_type_traits(k->type)->to_float) &&
+        k->nb[2] == ggml_row_size(k->type, k->ne[0]) &&
         q->ne[1]*(q->ne[2]/k->ne[2]) >= n_rows_min;
 }
 
@@ -38,7 +39,13 @@ bool llama_shared_attn_kernel_supported(const ggml_tensor * q, const ggml_tensor
 // positions of K that are worked on at a time: 256 KiB as f32 with heads of 128 elements
 static constexpr int64_t N_BLOCK = 512;
 
-// the rows of one KV head of one stream, token major: row = token*n_rep + head within the KV head
+// with fewer rows per KV head, it does not pay to bring K into the order of the tile
+static constexpr int64_t N_ROWS_TILE = 16;
+
+// positions that K is fetched ahead; the processor itself stops at the end of a page, which one position may fill
+static constexpr int64_t N_PREFETCH = 4;
+
+// rows of one stream, those of a KV head together and token major: row = (i_head_kv*n_tokens + token)*n_rep + i_rep
 struct shared_attn_task {
     const ggml_tensor * q;
     const ggml_tensor * k;
@@ -50,20 +57,21 @@ struct shared_attn_task {
     float max_bias;
     float softcap;
 
-    int64_t i_head_kv;
     int64_t i_stream;
     int64_t row0;
     int64_t row1;
 
     int64_t n_rep()              const { return q->ne[2]/k->ne[2]; }
-    int64_t token(int64_t row)   const { return row/n_rep(); }
-    int64_t head(int64_t row)    const { return i_head_kv*n_rep() + row%n_rep(); }
+    int64_t n_rows_head()        const { return q->ne[1]*n_rep(); }
+    int64_t token(int64_t row)   const { return row/n_rep()%q->ne[1]; }
+    int64_t head_kv(int64_t row) const { return row/n_rows_head(); }
+    int64_t head(int64_t row)    const { return head_kv(row)*n_rep() + row%n_rep(); }
 
     const float * q_row(int64_t row) const {
         return (const float *) ((const char *) q->data + token(row)*q->nb[1] + head(row)*q->nb[2] + i_stream*q->nb[3]);
     }
 
-    const char * k_row(int64_t pos) const {
+    const char * k_row(int64_t i_head_kv, int64_t pos) const {
         return (const char *) k->data + pos*k->nb[1] + i_head_kv*k->nb[2] + i_stream*k->nb[3];
     }
 
@@ -86,6 +94,22 @@ struct shared_attn_task {
             ? std::pow(2.0f, -max_bias/n_head_log2*(head(row) + 1))
             : std::pow(2.0f, -max_bias/n_head_log2*(head(row) - n_head_log2 + 0.5f));
     }
+
+    bool is_masked(int64_t r0, int64_t r1, int64_t pos, int64_t n) const {
+        for (int64_t row = r0; row < r1; ++row) {
+            if (row > r0 && token(row) == token(row - 1)) {
+                continue;
+            }
+            const char * m = mask_row(row, pos);
+            for (int64_t i = 0; i < n; ++i) {
+                if (mask->type == GGML_TYPE_F16 ? ((const uint16_t *) m)[i] != 0xfc00 : ((const float *) m)[i] != -INFINITY) {
+                    return false;
+                }
+            }
+        }
+
+        return true;
+    }
 };
 
 static void to_f32(ggml_type type, const void * src, float * dst, int64_t n) {
@@ -103,19 +127,38 @@ static void from_f32(ggml_type type, const float * src, void * dst, int64_t n) {
     }
 }
 
-static bool is_masked(ggml_type type, const char * mask, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) {
-        if (type == GGML_TYPE_F16 ? ((const uint16_t *) mask)[i] != 0xfc00 : ((const float *) mask)[i] != -INFINITY) {
-            return false;
-        }
+static void prefetch(const char * data, size_t n_bytes) {
+    for (size_t i = 0; i < n_bytes; i += 64) {
+        __builtin_prefetch(data + i);
     }
-
-    return true;
 }
 
-struct vec_128 { typedef float vf __attribute__((vector_size(16))); typedef int32_t vi __attribute__((vector_size(16))); };
-struct vec_256 { typedef float vf __attribute__((vector_size(32))); typedef int32_t vi __attribute__((vector_size(32))); };
-struct vec_512 { typedef float vf __attribute__((vector_size(64))); typedef int32_t vi __attribute__((vector_size(64))); };
+template <typename V, typename VF>
+static SHARED_ATTN_INLINE float sum_of_halves(const VF & x) {
+    typename V::vf a, b;
+    memcpy(&a, (const char *) &x,             sizeof(a));
+    memcpy(&b, (const char *) &x + sizeof(a), sizeof(b));
+    a += b;
+    return V::sum(a);
+}
+
+struct vec_128 {
+    typedef float   vf __attribute__((vector_size(16)));
+    typedef int32_t vi __attribute__((vector_size(16)));
+    static SHARED_ATTN_INLINE float sum(const vf & x) { return (x[0] + x[1]) + (x[2] + x[3]); }
+};
+
+struct vec_256 {
+    typedef float   vf __attribute__((vector_size(32)));
+    typedef int32_t vi __attribute__((vector_size(32)));
+    static SHARED_ATTN_INLINE float sum(const vf & x) { return sum_of_halves<vec_128>(x); }
+};
+
+struct vec_512 {
+    typedef float   vf __attribute__((vector_size(64)));
+    typedef int32_t vi __attribute__((vector_size(64)));
+    static SHARED_ATTN_INLINE float sum(const vf & x) { return sum_of_halves<vec_256>(x); }
+};
 
 // MR: rows per tile, NV: vectors of positions per tile
 template <typename V, int MR, int NV>
@@ -126,10 +169,26 @@ struct shared_attn_simd {
     static constexpr int64_t VW      = sizeof(vf)/sizeof(float);
     static constexpr int64_t N_PANEL = NV*VW;
 
+    const shared_attn_task & task;
+
+    const int64_t n_embd_head = task.k->ne[0];
+    const int64_t n_embd_pad  = (n_embd_head + VW - 1)/VW*VW;
+    const int64_t n_kv        = task.k->ne[1];
+    const int64_t n_rows      = task.row1 - task.row0;
+    const int64_t n_block     = (n_kv + N_BLOCK - 1)/N_BLOCK;
+
+    // of each row: the maximum of each block, of all so far, and the sum relative to that
+    std::vector<float> max_block = std::vector<float>(n_rows*n_block, -INFINITY);
+    std::vector<float> max       = std::vector<float>(n_rows, -INFINITY);
+    std::vector<float> sum       = std::vector<float>(n_rows, 0.0f);
+
+    std::vector<float> mask      = std::vector<float>(N_BLOCK);
+    int64_t            mask_of   = -1; // the token and block that it is of
+
     static SHARED_ATTN_INLINE void load (vf & dst, const float * src) { memcpy(&dst, src, sizeof(vf)); }
     static SHARED_ATTN_INLINE void store(float * dst, const vf & src) { memcpy(dst, &src, sizeof(vf)); }
 
-    // e^x for x <= 0, exactly 0 below what f32 can hold; a NaN stays one
+    // e^x for x <= 0, exactly 0 below e^-80; a NaN stays one
     static SHARED_ATTN_INLINE void exp(const vf & x0, vf & res) {
         const vf    x     = x0 < -80.0f ? vf{} - 80.0f : x0;
         const float magic = 12582912.0f; // 1.5*2^23: adding it rounds to an integer
@@ -145,11 +204,9 @@ struct shared_attn_simd {
     }
 
     // panel[d][j] = k[pos + j][d], and 0 beyond n
-    static SHARED_ATTN_INLINE void pack(const shared_attn_task & task, int64_t pos, int64_t n, float * rows, float * panel) {
-        const int64_t n_embd_head = task.k->ne[0];
-
+    SHARED_ATTN_INLINE void pack(int64_t pos, int64_t n, float * rows, float * panel) const {
         for (int64_t j = 0; j < n; ++j) {
-            to_f32(task.k->type, task.k_row(pos + j), rows + j*n_embd_head, n_embd_head);
+            to_f32(task.k->type, task.k_row(task.head_kv(task.row0), pos + j), rows + j*n_embd_head, n_embd_head);
         }
         std::fill(rows + n*n_embd_head, rows + N_PANEL*n_embd_head, 0.0f);
 
@@ -161,7 +218,7 @@ struct shared_attn_simd {
     }
 
     // scores[r][j] = sum over d of q[d][r]*panel[d][j]
-    static SHARED_ATTN_INLINE void tile(const float * q, const float * panel, int64_t n_embd_head, float * scores) {
+    SHARED_ATTN_INLINE void tile(const float * q, const float * panel, float * scores) const {
         vf acc[MR][NV] = {};
 
         for (int64_t d = 0; d < n_embd_head; ++d) {
@@ -181,25 +238,39 @@ struct shared_attn_simd {
         }
     }
 
+    // q is padded with zeros
+    SHARED_ATTN_INLINE float dot(const float * q, const float * k) const {
+        vf acc = {};
+
+        for (int64_t d = 0; d < n_embd_pad; d += VW) {
+            vf a, b;
+            load(a, q + d);
+            load(b, k + d);
+            acc += a*b;
+        }
+
+        return V::sum(acc);
+    }
+
     // scores become e^(score - max); returns max and sum. n is a multiple of VW
-    static SHARED_ATTN_INLINE void softmax(float * scores, const float * mask, float slope, float softcap, int64_t n, float & max, float & sum) {
+    SHARED_ATTN_INLINE void softmax(float * scores, float slope, int64_t n, float & max, float & sum) const {
         vf vmax = vf{} - INFINITY;
         vf vsum = {};
 
         for (int64_t i = 0; i < n; i += VW) {
             vf s, m;
             load(s, scores + i);
-            load(m, mask   + i);
-            if (softcap != 0.0f) {
+            load(m, mask.data() + i);
+            if (task.softcap != 0.0f) {
                 // tanh(x) = sign(x)*(1 - e)/(1 + e), e = exp(-2*|x|)
-                const vf x = s/softcap;
+                const vf x = s/task.softcap;
                 vf e;
                 exp(-2.0f*(x < 0.0f ? -x : x), e);
                 const vf t = (1.0f - e)/(1.0f + e);
-                s = softcap*(x < 0.0f ? -t : t);
+                s = task.softcap*(x < 0.0f ? -t : t);
             }
             s += slope*m;
-            vmax = s > vmax ? s : vmax;
+            vmax = s < vmax ? vmax : s; // a NaN must not be lost where there is nothing else
             store(scores + i, s);
         }
 
@@ -220,91 +291,39 @@ struct shared_attn_simd {
             store(scores + i, e);
         }
 
-        sum = 0.0f;
-        for (int i = 0; i < VW; ++i) {
-            sum += vsum[i];
-        }
+        sum = V::sum(vsum);
     }
 
-    static SHARED_ATTN_INLINE void run(const shared_attn_task & task) {
-        const int64_t n_embd_head = task.k->ne[0];
-        const int64_t n_kv        = task.k->ne[1];
-        const int64_t n_rows      = task.row1 - task.row0;
-        const int64_t n_block     = (n_kv + N_BLOCK - 1)/N_BLOCK;
+    // the scores of a row and a block become its probabilities, relative to the maximum of the block
+    SHARED_ATTN_INLINE void add_block(int64_t ir, int64_t ib, int64_t n, float * scores) {
+        const int64_t row  = task.row0 + ir;
+        const int64_t pos0 = ib*N_BLOCK;
 
-        std::vector<float> panels (N_BLOCK*n_embd_head);
-        std::vector<float> k_rows (N_PANEL*n_embd_head);
-        std::vector<float> q_tile (n_embd_head*MR);
-        std::vector<float> scores (MR*N_BLOCK);
-        std::vector<float> mask   (N_BLOCK);
-
-        // of each row: the maximum of each block, of all so far, and the sum relative to that
-        std::vector<float> max_block(n_rows*n_block, -INFINITY);
-        std::vector<float> max      (n_rows, -INFINITY);
-        std::vector<float> sum      (n_rows, 0.0f);
-
-        for (int64_t ib = 0; ib < n_block; ++ib) {
-            const int64_t pos0 = ib*N_BLOCK;
-            const int64_t n    = std::min(N_BLOCK, n_kv - pos0);
-            const int64_t n_up = (n + N_PANEL - 1)/N_PANEL*N_PANEL;
-
-            bool packed = false;
-
-            for (int64_t ir = 0; ir < n_rows; ir += MR) {
-                const int64_t n_tile = std::min<int64_t>(MR, n_rows - ir);
-
-                bool masked = true;
-                for (int64_t r = 0; r < n_tile && masked; ++r) {
-                    masked = is_masked(task.mask->type, task.mask_row(task.row0 + ir + r, pos0), n);
-                }
-                if (masked) {
-                    continue;
-                }
-
-                if (!packed) {
-                    for (int64_t i = 0; i < n_up; i += N_PANEL) {
-                        pack(task, pos0 + i, std::min(N_PANEL, n - i), k_rows.data(), panels.data() + i*n_embd_head);
-                    }
-                    packed = true;
-                }
-
-                for (int64_t r = 0; r < n_tile; ++r) {
-                    const float * q_row = task.q_row(task.row0 + ir + r);
-                    for (int64_t d = 0; d < n_embd_head; ++d) {
-                        q_tile[d*MR + r] = q_row[d]*task.scale;
-                    }
-                }
-
-                for (int64_t i = 0; i < n_up; i += N_PANEL) {
-                    tile(q_tile.data(), panels.data() + i*n_embd_head, n_embd_head, scores.data() + i);
-                }
-
-                for (int64_t r = 0; r < n_tile; ++r) {
-                    const int64_t row = task.row0 + ir + r;
-
-                    if (r == 0 || task.token(row) != task.token(row - 1)) {
-                        to_f32(task.mask->type, task.mask_row(row, pos0), mask.data(), n);
-                        std::fill(mask.begin() + n, mask.end(), -INFINITY);
-                    }
-
-                    float & max_b = max_block[(ir + r)*n_block + ib];
-                    float   sum_b = 0.0f;
-
-                    softmax(scores.data() + r*N_BLOCK, mask.data(), task.slope(row), task.softcap, n_up, max_b, sum_b);
-                    if (max_b == -INFINITY) {
-                        continue;
-                    }
-
-                    from_f32(task.probs->type, scores.data() + r*N_BLOCK, task.probs_row(row, pos0), n);
-
-                    const float max_new = std::max(max[ir + r], max_b);
-                    sum[ir + r] = sum[ir + r]*expf(max[ir + r] - max_new) + sum_b*expf(max_b - max_new);
-                    max[ir + r] = max_new;
-                }
-            }
+        if (mask_of != task.token(row)*n_block + ib) {
+            mask_of  = task.token(row)*n_block + ib;
+            to_f32(task.mask->type, task.mask_row(row, pos0), mask.data(), n);
+            std::fill(mask.begin() + n, mask.end(), -INFINITY);
         }
 
-        // the blocks of a row are relative to their own maximum: bring them to that of the row, and the sum to 1
+        float & max_b = max_block[ir*n_block + ib];
+        float   sum_b = 0.0f;
+
+        softmax(scores, task.slope(row), (n + VW - 1)/VW*VW, max_b, sum_b);
+        if (max_b == -INFINITY) {
+            return;
+        }
+
+        from_f32(task.probs->type, scores, task.probs_row(row, pos0), n);
+
+        const float max_new = std::max(max[ir], max_b);
+        sum[ir] = sum[ir]*expf(max[ir] - max_new) + sum_b*expf(max_b - max_new);
+        max[ir] = max_new;
+    }
+
+    // the blocks of a row are relative to their own maximum: bring them to that of the row, and the sum to 1
+    SHARED_ATTN_INLINE void finish() {
+        std::vector<float> buf(N_BLOCK);
+
         for (int64_t ir = 0; ir < n_rows; ++ir) {
             const int64_t row = task.row0 + ir;
 
@@ -329,12 +348,116 @@ struct shared_attn_simd {
 
                 const float factor = expf(max_b - max[ir])/sum[ir];
 
-                to_f32(task.probs->type, probs, scores.data(), n);
+                to_f32(task.probs->type, probs, buf.data(), n);
                 for (int64_t i = 0; i < n; ++i) {
-                    scores[i] *= factor;
+                    buf[i] *= factor;
                 }
-                from_f32(task.probs->type, scores.data(), probs, n);
+                from_f32(task.probs->type, buf.data(), probs, n);
             }
+        }
+    }
+
+    // many rows of one KV head: K is brought into an order in which a tile of scores is computed at once
+    SHARED_ATTN_INLINE void run_tiles() {
+        std::vector<float> panels (N_BLOCK*n_embd_head);
+        std::vector<float> k_rows (N_PANEL*n_embd_head);
+        std::vector<float> q_tile (n_embd_head*MR);
+        std::vector<float> scores (MR*N_BLOCK);
+
+        for (int64_t ib = 0; ib < n_block; ++ib) {
+            const int64_t pos0 = ib*N_BLOCK;
+            const int64_t n    = std::min(N_BLOCK, n_kv - pos0);
+
+            bool packed = false;
+
+            for (int64_t ir = 0; ir < n_rows; ir += MR) {
+                const int64_t n_tile = std::min<int64_t>(MR, n_rows - ir);
+
+                if (task.is_masked(task.row0 + ir, task.row0 + ir + n_tile, pos0, n)) {
+                    continue;
+                }
+
+                if (!packed) {
+                    for (int64_t i = 0; i < n; i += N_PANEL) {
+                        pack(pos0 + i, std::min(N_PANEL, n - i), k_rows.data(), panels.data() + i*n_embd_head);
+                    }
+                    packed = true;
+                }
+
+                for (int64_t r = 0; r < n_tile; ++r) {
+                    const float * q_row = task.q_row(task.row0 + ir + r);
+                    for (int64_t d = 0; d < n_embd_head; ++d) {
+                        q_tile[d*MR + r] = q_row[d]*task.scale;
+                    }
+                }
+
+                for (int64_t i = 0; i < n; i += N_PANEL) {
+                    tile(q_tile.data(), panels.data() + i*n_embd_head, scores.data() + i);
+                }
+
+                for (int64_t r = 0; r < n_tile; ++r) {
+                    add_block(ir + r, ib, n, scores.data() + r*N_BLOCK);
+                }
+            }
+        }
+
+        finish();
+    }
+
+    // few rows per KV head: the heads of a position are next to each other in memory, so each position is read once, for all
+    SHARED_ATTN_INLINE void run_rows() {
+        const int64_t n_rows_head = task.n_rows_head();
+        const int64_t head0       = task.head_kv(task.row0);
+        const int64_t head1       = task.head_kv(task.row1 - 1) + 1;
+
+        std::vector<float> k_rows ((head1 - head0)*n_embd_head + VW); // the last dot product may read that far
+        std::vector<float> q_rows (n_rows*n_embd_pad);
+        std::vector<float> scores (n_rows*N_BLOCK);
+
+        for (int64_t ir = 0; ir < n_rows; ++ir) {
+            const float * q_row = task.q_row(task.row0 + ir);
+            for (int64_t d = 0; d < n_embd_head; ++d) {
+                q_rows[ir*n_embd_pad + d] = q_row[d]*task.scale;
+            }
+        }
+
+        for (int64_t ib = 0; ib < n_block; ++ib) {
+            const int64_t pos0 = ib*N_BLOCK;
+            const int64_t n    = std::min(N_BLOCK, n_kv - pos0);
+
+            if (task.is_masked(task.row0, task.row1, pos0, n)) {
+                continue;
+            }
+
+            for (int64_t j = 0; j < n; ++j) {
+                prefetch(task.k_row(head0, pos0 + j + N_PREFETCH), (head1 - head0)*task.k->nb[2]);
+                to_f32(task.k->type, task.k_row(head0, pos0 + j), k_rows.data(), (head1 - head0)*n_embd_head);
+
+                for (int64_t i_head_kv = head0; i_head_kv < head1; ++i_head_kv) {
+                    const int64_t ir0 = std::max<int64_t>(0, (i_head_kv    )*n_rows_head - task.row0);
+                    const int64_t ir1 = std::min(n_rows,     (i_head_kv + 1)*n_rows_head - task.row0);
+
+                    for (int64_t ir = ir0; ir < ir1; ++ir) {
+                        scores[ir*N_BLOCK + j] = dot(q_rows.data() + ir*n_embd_pad, k_rows.data() + (i_head_kv - head0)*n_embd_head);
+                    }
+                }
+            }
+
+            for (int64_t ir = 0; ir < n_rows; ++ir) {
+                add_block(ir, ib, n, scores.data() + ir*N_BLOCK);
+            }
+        }
+
+        finish();
+    }
+
+    static SHARED_ATTN_INLINE void run(const shared_attn_task & task) {
+        shared_attn_simd simd { task };
+
+        if (task.n_rows_head() < N_ROWS_TILE) {
+            simd.run_rows();
+        } else {
+            simd.run_tiles();
         }
     }
 };
@@ -376,30 +499,29 @@ static void shared_attn_compute(ggml_tensor * dst, int ith, int nth, void * user
         /*.scale     =*/ op_params(dst)[0],
         /*.max_bias  =*/ op_params(dst)[1],
         /*.softcap   =*/ op_params(dst)[2],
-        /*.i_head_kv =*/ 0,
         /*.i_stream  =*/ 0,
         /*.row0      =*/ 0,
         /*.row1      =*/ 0,
     };
 
     const int64_t n_head_kv = task.k->ne[2];
-    const int64_t n_groups  = n_head_kv*task.k->ne[3];
-    const int64_t n_rows    = task.q->ne[1]*task.n_rep();
+    const int64_t n_stream  = task.k->ne[3];
+    const int64_t n_rows    = task.n_rows_head()*n_head_kv;
 
-    // as few parts of a KV head as keep all threads busy: each part converts K anew
-    int64_t n_parts = 1;
-    while (n_groups*n_parts % nth != 0 && n_groups*n_parts < 4*nth) {
-        n_parts++;
+    int64_t n_parts = nth;
+
+    // with tiles, as few parts of a KV head as keep all threads busy: each part converts K anew
+    if (task.n_rows_head() >= N_ROWS_TILE) {
+        n_parts = n_head_kv;
+        while (n_stream*n_parts % nth != 0 && n_stream*n_parts < 4*nth) {
+            n_parts += n_head_kv;
+        }
     }
 
-    for (int64_t i = ith; i < n_groups*n_parts; i += nth) {
-        const int64_t i_group = i/n_parts;
-        const int64_t i_part  = i%n_parts;
-
-        task.i_head_kv = i_group%n_head_kv;
-        task.i_stream  = i_group/n_head_kv;
-        task.row0      = n_rows*(i_part    )/n_parts;
-        task.row1      = n_rows*(i_part + 1)/n_parts;
+    for (int64_t i = ith; i < n_stream*n_parts; i += nth) {
+        task.i_stream = i/n_parts;
+        task.row0     = n_rows*(i%n_parts    )/n_parts;
+        task.row1     = n_rows*(i%n_parts + 1)/n_parts;
 
         run(task);
     }

@@ -320,7 +320,7 @@ static uint64_t shared_attn_budget(uint64_t saving) {
     char * end = nullptr;
     errno = 0;
     const unsigned long long budget = strtoull(env, &end, 10);
-    if (errno != 0 || !isdigit(env[0]) || *end != '\0') {
+    if (errno != 0 || !isdigit((unsigned char) env[0]) || *end != '\0') {
         throw std::runtime_error(format("LLAMA_SHARED_ATTN_P_BYTES: '%s' is not a number of bytes", env));
     }
 
@@ -398,6 +398,7 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
 
     res.v_trans      = true;
     res.v_trans_all  = !hybrid;
+    res.n_kv_pad     = 64; // a graph is built anew for each, but that takes less than a millisecond
     res.n_ubatch_max = n_ubatch - n_ubatch%16; // ggml's matrix products are slower in between
 
     LLAMA_LOG_INFO("%s: followers reuse the attention weights of up to %u tokens at a time\n", __func__, res.n_ubatch_max);

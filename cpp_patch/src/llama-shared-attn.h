@@ -138,6 +138,9 @@ struct llama_shared_attn_kv {
     // not only the layers of spans, but all
     bool v_trans_all = false;
 
+    // attention is over a multiple of so many positions; the probabilities of empty ones would be computed, too
+    uint32_t n_kv_pad = 256;
+
     // the largest ubatch whose probabilities fit into their memory budget
     uint32_t n_ubatch_max = UINT32_MAX;
 };
