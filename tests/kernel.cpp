@@ -1,7 +1,8 @@
-// The attention kernel of the patch against ggml's operators; built and read by test_kernel.py.
+// The attention kernels of the patch against ggml's operators; built and read by test_kernel.py.
 //
-//     kernel check            one line per case and instruction set: name, instruction set, error (NMSE)
-//     kernel time             one line per shape: milliseconds of the operators, the kernel, the product with V, flash attention
+//     kernel check            one line per case: name, weights or product with V, instruction set, threads, error (NMSE)
+//     kernel time             one line per shape: milliseconds of weights by operators and kernel, of the product with V by
+//                             operator (V transposed) and kernel, and of flash attention
 
 #include <cstring>
 
@@ -38,7 +39,7 @@ struct shape {
     int64_t   n_tokens    = 40;
     int64_t   n_kv        = 1100; // two blocks and a rest
     int64_t   n_stream    = 1;
-    ggml_type type_k      = GGML_TYPE_F16;
+    ggml_type type_k      = GGML_TYPE_F16; // and of V
     ggml_type type_probs  = GGML_TYPE_F32;
     ggml_type type_mask   = GGML_TYPE_F16;
     float     max_bias    = 0.0f;
@@ -76,7 +77,7 @@ struct inputs {
 
         ggml_tensor * q0 = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, s.n_embd_head, s.n_head,    s.n_tokens, s.n_stream);
         ggml_tensor * k0 = ggml_new_tensor_4d(ctx, s.type_k,      s.n_embd_head, s.n_head_kv, s.n_kv,     s.n_stream);
-        ggml_tensor * v0 = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, s.n_embd_head, s.n_head_kv, s.n_kv,     s.n_stream);
+        ggml_tensor * v0 = ggml_new_tensor_4d(ctx, s.type_k,      s.n_embd_head, s.n_head_kv, s.n_kv,     s.n_stream);
         v_trans = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, s.n_kv, s.n_embd_head, s.n_head_kv, s.n_stream);
         mask    = ggml_new_tensor_4d(ctx, s.type_mask,   s.n_kv, s.n_tokens,    1,           s.n_stream);
         probs   = ggml_new_tensor_4d(ctx, GGML_TYPE_F16, s.n_kv, s.n_tokens,    s.n_head,    s.n_stream);
@@ -92,6 +93,7 @@ struct inputs {
         set(k0, random_f32(ggml_nelements(k0), 2.0f));
         set(v0, random_f32(ggml_nelements(v0), 1.0f));
         set(v_trans, random_f32(ggml_nelements(v_trans), 1.0f));
+        set(probs,   random_f32(ggml_nelements(probs),   1.0f));
         if (sinks) {
             set(sinks, random_f32(s.n_head, 3.0f));
         }
@@ -144,6 +146,38 @@ static ggml_tensor * operators(ggml_context * ctx, const inputs & in, const shap
     return kq;
 }
 
+static ggml_tensor * rounded(ggml_context * ctx, ggml_tensor * t, ggml_type type) {
+    return type == GGML_TYPE_F32 ? t : ggml_cast(ctx, ggml_cast(ctx, t, type), GGML_TYPE_F32);
+}
+
+using builder = std::function<ggml_tensor *(ggml_context *)>;
+
+static void compare(const shape & s, const char * what, const inputs & in, const builder & expect, const builder & measure) {
+    const auto expected = graph(in, expect).values();
+
+    for (const char * set : { "avx512f", "avx2", "any" }) {
+        if (strcmp(set, "any") != 0 && !(supported(set) && supported("fma"))) {
+            continue;
+        }
+        instruction_set = set;
+        for (int n_threads : { 1, 3 }) {
+            ggml_backend_cpu_set_n_threads(in.backend, n_threads);
+            const auto measured = graph(in, measure).values();
+
+            double error = 0.0, norm = 0.0;
+            for (size_t i = 0; i < expected.size(); ++i) {
+                if (std::isnan(expected[i])) {
+                    error += !std::isnan(measured[i]);
+                    continue;
+                }
+                error += pow(measured[i] - expected[i], 2);
+                norm  += pow(expected[i], 2);
+            }
+            printf("%s %s %s %d %.2e\n", s.name.c_str(), what, set, n_threads, error/norm);
+        }
+    }
+}
+
 static void check() {
     std::vector<shape> shapes(24);
     size_t n = 0;
@@ -186,31 +220,20 @@ static void check() {
         inputs in(s);
         const float scale = 1.0f/sqrtf(s.n_embd_head);
 
-        const auto expected = graph(in, [&](ggml_context * ctx) { return operators(ctx, in, s, scale); }).values();
-
-        for (const char * set : { "avx512f", "avx2", "any" }) {
-            if (strcmp(set, "any") != 0 && !(supported(set) && supported("fma"))) {
-                continue;
-            }
-            instruction_set = set;
-            for (int n_threads : { 1, 3 }) {
-                ggml_backend_cpu_set_n_threads(in.backend, n_threads);
-                const auto measured = graph(in, [&](ggml_context * ctx) {
-                    return llama_shared_attn_kernel(ctx, in.q, in.k, in.mask, in.sinks, scale, s.max_bias, s.softcap, s.type_probs);
-                }).values();
-
-                double error = 0.0, norm = 0.0;
-                for (size_t i = 0; i < expected.size(); ++i) {
-                    if (std::isnan(expected[i])) {
-                        error += !std::isnan(measured[i]);
-                        continue;
-                    }
-                    error += pow(measured[i] - expected[i], 2);
-                    norm  += pow(expected[i], 2);
-                }
-                printf("%s %s %d %.2e\n", s.name.c_str(), set, n_threads, error/norm);
-            }
-        }
+        compare(s, "weights", in,
+            [&](ggml_context * ctx) { return operators(ctx, in, s, scale); },
+            [&](ggml_context * ctx) {
+                return llama_shared_attn_kernel(ctx, in.q, in.k, in.mask, in.sinks, scale, s.max_bias, s.softcap, s.type_probs);
+            });
+        compare(s, "product", in,
+            [&](ggml_context * ctx) {
+                ggml_tensor * v = ggml_cont(ctx, ggml_transpose(ctx, ggml_cast(ctx, in.v, GGML_TYPE_F32)));
+                return ggml_mul_mat(ctx, v, rounded(ctx, operators(ctx, in, s, scale), s.type_probs));
+            },
+            [&](ggml_context * ctx) {
+                ggml_tensor * probs = operators(ctx, in, s, scale);
+                return llama_shared_attn_kernel_pv(ctx, s.type_probs == GGML_TYPE_F32 ? probs : ggml_cast(ctx, probs, s.type_probs), in.v);
+            });
     }
 }
 
@@ -242,11 +265,12 @@ static void time() {
             return llama_shared_attn_kernel(ctx, in.q, in.k, in.mask, nullptr, scale, 0.0f, 0.0f, GGML_TYPE_F16);
         }));
         const double product = milliseconds(graph(in, [&](ggml_context * ctx) { return ggml_mul_mat(ctx, in.v_trans, in.probs); }));
+        const double pv      = milliseconds(graph(in, [&](ggml_context * ctx) { return llama_shared_attn_kernel_pv(ctx, in.probs, in.v); }));
         const double flash   = milliseconds(graph(in, [&](ggml_context * ctx) {
             return ggml_flash_attn_ext(ctx, in.q, in.k, in.v, in.mask, scale, 0.0f, 0.0f);
         }));
-        printf("| %d/%d of %d, %d, %d | %.2g | %.2g | %.2g | %.2g |\n", (int) s.n_head, (int) s.n_head_kv, (int) s.n_embd_head,
-                (int) s.n_tokens, (int) s.n_kv, plain, kernel, product, flash);
+        printf("| %d/%d of %d, %d, %d | %.2g | %.2g | %.2g | %.2g | %.2g |\n", (int) s.n_head, (int) s.n_head_kv, (int) s.n_embd_head,
+                (int) s.n_tokens, (int) s.n_kv, plain, kernel, product, pv, flash);
     }
 }
 

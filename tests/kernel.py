@@ -36,6 +36,8 @@ def output(program: Path, what: str) -> list[str]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as work:
-        print("| heads, tokens, positions | operators | kernel | product with V | flash attention |")
-        print("| --- | --- | --- | --- | --- |")
+        print(
+            "| heads, tokens, positions | weights: operators | kernel | product: operator | kernel | flash attention |"
+        )
+        print("| --- | --- | --- | --- | --- | --- |")
         print("\n".join(output(build(Path(work)), "time")))

@@ -263,14 +263,22 @@ def flash_error_of_dense(case: Case, mode: str) -> float:
     return nmse(logits(case.dense, mode, path="recompute"), logits(case.dense, mode))
 
 
-# The type of the cache (K/V) and the path. llama.cpp quantises V with flash attention only; and as a quantised V cannot
-# be transposed, its followers recompute.
-CACHES = [(kv, "recompute") for kv in ("f16", "bf16", "q8_0", "q4_0", "q8_0/q4_0")]
-CACHES += [
-    (kv, path)
-    for path in ("plain", "reuse", "hybrid")
-    for kv in ("f16", "bf16", "q8_0/f16", "q4_0/f16", "f16/f32", "bf16/f32", "q8_0/f32", "q4_0/f32")
-]
+# The type of the cache (K/V) and the path; llama.cpp quantises V with flash attention only.
+KV_TYPES = (
+    "f16",
+    "bf16",
+    "q8_0",
+    "q4_0",
+    "q8_0/q4_0",
+    "q8_0/f16",
+    "q4_0/f16",
+    "f16/f32",
+    "bf16/f32",
+    "q8_0/f32",
+    "q4_0/f32",
+)
+CACHES = [(kv, path) for path in ("reuse", "hybrid", "recompute") for kv in KV_TYPES]
+CACHES += [(kv, "plain") for kv in KV_TYPES if kv.endswith("f16") or kv.endswith("f32")]
 WIDE = 64  # heads of this size are rotated (Hadamard) before a cache is quantised
 
 

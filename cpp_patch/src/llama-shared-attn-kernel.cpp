@@ -23,30 +23,44 @@ bool llama_shared_attn_kernel_available(void) {
 #endif
 }
 
-bool llama_shared_attn_kernel_supported(const ggml_tensor * q, const ggml_tensor * k, ggml_type type) {
+bool llama_shared_attn_kernel_supported(const ggml_tensor * q, const ggml_tensor * k) {
     // K is converted once for all rows of a KV head; with a single one, the operators are as fast
     const int64_t n_rows_min = 2;
 
-    return llama_shared_attn_kernel_available() &&
-        (type == GGML_TYPE_F16 || type == GGML_TYPE_F32) &&
-        (k->type == GGML_TYPE_F32 || ggml_get_type_traits(k->type)->to_float) &&
-        k->nb[2] == ggml_row_size(k->type, k->ne[0]) &&
-        q->ne[1]*(q->ne[2]/k->ne[2]) >= n_rows_min;
+    return k->nb[2] == ggml_row_size(k->type, k->ne[0]) && q->ne[1]*(q->ne[2]/k->ne[2]) >= n_rows_min;
 }
 
 #ifdef SHARED_ATTN_SIMD
 
-// positions of K that are worked on at a time: 256 KiB as f32 with heads of 128 elements
+// positions of K or V that are worked on at a time: 256 KiB as f32 with heads of 128 elements
 static constexpr int64_t N_BLOCK = 512;
 
-// with fewer rows per KV head, it does not pay to bring K into the order of the tile
+// from so many rows per KV head on, it pays to work on tiles of rows, which have K and V in the order they like
 static constexpr int64_t N_ROWS_TILE = 16;
 
-// positions that K is fetched ahead; the processor itself stops at the end of a page, which one position may fill
+// positions that are fetched ahead; the processor itself stops at the end of a page, which one position may fill
 static constexpr int64_t N_PREFETCH = 4;
 
 // rows of one stream, those of a KV head together and token major: row = (i_head_kv*n_tokens + token)*n_rep + i_rep
-struct shared_attn_task {
+struct shared_attn_rows {
+    int64_t n_tokens;
+    int64_t n_rep;
+
+    int64_t n_per_head()         const { return n_tokens*n_rep; }
+    int64_t token(int64_t row)   const { return row/n_rep%n_tokens; }
+    int64_t head_kv(int64_t row) const { return row/n_per_head(); }
+    int64_t head(int64_t row)    const { return head_kv(row)*n_rep + row%n_rep; }
+
+    static char * at(const ggml_tensor * t, int64_t i1, int64_t i2, int64_t i3) {
+        return (char *) t->data + i1*t->nb[1] + i2*t->nb[2] + i3*t->nb[3];
+    }
+};
+
+//
+// the weights
+//
+
+struct shared_attn_task : shared_attn_rows {
     const ggml_tensor * q;
     const ggml_tensor * k;
     const ggml_tensor * mask;
@@ -61,27 +75,10 @@ struct shared_attn_task {
     int64_t row0;
     int64_t row1;
 
-    int64_t n_rep()              const { return q->ne[2]/k->ne[2]; }
-    int64_t n_rows_head()        const { return q->ne[1]*n_rep(); }
-    int64_t token(int64_t row)   const { return row/n_rep()%q->ne[1]; }
-    int64_t head_kv(int64_t row) const { return row/n_rows_head(); }
-    int64_t head(int64_t row)    const { return head_kv(row)*n_rep() + row%n_rep(); }
-
-    const float * q_row(int64_t row) const {
-        return (const float *) ((const char *) q->data + token(row)*q->nb[1] + head(row)*q->nb[2] + i_stream*q->nb[3]);
-    }
-
-    const char * k_row(int64_t i_head_kv, int64_t pos) const {
-        return (const char *) k->data + pos*k->nb[1] + i_head_kv*k->nb[2] + i_stream*k->nb[3];
-    }
-
-    const char * mask_row(int64_t row, int64_t pos) const {
-        return (const char *) mask->data + pos*mask->nb[0] + token(row)*mask->nb[1] + i_stream%mask->ne[3]*mask->nb[3];
-    }
-
-    char * probs_row(int64_t row, int64_t pos) const {
-        return (char *) probs->data + pos*probs->nb[0] + token(row)*probs->nb[1] + head(row)*probs->nb[2] + i_stream*probs->nb[3];
-    }
+    const float * q_row   (int64_t row)                    const { return (const float *) at(q, token(row), head(row), i_stream); }
+    const char  * k_row   (int64_t i_head_kv, int64_t pos) const { return at(k, pos, i_head_kv, i_stream); }
+    const char  * mask_row(int64_t row, int64_t pos)       const { return at(mask, token(row), 0, i_stream%mask->ne[3]) + pos*mask->nb[0]; }
+          char  * probs_row(int64_t row, int64_t pos)      const { return at(probs, token(row), head(row), i_stream) + pos*probs->nb[0]; }
 
     float slope(int64_t row) const {
         if (max_bias <= 0.0f) {
@@ -160,7 +157,8 @@ struct vec_512 {
     static SHARED_ATTN_INLINE float sum(const vf & x) { return sum_of_halves<vec_256>(x); }
 };
 
-// MR: rows per tile, NV: vectors of positions per tile
+// the tile that both products consist of: rows as broadcast, columns as vectors
+// MR: rows per tile, NV: vectors of columns per tile
 template <typename V, int MR, int NV>
 struct shared_attn_simd {
     using vf = typename V::vf;
@@ -168,6 +166,50 @@ struct shared_attn_simd {
 
     static constexpr int64_t VW      = sizeof(vf)/sizeof(float);
     static constexpr int64_t N_PANEL = NV*VW;
+
+    static SHARED_ATTN_INLINE void load (vf & dst, const float * src) { memcpy(&dst, src, sizeof(vf)); }
+    static SHARED_ATTN_INLINE void store(float * dst, const vf & src) { memcpy(dst, &src, sizeof(vf)); }
+
+    static int64_t pad(int64_t n) { return (n + N_PANEL - 1)/N_PANEL*N_PANEL; }
+
+    // c[r][j] = (add ? c[r][j] : 0) + sum over i of a[i*a_col + r*a_row]*b[i][j]
+    template <bool add>
+    static SHARED_ATTN_INLINE void tile(const float * a, int64_t a_col, int64_t a_row, const float * b, int64_t b_row, int64_t n, float * c, int64_t c_row) {
+        vf acc[MR][NV] = {};
+
+        for (int64_t i = 0; i < n; ++i) {
+            for (int v = 0; v < NV; ++v) {
+                vf x;
+                load(x, b + i*b_row + v*VW);
+                for (int r = 0; r < MR; ++r) {
+                    acc[r][v] += a[i*a_col + r*a_row]*x;
+                }
+            }
+        }
+
+        for (int r = 0; r < MR; ++r) {
+            for (int v = 0; v < NV; ++v) {
+                if (add) {
+                    vf x;
+                    load(x, c + r*c_row + v*VW);
+                    acc[r][v] += x;
+                }
+                store(c + r*c_row + v*VW, acc[r][v]);
+            }
+        }
+    }
+};
+
+template <typename V, int MR, int NV>
+struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
+    using simd = shared_attn_simd<V, MR, NV>;
+    using vf   = typename V::vf;
+    using vi   = typename V::vi;
+
+    using simd::VW;
+    using simd::N_PANEL;
+    using simd::load;
+    using simd::store;
 
     const shared_attn_task & task;
 
@@ -185,8 +227,7 @@ struct shared_attn_simd {
     std::vector<float> mask      = std::vector<float>(N_BLOCK);
     int64_t            mask_of   = -1; // the token and block that it is of
 
-    static SHARED_ATTN_INLINE void load (vf & dst, const float * src) { memcpy(&dst, src, sizeof(vf)); }
-    static SHARED_ATTN_INLINE void store(float * dst, const vf & src) { memcpy(dst, &src, sizeof(vf)); }
+    SHARED_ATTN_INLINE explicit shared_attn_weights(const shared_attn_task & task) : task(task) {}
 
     // e^x for x <= 0, exactly 0 below e^-80; a NaN stays one
     static SHARED_ATTN_INLINE void exp(const vf & x0, vf & res) {
@@ -213,27 +254,6 @@ struct shared_attn_simd {
         for (int64_t d = 0; d < n_embd_head; ++d) {
             for (int64_t j = 0; j < N_PANEL; ++j) {
                 panel[d*N_PANEL + j] = rows[j*n_embd_head + d];
-            }
-        }
-    }
-
-    // scores[r][j] = sum over d of q[d][r]*panel[d][j]
-    SHARED_ATTN_INLINE void tile(const float * q, const float * panel, float * scores) const {
-        vf acc[MR][NV] = {};
-
-        for (int64_t d = 0; d < n_embd_head; ++d) {
-            for (int v = 0; v < NV; ++v) {
-                vf k;
-                load(k, panel + d*N_PANEL + v*VW);
-                for (int r = 0; r < MR; ++r) {
-                    acc[r][v] += q[d*MR + r]*k;
-                }
-            }
-        }
-
-        for (int r = 0; r < MR; ++r) {
-            for (int v = 0; v < NV; ++v) {
-                store(scores + r*N_BLOCK + v*VW, acc[r][v]);
             }
         }
     }
@@ -392,7 +412,7 @@ struct shared_attn_simd {
                 }
 
                 for (int64_t i = 0; i < n; i += N_PANEL) {
-                    tile(q_tile.data(), panels.data() + i*n_embd_head, scores.data() + i);
+                    simd::template tile<false>(q_tile.data(), MR, 1, panels.data() + i*n_embd_head, N_PANEL, n_embd_head, scores.data() + i, N_BLOCK);
                 }
 
                 for (int64_t r = 0; r < n_tile; ++r) {
@@ -406,7 +426,7 @@ struct shared_attn_simd {
 
     // few rows per KV head: the heads of a position are next to each other in memory, so each position is read once, for all
     SHARED_ATTN_INLINE void run_rows() {
-        const int64_t n_rows_head = task.n_rows_head();
+        const int64_t n_rows_head = task.n_per_head();
         const int64_t head0       = task.head_kv(task.row0);
         const int64_t head1       = task.head_kv(task.row1 - 1) + 1;
 
@@ -451,24 +471,189 @@ struct shared_attn_simd {
         finish();
     }
 
-    static SHARED_ATTN_INLINE void run(const shared_attn_task & task) {
-        shared_attn_simd simd { task };
-
-        if (task.n_rows_head() < N_ROWS_TILE) {
-            simd.run_rows();
+    SHARED_ATTN_INLINE void run() {
+        if (task.n_per_head() < N_ROWS_TILE) {
+            run_rows();
         } else {
-            simd.run_tiles();
+            run_tiles();
+        }
+    }
+};
+
+//
+// the product with V
+//
+
+// rows of one KV head, or columns of V, which has those of all KV heads next to each other
+struct shared_attn_pv_task : shared_attn_rows {
+    const ggml_tensor * probs;
+    const ggml_tensor * v;
+          ggml_tensor * kqv;
+
+    int64_t i_stream;
+    int64_t i0;
+    int64_t i1;
+
+    const char  * probs_row(int64_t row, int64_t pos)       const { return at(probs, token(row), head(row), i_stream) + pos*probs->nb[0]; }
+    const char  * v_row    (int64_t i_head_kv, int64_t pos) const { return at(v, pos, i_head_kv, i_stream); }
+          float * kqv_row  (int64_t row)                    const { return (float *) at(kqv, token(row), head(row), i_stream); }
+
+    // false where all probabilities are 0, which masked ones are exactly
+    bool get_probs(int64_t row, int64_t pos, float * dst, int64_t n) const {
+        const char * src = probs_row(row, pos);
+
+        static const char zeros[N_BLOCK*sizeof(float)] = {};
+        if (memcmp(src, zeros, n*ggml_type_size(probs->type)) == 0) {
+            std::fill(dst, dst + n, 0.0f);
+            return false;
+        }
+
+        to_f32(probs->type, src, dst, n);
+        return true;
+    }
+};
+
+template <typename V, int MR, int NV>
+struct shared_attn_pv : shared_attn_simd<V, MR, NV> {
+    using simd = shared_attn_simd<V, MR, NV>;
+    using vf   = typename V::vf;
+
+    using simd::VW;
+    using simd::N_PANEL;
+    using simd::load;
+    using simd::store;
+
+    const shared_attn_pv_task & task;
+
+    const int64_t n_embd_head = task.v->ne[0];
+    const int64_t n_kv        = task.v->ne[1];
+
+    SHARED_ATTN_INLINE explicit shared_attn_pv(const shared_attn_pv_task & task) : task(task) {}
+
+    // many rows of one KV head
+    SHARED_ATTN_INLINE void run_tiles() {
+        const int64_t n_rows     = task.i1 - task.i0;
+        const int64_t n_embd_pad = simd::pad(n_embd_head);
+        const int64_t i_head_kv  = task.head_kv(task.i0);
+
+        std::vector<float> v_block(N_BLOCK*n_embd_pad);
+        std::vector<float> p_tile (MR*N_BLOCK);
+        std::vector<float> sums   ((n_rows + MR)*n_embd_pad);
+
+        for (int64_t pos0 = 0; pos0 < n_kv; pos0 += N_BLOCK) {
+            const int64_t n = std::min(N_BLOCK, n_kv - pos0);
+
+            bool packed = false;
+
+            for (int64_t ir = 0; ir < n_rows; ir += MR) {
+                bool any = false;
+                for (int64_t r = 0; r < std::min<int64_t>(MR, n_rows - ir); ++r) {
+                    any |= task.get_probs(task.i0 + ir + r, pos0, p_tile.data() + r*N_BLOCK, n);
+                }
+                if (!any) {
+                    continue;
+                }
+
+                if (!packed) {
+                    for (int64_t j = 0; j < n; ++j) {
+                        to_f32(task.v->type, task.v_row(i_head_kv, pos0 + j), v_block.data() + j*n_embd_pad, n_embd_head);
+                    }
+                    packed = true;
+                }
+
+                for (int64_t d = 0; d < n_embd_pad; d += N_PANEL) {
+                    simd::template tile<true>(p_tile.data(), 1, N_BLOCK, v_block.data() + d, n_embd_pad, n, sums.data() + ir*n_embd_pad + d, n_embd_pad);
+                }
+            }
+        }
+
+        for (int64_t ir = 0; ir < n_rows; ++ir) {
+            memcpy(task.kqv_row(task.i0 + ir), sums.data() + ir*n_embd_pad, n_embd_head*sizeof(float));
+        }
+    }
+
+    // few rows per KV head, and the columns of V from i0 to i1: each position is read once, for all heads
+    SHARED_ATTN_INLINE void run_columns() {
+        constexpr int64_t n_step = 4; // positions at a time
+
+        const int64_t n_columns  = task.i1 - task.i0;
+        const int64_t n_pad      = n_columns + VW; // the last vector may read that far
+        const int64_t head0      = task.i0/n_embd_head;
+        const int64_t head1      = (task.i1 - 1)/n_embd_head + 1;
+        const int64_t n_per_head = task.n_per_head();
+        const int64_t n_rows     = (head1 - head0)*n_per_head;
+        const int64_t n_embd_pad = (n_embd_head + VW - 1)/VW*VW;
+
+        std::vector<float> v_rows(n_step*n_pad);
+        std::vector<float> probs (n_rows*N_BLOCK);
+        std::vector<float> sums  (n_rows*n_embd_pad);
+
+        for (int64_t pos0 = 0; pos0 < n_kv; pos0 += N_BLOCK) {
+            const int64_t n = std::min(N_BLOCK, n_kv - pos0);
+
+            bool any = false;
+            for (int64_t ir = 0; ir < n_rows; ++ir) {
+                any |= task.get_probs(head0*n_per_head + ir, pos0, probs.data() + ir*N_BLOCK, n);
+                std::fill(probs.data() + ir*N_BLOCK + n, probs.data() + (ir + 1)*N_BLOCK, 0.0f);
+            }
+
+            for (int64_t j = 0; j < n && any; j += n_step) {
+                for (int64_t i = 0; i < std::min(n_step, n - j); ++i) {
+                    to_f32(task.v->type, task.v_row(0, pos0 + j + i) + ggml_row_size(task.v->type, task.i0), v_rows.data() + i*n_pad, n_columns);
+                }
+
+                for (int64_t i_head_kv = head0; i_head_kv < head1; ++i_head_kv) {
+                    // the columns of this head, from the first one here
+                    const int64_t c0 = std::max<int64_t>(0, (i_head_kv    )*n_embd_head - task.i0);
+                    const int64_t c1 = std::min(n_columns,  (i_head_kv + 1)*n_embd_head - task.i0);
+
+                    for (int64_t ir = (i_head_kv - head0)*n_per_head; ir < (i_head_kv - head0 + 1)*n_per_head; ++ir) {
+                        const float * p = probs.data() + ir*N_BLOCK + j;
+                        for (int64_t c = c0; c < c1; c += VW) {
+                            vf sum;
+                            load(sum, sums.data() + ir*n_embd_pad + c - c0);
+                            for (int64_t i = 0; i < n_step; ++i) {
+                                vf x;
+                                load(x, v_rows.data() + i*n_pad + c);
+                                sum += p[i]*x;
+                            }
+                            store(sums.data() + ir*n_embd_pad + c - c0, sum);
+                        }
+                    }
+                }
+            }
+        }
+
+        for (int64_t i_head_kv = head0; i_head_kv < head1; ++i_head_kv) {
+            const int64_t d0 = std::max<int64_t>(0,   task.i0 - i_head_kv*n_embd_head);
+            const int64_t d1 = std::min(n_embd_head,  task.i1 - i_head_kv*n_embd_head);
+
+            for (int64_t ir = (i_head_kv - head0)*n_per_head; ir < (i_head_kv - head0 + 1)*n_per_head; ++ir) {
+                memcpy(task.kqv_row(head0*n_per_head + ir) + d0, sums.data() + ir*n_embd_pad, (d1 - d0)*sizeof(float));
+            }
+        }
+    }
+
+    SHARED_ATTN_INLINE void run() {
+        if (task.n_per_head() < N_ROWS_TILE) {
+            run_columns();
+        } else {
+            run_tiles();
         }
     }
 };
 
 #if defined(__x86_64__)
-__attribute__((target("avx512f")))  static void run_avx512(const shared_attn_task & task) { shared_attn_simd<vec_512, 12, 2>::run(task); }
-__attribute__((target("avx2,fma"))) static void run_avx2  (const shared_attn_task & task) { shared_attn_simd<vec_256,  6, 2>::run(task); }
+__attribute__((target("avx512f")))  static void run_avx512(const shared_attn_task    & task) { shared_attn_weights<vec_512, 12, 2>(task).run(); }
+__attribute__((target("avx512f")))  static void run_avx512(const shared_attn_pv_task & task) { shared_attn_pv     <vec_512, 12, 2>(task).run(); }
+__attribute__((target("avx2,fma"))) static void run_avx2  (const shared_attn_task    & task) { shared_attn_weights<vec_256,  6, 2>(task).run(); }
+__attribute__((target("avx2,fma"))) static void run_avx2  (const shared_attn_pv_task & task) { shared_attn_pv     <vec_256,  6, 2>(task).run(); }
 #endif
-static                                     void run_any   (const shared_attn_task & task) { shared_attn_simd<vec_128,  4, 2>::run(task); }
+static                                     void run_any   (const shared_attn_task    & task) { shared_attn_weights<vec_128,  4, 2>(task).run(); }
+static                                     void run_any   (const shared_attn_pv_task & task) { shared_attn_pv     <vec_128,  4, 2>(task).run(); }
 
-static void run(const shared_attn_task & task) {
+template <typename T>
+static void run(const T & task) {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512f")) {
         run_avx512(task);
@@ -482,6 +667,16 @@ static void run(const shared_attn_task & task) {
     run_any(task);
 }
 
+// as few parts of a KV head as keep all threads busy: each part converts K or V anew
+static int64_t n_parts_of_tiles(int64_t n_head_kv, int64_t n_stream, int nth) {
+    int64_t n_parts = n_head_kv;
+    while (n_stream*n_parts % nth != 0 && n_stream*n_parts < 4*nth) {
+        n_parts += n_head_kv;
+    }
+
+    return n_parts;
+}
+
 // as ggml's own operators keep them: ggml_custom leaves the end of op_params free
 static float * op_params(ggml_tensor * t) {
     return (float *) t->op_params + GGML_MAX_OP_PARAMS/sizeof(float) - 3;
@@ -490,40 +685,64 @@ static float * op_params(ggml_tensor * t) {
 static void shared_attn_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
     GGML_UNUSED(userdata);
 
-    shared_attn_task task = {
-        /*.q         =*/ dst->src[0],
-        /*.k         =*/ dst->src[1],
-        /*.mask      =*/ dst->src[2],
-        /*.sinks     =*/ dst->src[3],
-        /*.probs     =*/ dst,
-        /*.scale     =*/ op_params(dst)[0],
-        /*.max_bias  =*/ op_params(dst)[1],
-        /*.softcap   =*/ op_params(dst)[2],
-        /*.i_stream  =*/ 0,
-        /*.row0      =*/ 0,
-        /*.row1      =*/ 0,
-    };
+    shared_attn_task task;
+
+    task.q        = dst->src[0];
+    task.k        = dst->src[1];
+    task.mask     = dst->src[2];
+    task.sinks    = dst->src[3];
+    task.probs    = dst;
+    task.scale    = op_params(dst)[0];
+    task.max_bias = op_params(dst)[1];
+    task.softcap  = op_params(dst)[2];
+    task.n_tokens = task.q->ne[1];
+    task.n_rep    = task.q->ne[2]/task.k->ne[2];
 
     const int64_t n_head_kv = task.k->ne[2];
     const int64_t n_stream  = task.k->ne[3];
-    const int64_t n_rows    = task.n_rows_head()*n_head_kv;
-
-    int64_t n_parts = nth;
-
-    // with tiles, as few parts of a KV head as keep all threads busy: each part converts K anew
-    if (task.n_rows_head() >= N_ROWS_TILE) {
-        n_parts = n_head_kv;
-        while (n_stream*n_parts % nth != 0 && n_stream*n_parts < 4*nth) {
-            n_parts += n_head_kv;
-        }
-    }
+    const int64_t n_rows    = task.n_per_head()*n_head_kv;
+    const int64_t n_parts   = task.n_per_head() < N_ROWS_TILE ? nth : n_parts_of_tiles(n_head_kv, n_stream, nth);
 
     for (int64_t i = ith; i < n_stream*n_parts; i += nth) {
         task.i_stream = i/n_parts;
         task.row0     = n_rows*(i%n_parts    )/n_parts;
         task.row1     = n_rows*(i%n_parts + 1)/n_parts;
 
-        run(task);
+        if (task.row0 < task.row1) {
+            run(task);
+        }
+    }
+}
+
+static void shared_attn_pv_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    GGML_UNUSED(userdata);
+
+    shared_attn_pv_task task;
+
+    task.probs    = dst->src[0];
+    task.v        = dst->src[1];
+    task.kqv      = dst;
+    task.n_tokens = task.probs->ne[1];
+    task.n_rep    = task.probs->ne[2]/task.v->ne[2];
+
+    const int64_t n_embd_head = task.v->ne[0];
+    const int64_t n_head_kv   = task.v->ne[2];
+    const int64_t n_stream    = task.v->ne[3];
+    const bool    tiles       = task.n_per_head() >= N_ROWS_TILE;
+
+    // a part has whole blocks of quantized columns
+    const int64_t n_unit  = tiles ? 1 : n_embd_head%32 == 0 ? 32 : n_embd_head;
+    const int64_t n_units = n_head_kv*(tiles ? task.n_per_head() : n_embd_head)/n_unit;
+    const int64_t n_parts = tiles ? n_parts_of_tiles(n_head_kv, n_stream, nth) : nth;
+
+    for (int64_t i = ith; i < n_stream*n_parts; i += nth) {
+        task.i_stream = i/n_parts;
+        task.i0       = n_units*(i%n_parts    )/n_parts*n_unit;
+        task.i1       = n_units*(i%n_parts + 1)/n_parts*n_unit;
+
+        if (task.i0 < task.i1) {
+            run(task);
+        }
     }
 }
 
@@ -551,6 +770,20 @@ ggml_tensor * llama_shared_attn_kernel(
 
     return probs;
 #else
-    GGML_ABORT("llama_shared_attn_kernel_supported() says no");
+    GGML_ABORT("not without llama_shared_attn_kernel_available()");
+#endif
+}
+
+ggml_tensor * llama_shared_attn_kernel_pv(ggml_context * ctx, ggml_tensor * probs, ggml_tensor * v) {
+#ifdef SHARED_ATTN_SIMD
+    // few rows are computed for all heads of a position at once
+    GGML_ASSERT(v->nb[2] == ggml_row_size(v->type, v->ne[0]));
+
+    ggml_tensor * args[] = { probs, v };
+
+    return ggml_custom_4d(ctx, GGML_TYPE_F32, v->ne[0], probs->ne[1], probs->ne[2], probs->ne[3], args, 2,
+            shared_attn_pv_compute, GGML_N_TASKS_MAX, nullptr);
+#else
+    GGML_ABORT("not without llama_shared_attn_kernel_available()");
 #endif
 }

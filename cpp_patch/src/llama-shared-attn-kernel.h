@@ -1,20 +1,19 @@
 #pragma once
 
-// The attention weights of a source layer on the CPU, written once, in the type that the product with V wants.
-//
-// Equivalent to a cast of ggml_soft_max_ext(ggml_mul_mat(k, q)), which needs twice the memory of f16 weights for the f32
-// scores and passes through it four times. Here a tile of scores is finished before it leaves the cache.
+// Attention on the CPU in two steps, so that layers can share the first: the weights of a source layer, and their product
+// with V. Together they do what ggml_flash_attn_ext does, with the same K and V caches, and what the plain operators do
+// without their f32 scores and transposed V.
 
 #include "ggml.h"
 
 // compiled in
 bool llama_shared_attn_kernel_available(void);
 
-// false where the operators do as well, or the kernel does not know the types
-bool llama_shared_attn_kernel_supported(const ggml_tensor * q, const ggml_tensor * k, ggml_type type);
+// false where the operators do as well for the weights
+bool llama_shared_attn_kernel_supported(const ggml_tensor * q, const ggml_tensor * k);
 
 // q:     [n_embd_head, n_tokens, n_head,    n_stream] f32
-// k:     [n_embd_head, n_kv,     n_head_kv, n_stream] f32, f16 or quantized
+// k:     [n_embd_head, n_kv,     n_head_kv, n_stream] any type that ggml can convert to f32
 // mask:  [n_kv,        n_tokens, 1,         n_stream] f16 or f32
 // sinks: [n_head] f32, or null
 // the rest as in ggml_flash_attn_ext
@@ -29,3 +28,8 @@ ggml_tensor * llama_shared_attn_kernel(
                float   max_bias,
                float   softcap,
            ggml_type   type);
+
+// probs: [n_kv,          n_tokens, n_head,    n_stream] f16 or f32
+// v:     [n_embd_head_v, n_kv,     n_head_kv, n_stream] any type that ggml can convert to f32
+// returns their product, [n_embd_head_v, n_tokens, n_head, n_stream] f32
+ggml_tensor * llama_shared_attn_kernel_pv(ggml_context * ctx, ggml_tensor * probs, ggml_tensor * v);

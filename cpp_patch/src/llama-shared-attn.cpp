@@ -251,13 +251,21 @@ void llama_shared_attn_exchange_qk(
     }
 }
 
-bool llama_shared_attn_keeps_probs(const llm_graph_context & g, bool v_trans) {
-    return v_trans && shared_attn_any(g.hparams);
+bool llama_shared_attn_reuses(const llm_graph_context & g, int il) {
+    const llama_shared_attn_kv * kv = nullptr;
+
+    if (const auto * mctx = dynamic_cast<const llama_kv_cache_context *>(g.mctx)) {
+        kv = &mctx->get_shared_attn();
+    } else if (const auto * mctx = dynamic_cast<const llama_kv_cache_iswa_context *>(g.mctx)) {
+        kv = &(g.hparams.is_swa(il) ? mctx->get_swa() : mctx->get_base())->get_shared_attn();
+    }
+
+    return kv && kv->reuse && (kv->reuse_all || llama_shared_attn_in_span(g.hparams, il));
 }
 
-// V in the cache decides which type its product with the probabilities takes without converting them
+// of the probabilities between our kernels
 static ggml_type shared_attn_probs_type(ggml_type type_v) {
-    return ggml_get_type_traits_cpu(type_v)->vec_dot_type;
+    return type_v == GGML_TYPE_F32 ? GGML_TYPE_F32 : GGML_TYPE_F16;
 }
 
 static bool shared_attn_on_cpu(const ggml_tensor * k) {
@@ -287,21 +295,28 @@ ggml_tensor * llama_shared_attn_exchange_probs(
         return src.probs;
     }
 
-    if (shared_attn_on_cpu(k)) {
-        const ggml_type type = shared_attn_probs_type(v->type);
+    const bool reuses = llama_shared_attn_reuses(g, il);
 
-        if (!kq_b && llama_shared_attn_kernel_supported(q, k, type)) {
-            probs = llama_shared_attn_kernel(g.ctx0, q, k, kq_mask, sinks, kq_scale, g.hparams.f_max_alibi_bias,
-                    g.hparams.attn_soft_cap ? g.hparams.f_attn_logit_softcapping : 0.0f, type);
-        } else if (type != probs->type) {
-            probs = ggml_cast(g.ctx0, probs, type);
-        }
+    if (reuses && !kq_b && llama_shared_attn_kernel_supported(q, k)) {
+        probs = llama_shared_attn_kernel(g.ctx0, q, k, kq_mask, sinks, kq_scale, g.hparams.f_max_alibi_bias,
+                g.hparams.attn_soft_cap ? g.hparams.f_attn_logit_softcapping : 0.0f, shared_attn_probs_type(v->type));
         g.cb(probs, "kq_soft_max", il);
+    } else if (reuses || shared_attn_on_cpu(k)) {
+        // once for all products, not once for each
+        const ggml_type type = reuses ? shared_attn_probs_type(v->type) : ggml_get_type_traits_cpu(v->type)->vec_dot_type;
+        if (type != probs->type) {
+            probs = ggml_cast(g.ctx0, probs, type);
+            g.cb(probs, "kq_soft_max", il);
+        }
     }
 
     src.probs = probs;
 
     return probs;
+}
+
+ggml_tensor * llama_shared_attn_build_kqv(const llm_graph_context & g, ggml_tensor * v, ggml_tensor * probs, int il) {
+    return llama_shared_attn_reuses(g, il) ? llama_shared_attn_kernel_pv(g.ctx0, probs, v) : ggml_mul_mat(g.ctx0, v, probs);
 }
 
 //
@@ -339,15 +354,15 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
         const llama_shared_attn_filter & filter) {
     llama_shared_attn_kv res;
 
-    // without flash attention all V caches are transposed already, and a quantized V cannot be
-    if (v_trans || ggml_is_quantized(type_v)) {
+    // without flash attention there is nothing to choose
+    if (v_trans || !llama_shared_attn_kernel_available()) {
         return res;
     }
 
     const char * env = getenv("LLAMA_SHARED_ATTN_HYBRID");
 
-    // layers outside of spans: with the kernel, the probabilities are faster than ggml's flash attention there too
-    const bool hybrid = !llama_shared_attn_kernel_available() || (env && atoi(env));
+    // our kernels are faster than ggml's flash attention outside of spans, too
+    const bool hybrid = env && atoi(env);
 
     std::vector<int32_t> last(hparams.n_layer_all, -1); // the last layer that uses the probabilities of this one
 
@@ -396,24 +411,14 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
         return res;
     }
 
-    res.v_trans      = true;
-    res.v_trans_all  = !hybrid;
+    res.reuse        = true;
+    res.reuse_all    = !hybrid;
     res.n_kv_pad     = 64; // a graph is built anew for each, but that takes less than a millisecond
     res.n_ubatch_max = n_ubatch - n_ubatch%16; // ggml's matrix products are slower in between
 
     LLAMA_LOG_INFO("%s: followers reuse the attention weights of up to %u tokens at a time\n", __func__, res.n_ubatch_max);
 
     return res;
-}
-
-bool llama_shared_attn_v_trans(const llama_shared_attn_kv & kv, const llama_hparams & hparams, uint32_t il) {
-    return kv.v_trans && (kv.v_trans_all || llama_shared_attn_in_span(hparams, il));
-}
-
-ggml_tensor * llama_shared_attn_v_idxs(ggml_context * ctx, ggml_tensor * v_idxs, int64_t n_tokens, bool v_trans) {
-    return v_trans
-        ? ggml_view_1d(ctx, v_idxs, v_idxs->ne[0] - n_tokens, n_tokens*ggml_element_size(v_idxs))
-        : ggml_view_1d(ctx, v_idxs, n_tokens, 0);
 }
 
 uint32_t llama_shared_attn_n_ubatch(const llama_memory_i * memory, const llama_cparams & cparams) {

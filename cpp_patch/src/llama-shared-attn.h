@@ -109,8 +109,8 @@ void llama_shared_attn_exchange_qk(
               ggml_tensor * & sinks,
                       int     il);
 
-// a layer whose V cache is transposed does not use flash attention: it computes or reuses the probabilities
-bool llama_shared_attn_keeps_probs(const llm_graph_context & g, bool v_trans);
+// a layer that reuses probabilities, or leaves some to be reused, does without flash attention
+bool llama_shared_attn_reuses(const llm_graph_context & g, int il);
 
 // a source leaves its probabilities here, a follower gets those of its source
 // probs is the softmax of the layer; where the kernel does better, it stays out of the graph
@@ -126,17 +126,20 @@ ggml_tensor * llama_shared_attn_exchange_probs(
                     float   kq_scale,
                       int   il);
 
+// the product of the probabilities with V, whose rows in the cache are those of flash attention if the layer reuses
+ggml_tensor * llama_shared_attn_build_kqv(const llm_graph_context & g, ggml_tensor * v, ggml_tensor * probs, int il);
+
 //
 // KV cache
 //
 
 // how a KV cache serves shared attention while flash attention is on
 struct llama_shared_attn_kv {
-    // some layers have transposed V, so that they can compute or reuse the probabilities instead
-    bool v_trans = false;
+    // followers reuse the probabilities of their source; else they compute them again, with flash attention
+    bool reuse = false;
 
-    // not only the layers of spans, but all
-    bool v_trans_all = false;
+    // the layers outside of spans do without flash attention, too
+    bool reuse_all = false;
 
     // attention is over a multiple of so many positions; the probabilities of empty ones would be computed, too
     uint32_t n_kv_pad = 256;
@@ -161,11 +164,6 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
                    uint32_t   n_cells,
                    uint32_t   n_stream,
         const llama_shared_attn_filter & filter);
-
-bool llama_shared_attn_v_trans(const llama_shared_attn_kv & kv, const llama_hparams & hparams, uint32_t il);
-
-// a cache with both layouts has the indices of both: those of rows, then those of elements
-ggml_tensor * llama_shared_attn_v_idxs(ggml_context * ctx, ggml_tensor * v_idxs, int64_t n_tokens, bool v_trans);
 
 // the size of the ubatches that a batch is split into; without a causal mask it must not be split
 uint32_t llama_shared_attn_n_ubatch(const llama_memory_i * memory, const llama_cparams & cparams);
