@@ -127,6 +127,19 @@ class Context:
 
         Raises RuntimeProblem if llama.cpp cannot decode.
         """
+        self._submit(tokens, last_only)
+        return self._rows(self.lib.llama_get_logits(self.handle), 1 if last_only else len(tokens), self.model.n_vocab)
+
+    def embed(self, tokens: Sequence[Token]) -> Logits:
+        """What a model without logits says of each token, [len(tokens), n_embd]; the context needs embeddings=True.
+
+        Raises RuntimeProblem if llama.cpp cannot compute it.
+        """
+        self._submit(tokens, False)
+        n_embd = int(self.lib.llama_model_n_embd(self.model.handle))
+        return self._rows(self.lib.llama_get_embeddings(self.handle), len(tokens), n_embd)
+
+    def _submit(self, tokens: Sequence[Token], last_only: bool) -> None:
         batch = self.lib.llama_batch_init(len(tokens), 0, 1)
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
@@ -137,8 +150,13 @@ class Context:
         self.lib.llama_batch_free(batch)
         if status:
             raise RuntimeProblem(f"llama_decode: status {status}")
-        rows = ctypes.cast(self.lib.llama_get_logits(self.handle), ctypes.POINTER(ctypes.c_float))
-        return np.ctypeslib.as_array(rows, (1 if last_only else len(tokens), self.model.n_vocab)).copy()
+
+    @staticmethod
+    def _rows(data: Any, n_rows: int, n_columns: int) -> Logits:
+        if not data:
+            raise RuntimeProblem("llama_decode: this model has no such output")
+        rows = ctypes.cast(data, ctypes.POINTER(ctypes.c_float))
+        return np.ctypeslib.as_array(rows, (n_rows, n_columns)).copy()
 
     @property
     def memory(self) -> Any:

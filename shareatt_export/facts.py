@@ -1,12 +1,10 @@
-"""What the export must know of a model: its layers, its heads, and which tensors only feed Q or K.
-
-Adding an architecture is adding a row to ARCHITECTURES (and to shared_attn_archs in llama-shared-attn.cpp).
-"""
+"""What the export must know of a model: its layers, its heads, and what its layers attend to."""
 
 from dataclasses import dataclass
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
+from .architectures import ARCHITECTURES, REFUSED, Architecture
 from .errors import BadInput, BadSpans, Unsupported
 from .header import Header
 from .spans import SourceMap, spans_of
@@ -25,27 +23,6 @@ def key_source_layers(arch: str) -> str:
     return f"{arch}.attention.shared_attn.source_layers"
 
 
-QK = frozenset({"attn_q", "attn_k", "attn_q_norm", "attn_k_norm"})
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Tensor names of a layer, without `blk.N.` and without .weight, .bias or .scale."""
-
-    qk: frozenset[str] = QK  # feed nothing but Q or K, so a follower has no use for them
-    fused_qkv: str = "attn_qkv"  # rows of Q, then of K, then of V; a follower keeps the rows of V as `v`
-    v: str = "attn_v"
-    swa_pattern: int = 1  # of so many layers the last attends to everything, the others to a window
-    n_swa: int = 0  # the window where the file does not say; 0: none
-
-
-ARCHITECTURES = {
-    "llama": Architecture(),
-    "gemma2": Architecture(swa_pattern=2, n_swa=4096),
-    "gemma3": Architecture(swa_pattern=6),
-}
-
-
 @dataclass(frozen=True)
 class Facts:
     """A model's shape. The tuples have one entry per layer."""
@@ -60,6 +37,7 @@ class Facts:
     n_ctx_train: int
     is_swa: tuple[bool, ...]  # attends to a sliding window, not to everything
     source_layers: SourceMap  # the identity for a dense model
+    n_layer_nextn: int = 0  # of the layers, the last ones, which predict further tokens in speculative decoding
 
     @property
     def is_shared(self) -> bool:
@@ -106,6 +84,9 @@ def read_facts(header: Header) -> Facts:
         return tuple(_bounded(header, f"{arch}.{key}", n) for n in header.integers(f"{arch}.{key}", n_layer))
 
     n_embd = count("embedding_length")
+    n_layer_nextn = count("nextn_predict_layers", 0)
+    if n_layer_nextn >= n_layer:
+        raise BadInput(f"{header.path}: {arch}.nextn_predict_layers: {n_layer_nextn} of {n_layer} layers")
     n_head = counts("attention.head_count", (0,) * n_layer)
     head_dim = n_embd // n_head[0] if n_head[0] else 0
     return Facts(
@@ -117,8 +98,9 @@ def read_facts(header: Header) -> Facts:
         head_dim_k=count("attention.key_length", head_dim),
         head_dim_v=count("attention.value_length", head_dim),
         n_ctx_train=count("context_length"),
-        is_swa=_is_swa(header, arch, n_layer),
+        is_swa=_is_swa(header, arch, n_layer, n_layer_nextn),
         source_layers=_source_layers(header, arch, n_layer),
+        n_layer_nextn=n_layer_nextn,
     )
 
 
@@ -128,16 +110,23 @@ def _bounded(header: Header, key: str, n: int) -> int:
     return n
 
 
-def _is_swa(header: Header, arch: str, n_layer: int) -> tuple[bool, ...]:
+def _is_swa(header: Header, arch: str, n_layer: int, n_layer_nextn: int) -> tuple[bool, ...]:
     """As llama.cpp's load_swa_pattern; architectures that are not in the table do not slide as far as we know."""
-    row = ARCHITECTURES.get(arch)
-    if row is None or row.swa_pattern == 1 or header.integer(f"{arch}.attention.sliding_window", row.n_swa) == 0:
+    sliding = ARCHITECTURES[arch].sliding if arch in ARCHITECTURES else None
+    if (
+        sliding is None
+        or sliding.n_layer not in (None, n_layer)
+        or header.integer(f"{arch}.attention.sliding_window", sliding.window) == 0
+    ):
         return (False,) * n_layer
     key = f"{arch}.attention.sliding_window_pattern"
     if (flags := header.flags(key, n_layer)) is not None:
         return flags
-    pattern = header.integer(key, row.swa_pattern)
-    return tuple(pattern == 0 or layer % pattern < pattern - 1 for layer in range(n_layer))
+    period = header.integer(key, sliding.period or None)
+    full = 0 if sliding.dense_first else period - 1
+    return tuple(
+        layer < n_layer - n_layer_nextn and (period == 0 or layer % period != full) for layer in range(n_layer)
+    )
 
 
 def _source_layers(header: Header, arch: str, n_layer: int) -> SourceMap:
@@ -162,14 +151,11 @@ def _source_layers(header: Header, arch: str, n_layer: int) -> SourceMap:
 def require_exportable(header: Header, facts: Facts) -> Architecture:
     """The architecture's row, if the model can be exported at all. Raises Unsupported."""
     if facts.arch not in ARCHITECTURES:
+        why = f"supported: {REFUSED[facts.arch]}" if facts.arch in REFUSED else "known to this version"
         known = ", ".join(ARCHITECTURES)
-        raise Unsupported(
-            f"{header.path}: general.architecture '{facts.arch}' is not supported yet (supported: {known})"
-        )
+        raise Unsupported(f"{header.path}: general.architecture '{facts.arch}' is not {why} (supported: {known})")
     if facts.is_shared:
         raise Unsupported(f"{header.path}: shares attention already; export from the dense model it was made from")
-    if min(facts.n_head + facts.n_head_kv) < 1 or min(facts.head_dim_k, facts.head_dim_v) < 1:
-        raise Unsupported(f"{header.path}: {facts.arch}.attention.head_count: a layer without attention heads")
     if header.integer("split.count", 1) > 1:
         raise Unsupported(f"{header.path}: one shard of several; merge them with 'llama-gguf-split --merge' first")
     return ARCHITECTURES[facts.arch]

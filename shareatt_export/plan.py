@@ -12,15 +12,15 @@ import gguf
 from gguf import GGMLQuantizationType
 
 from . import __version__
+from .architectures import Architecture
 from .encode import header_bytes, raw_array_i32, raw_string, raw_string_array, raw_u32
-from .errors import BadInput
+from .errors import BadInput, Unsupported
 from .facts import (
     FORMAT_VERSION,
     KEY_EXPORTER,
     KEY_FORMAT_VERSION,
     KEY_SOURCE_SHA256,
     KEY_SPANS,
-    Architecture,
     Facts,
     key_source_layers,
     require_exportable,
@@ -124,9 +124,15 @@ def _whole(info: TensorInfo) -> Copy:
 
 
 def _check_heads(dense: Header, facts: Facts, span: Span) -> None:
+    theirs = facts.n_head[span.source], facts.n_head_kv[span.source]
+    if min(*theirs, facts.head_dim_k, facts.head_dim_v) < 1:
+        raise Unsupported(f"{dense.path}: span '{span}': layer {span.source} has no attention heads")
+    if span.followers[-1] >= (n_layer := facts.n_layer - facts.n_layer_nextn):
+        raise Unsupported(
+            f"{dense.path}: span '{span}': layers from {n_layer} on predict further tokens and cannot share"
+        )
     for layer in span.followers:
         ours = facts.n_head[layer], facts.n_head_kv[layer]
-        theirs = facts.n_head[span.source], facts.n_head_kv[span.source]
         if ours != theirs:
             raise BadInput(
                 f"{dense.path}: span '{span}': layer {layer} has {ours[0]} query and {ours[1]} KV heads, "

@@ -12,6 +12,10 @@ from shareatt_export import cli, runtime
 from . import tiny
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="all architectures, not a dozen of them")
+
+
 @dataclass(frozen=True)
 class Result:
     status: int

@@ -30,10 +30,14 @@ def write_dense(
     q8_0: bool = False,
     bias: bool = False,
     down_bias: Mapping[int, npt.NDArray[np.float32]] | None = None,
+    arch: str = "llama",
     **extra: object,
 ) -> Path:
-    """A Llama of 12 layers; `down_bias` is by layer, `extra` are further string keys, with _ for the first dot."""
-    writer = gguf.GGUFWriter(path, "llama")
+    """12 layers of a Llama, whatever it calls itself.
+
+    `down_bias` is by layer, `extra` are further string keys, with _ for the first dot.
+    """
+    writer = gguf.GGUFWriter(path, arch)
     writer.add_name("Small")
     writer.add_organization("Test")
     writer.add_size_label("0.4M")

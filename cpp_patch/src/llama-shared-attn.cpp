@@ -19,6 +19,7 @@
 #include <cctype>
 #include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -31,8 +32,108 @@ static const char * SHARED_ATTN_KEY_FORMAT_VERSION = "shareatt.format_version";
 // architectures whose attention is known to pass through the hooks
 static const std::vector<llm_arch> shared_attn_archs = {
     LLM_ARCH_LLAMA,
+    LLM_ARCH_LLAMA4,
+    LLM_ARCH_DECI,
+    LLM_ARCH_FALCON,
+    LLM_ARCH_GROK,
+    LLM_ARCH_GPT2,
+    LLM_ARCH_GPTNEOX,
+    LLM_ARCH_MPT,
+    LLM_ARCH_BAICHUAN,
+    LLM_ARCH_STARCODER,
+    LLM_ARCH_REFACT,
+    LLM_ARCH_BERT,
+    LLM_ARCH_MODERN_BERT,
+    LLM_ARCH_NOMIC_BERT,
+    LLM_ARCH_NOMIC_BERT_MOE,
+    LLM_ARCH_NEO_BERT,
+    LLM_ARCH_JINA_BERT_V2,
+    LLM_ARCH_JINA_BERT_V3,
+    LLM_ARCH_EUROBERT,
+    LLM_ARCH_BLOOM,
+    LLM_ARCH_STABLELM,
+    LLM_ARCH_QWEN,
+    LLM_ARCH_QWEN2,
+    LLM_ARCH_QWEN2MOE,
+    LLM_ARCH_QWEN2VL,
+    LLM_ARCH_QWEN3,
+    LLM_ARCH_QWEN3MOE,
+    LLM_ARCH_QWEN3VL,
+    LLM_ARCH_QWEN3VLMOE,
+    LLM_ARCH_PHI2,
+    LLM_ARCH_PHI3,
+    LLM_ARCH_PHIMOE,
+    LLM_ARCH_PLAMO,
+    LLM_ARCH_CODESHELL,
+    LLM_ARCH_ORION,
+    LLM_ARCH_INTERNLM2,
+    LLM_ARCH_MINICPM,
+    LLM_ARCH_GEMMA,
     LLM_ARCH_GEMMA2,
     LLM_ARCH_GEMMA3,
+    LLM_ARCH_GEMMA_EMBEDDING,
+    LLM_ARCH_STARCODER2,
+    LLM_ARCH_MAPLE,
+    LLM_ARCH_XVERSE,
+    LLM_ARCH_COMMAND_R,
+    LLM_ARCH_COHERE2,
+    LLM_ARCH_COHERE2MOE,
+    LLM_ARCH_DBRX,
+    LLM_ARCH_OLMO,
+    LLM_ARCH_OLMO2,
+    LLM_ARCH_OLMOE,
+    LLM_ARCH_MUSE_GLIMMER,
+    LLM_ARCH_ARCTIC,
+    LLM_ARCH_DEEPSEEK,
+    LLM_ARCH_CHATGLM,
+    LLM_ARCH_GLM4,
+    LLM_ARCH_GLM4_MOE,
+    LLM_ARCH_BITNET,
+    LLM_ARCH_JAIS,
+    LLM_ARCH_JAIS2,
+    LLM_ARCH_NEMOTRON,
+    LLM_ARCH_EXAONE,
+    LLM_ARCH_EXAONE4,
+    LLM_ARCH_EXAONE_MOE,
+    LLM_ARCH_GRANITE,
+    LLM_ARCH_GRANITE_MOE,
+    LLM_ARCH_GRANITE_SWA,
+    LLM_ARCH_CHAMELEON,
+    LLM_ARCH_BAILINGMOE,
+    LLM_ARCH_BAILINGMOE2,
+    LLM_ARCH_DOTS1,
+    LLM_ARCH_ARCEE,
+    LLM_ARCH_AFMOE,
+    LLM_ARCH_LAGUNA,
+    LLM_ARCH_ERNIE4_5,
+    LLM_ARCH_ERNIE4_5_MOE,
+    LLM_ARCH_HUNYUAN_MOE,
+    LLM_ARCH_HUNYUAN_DENSE,
+    LLM_ARCH_HUNYUAN_VL,
+    LLM_ARCH_HY_V3,
+    LLM_ARCH_SMOLLM3,
+    LLM_ARCH_OPENAI_MOE,
+    LLM_ARCH_DREAM,
+    LLM_ARCH_SMALLTHINKER,
+    LLM_ARCH_LLADA,
+    LLM_ARCH_LLADA_MOE,
+    LLM_ARCH_SEED_OSS,
+    LLM_ARCH_GROVEMOE,
+    LLM_ARCH_APERTUS,
+    LLM_ARCH_MINIMAX_M2,
+    LLM_ARCH_RND1,
+    LLM_ARCH_PANGU_EMBED,
+    LLM_ARCH_MISTRAL3,
+    LLM_ARCH_PADDLEOCR,
+    LLM_ARCH_STEP35,
+    LLM_ARCH_SPARK2_5,
+    LLM_ARCH_LLAMA_EMBED,
+    LLM_ARCH_MAINCODER,
+    LLM_ARCH_TALKIE,
+    LLM_ARCH_MELLUM,
+    LLM_ARCH_NANBEIGE,
+    LLM_ARCH_QWEN3TTS,
+    LLM_ARCH_POCKETTTS,
 };
 
 // what only feeds the Q or the K of a layer
@@ -41,6 +142,7 @@ static const std::vector<llm_tensor> shared_attn_qk_tensors = {
     LLM_TENSOR_ATTN_K,
     LLM_TENSOR_ATTN_Q_NORM,
     LLM_TENSOR_ATTN_K_NORM,
+    LLM_TENSOR_ATTN_SINKS,
 };
 
 static std::string shared_attn_key(llm_arch arch) {
@@ -100,6 +202,10 @@ static void shared_attn_set(llama_hparams & hparams, llm_arch arch, const int32_
 
         if (source_layers[src] != src) {
             throw std::runtime_error(format("%s: layer %u: source %d does not compute its own attention weights", key.c_str(), il, src));
+        }
+
+        if (src != (int32_t) il && il >= hparams.n_layer()) {
+            throw std::runtime_error(format("%s: layer %u: predicts further tokens, so it cannot share", key.c_str(), il));
         }
 
         if (hparams.n_head(src)        != hparams.n_head(il)        || hparams.n_head_kv(src)     != hparams.n_head_kv(il) ||
@@ -174,6 +280,11 @@ int llama_shared_attn_tensor_flags(const llama_hparams & hparams, const LLM_TN_I
     }
 
     return llama_model_loader::TENSOR_NOT_REQUIRED | llama_model_loader::TENSOR_SKIP | llama_model_loader::TENSOR_SKIP_IF_VIRTUAL;
+}
+
+bool llama_shared_attn_needs_v(const llama_hparams & hparams, const LLM_TN_IMPL & tn, int flags) {
+    return tn.tensor == LLM_TENSOR_ATTN_QKV && llama_shared_attn_is_follower(hparams, tn.bid) &&
+        (strcmp(tn.suffix, "bias") == 0 || !(flags & llama_model_loader::TENSOR_NOT_REQUIRED));
 }
 
 void llama_shared_attn_check_lora(const llama_model & model, const std::string & name) {

@@ -68,6 +68,9 @@ void llama_shared_attn_save(const llama_hparams & hparams, llm_arch arch, gguf_c
 // llama_model_loader flags to add for a tensor: the tensors of a follower that only feed Q or K are not loaded
 int llama_shared_attn_tensor_flags(const llama_hparams & hparams, const LLM_TN_IMPL & tn);
 
+// true for the QKV tensor of a follower in an architecture that knows no other: the file has its V alone
+bool llama_shared_attn_needs_v(const llama_hparams & hparams, const LLM_TN_IMPL & tn, int flags);
+
 // throws std::runtime_error if an adapter changes a tensor that the model lacks because a follower has no use for it
 void llama_shared_attn_check_lora(const llama_model & model, const std::string & name);
 
