@@ -23,6 +23,7 @@ from .export import Request, export, planned
 from .facts import read_facts
 from .files import Advance, nothing
 from .header import read_header
+from .names import destination
 from .progress import steps
 from .verify import verify
 from .wheel import build_wheel
@@ -81,7 +82,7 @@ def cli() -> None:
 @cli.command("export", short_help="Make an SA GGUF (the default command).")
 @click.argument("model", type=FILE)
 @click.option("--spans", required=True, help="A-B, S:F-G, S:F+G, a comma list of these, or every:K.")
-@click.option("-o", "--output", type=FILE, help="The GGUF file to write.")
+@click.option("-o", "--output", type=FILE, help="The GGUF file to write, or a folder for it.")
 @click.option(
     "--source",
     type=click.Choice(["first", "previous"]),
@@ -110,11 +111,12 @@ def export_command(model: Path, output: Path | None, dry_run: bool, as_json: boo
             report.show_plan(plan, out if dry_run else err)
         data = report.plan_dict(plan) | {"model": str(model)}
         if request.out is not None:
+            file = destination(plan, request.out)
             with _bar(quiet) as watch:
-                done = export(plan, request.out, request.force, watch)
-            data |= {"output": str(request.out), "source_sha256": done.source_sha256, "verified_bytes": done.n_bytes}
+                done = export(plan, file, request.force, watch)
+            data |= {"output": str(file), "source_sha256": done.source_sha256, "verified_bytes": done.n_bytes}
             if not as_json:
-                click.echo(str(request.out))
+                click.echo(str(file))
     if as_json:
         _print_json(data)
 

@@ -22,7 +22,7 @@ class Request:
 
     model: Path
     spans: str
-    out: Path | None  # not needed for a plan alone
+    out: Path | None  # not needed for a plan alone; a folder gets a file named by the plan
     source: SourceMode = "first"
     outtype: str = "auto"
     force: bool = False
@@ -37,7 +37,7 @@ def planned(request: Request) -> Iterator[Plan]:
     model = request.model
     if not model.exists():
         raise BadInput(f"{model}: no such file or folder")
-    if request.out is not None:
+    if request.out is not None and not request.out.is_dir():
         inputs = checkpoint_files(model) if model.is_dir() else [model]
         check_output(request.out, inputs, request.force)
     if not model.is_dir():
@@ -48,13 +48,17 @@ def planned(request: Request) -> Iterator[Plan]:
     n_layer = check_checkpoint(model, request.trust_remote_code)
     if n_layer is not None:
         parse_spans(request.spans, n_layer, request.source)  # before minutes of conversion
-    near = request.out.parent if request.out is not None else None
+    near = _folder(request.out) if request.out is not None else None
     with converted(model, near, request.outtype, request.llama_cpp, request.verbose) as dense:
         try:
             plan = _plan(dense, request)
         except ShareattError as error:
             raise type(error)(str(error).replace(str(dense), str(model))) from None
         yield plan
+
+
+def _folder(out: Path) -> Path:
+    return out if out.is_dir() else out.parent
 
 
 def _plan(dense: Path, request: Request) -> Plan:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -89,13 +90,30 @@ def test_bad_paths(run, dense, tmp_path):
         (not_gguf, out, f"{not_gguf}: not a GGUF file (it starts with b'some')"),
         (dense, existing, f"{existing}: exists already; use --force to overwrite it"),
         (dense, dense, f"{dense}: is the input itself; name another output"),
-        (dense, folder, f"{folder}: is a directory; name a file"),
         (dense, tmp_path / "no" / "out.gguf", f"{tmp_path / 'no' / 'out.gguf'}: the folder {tmp_path / 'no'} does not"),
     ]:
         done = run(model, "--spans", "6-9", "-o", output)
         assert (done.status, done.stdout) == (1, "") and done.error.startswith(f"Error: {message}"), done.stderr
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
     assert run(dense, "--spans", "6-9", "-o", dense, "--force").status == 1
+
+
+NAME = re.compile(  # of the GGUF naming convention, less what these models have not
+    r"(?P<BaseName>[A-Za-z][A-Za-z0-9]*)-(?P<SizeLabel>\d+(\.\d+)?[KMB])-(?P<FineTune>[A-Za-z0-9-]+)"
+    r"-(?P<Version>v\d+(\.\d+)*)-(?P<Encoding>\w+)\.gguf"
+)
+
+
+def test_in_a_folder_the_file_gets_its_name_by_the_convention(run, dense, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    done = run(dense, "--spans", "6:8+9", "-o", folder)
+    (written,) = folder.iterdir()
+    assert (done.status, done.stdout) == (0, f"{written}\n")
+    name = NAME.fullmatch(written.name)
+    assert name and (name["BaseName"], name["FineTune"], name["Encoding"]) == ("Small", "SA6-8-9", "F32")
+    again = run(dense, "--spans", "6:8+9", "-o", folder)
+    assert again.error == f"Error: {written}: exists already; use --force to overwrite it"
 
 
 def test_outtype_of_a_gguf_is_refused(run, dense, tmp_path):
