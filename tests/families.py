@@ -1,0 +1,143 @@
+"""Tiny models of many Hugging Face families, attention-dominant, for the parity of runtime and torch reference.
+
+A row of FAMILIES is a model type of transformers and what its configuration needs; everything else is the same for all.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from shareatt_export.reference import SharedReference
+from shareatt_export.source import stock_source
+from shareatt_export.spans import SourceMap
+
+from . import parity, tiny
+from .parity import Case
+
+N_LAYER, N_HEAD, N_HEAD_KV, HEAD_DIM = 8, 4, 2, 32
+N_SWA = 24
+
+
+@dataclass(frozen=True)
+class Family:
+    """`config`: fields of the configuration beside the common ones. `spans`: None for the usual ones."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    sentencepiece: bool = False  # else BPE
+    n_layer: int = N_LAYER
+    spans: str = "2-5"
+
+
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+TIED = {"tie_word_embeddings": True}
+SLIDING = {"sliding_window": N_SWA}
+FAMILIES = {
+    "llama": Family(sentencepiece=True),
+    "mistral": Family({"sliding_window": None}, sentencepiece=True),
+    "mixtral": Family({"sliding_window": None} | EXPERTS, sentencepiece=True),
+    "qwen2": Family({"use_sliding_window": False}),
+    "qwen2_moe": Family(EXPERTS | {"shared_expert_intermediate_size": 32, "decoder_sparse_step": 1}),
+    "qwen3": Family({"use_sliding_window": False}),
+    "qwen3_moe": Family(EXPERTS | {"decoder_sparse_step": 1, "norm_topk_prob": True}),
+    "gemma": Family(TIED, sentencepiece=True),
+    "gemma2": Family(TIED | SLIDING | {"query_pre_attn_scalar": HEAD_DIM}, sentencepiece=True, spans="2-7"),
+    "gemma3_text": Family(
+        TIED | SLIDING | {"query_pre_attn_scalar": HEAD_DIM}, sentencepiece=True, n_layer=12, spans="4-11"
+    ),
+    "olmo": Family({"clip_qkv": None}),
+    "olmo2": Family(),
+    "stablelm": Family({"partial_rotary_factor": 0.5, "use_qkv_bias": True}),
+    "starcoder2": Family({"use_bias": True, "sliding_window": None}),
+    "granite": Family({"attention_multiplier": 0.2, "embedding_multiplier": 2.0, "residual_multiplier": 0.5}),
+    "granitemoe": Family(EXPERTS | {"attention_multiplier": 0.2}),
+    "smollm3": Family({"no_rope_layer_interval": 4, "pad_token_id": 0}),
+    "exaone4": Family({"sliding_window": None, "layer_types": ["full_attention"] * N_LAYER}),
+}
+GAIN = {
+    "q_proj": 1.7,
+    "k_proj": 1.7,
+    "qkv_proj": 1.7,
+    "query_key_value": 1.7,
+    "c_attn": 1.7,
+    "o_proj": 1.5,
+    "dense": 1.5,
+}
+
+
+def config(family: str) -> Any:
+    row = FAMILIES[family]
+    common = tiny.shape(N_HEAD_KV, HEAD_DIM, row.n_layer) | {"tie_word_embeddings": False}
+    return AutoConfig.for_model(family, **(common | row.config))
+
+
+def build(family: str) -> PreTrainedModel:
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config(family), dtype=torch.float32).eval()
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")  # the others cannot compute in float64
+    for name, weight in model.named_parameters():
+        role = name.split(".")[-2]
+        if weight.ndim >= 2:
+            if "embed" in name or "wte" in name or "wpe" in name:
+                scale = 1.0
+            else:
+                scale = GAIN.get(role, 1.0 if "v_proj" in name or "lm_head" in name else 0.4) / weight.shape[-1] ** 0.5
+            torch.nn.init.normal_(weight, std=scale)
+        elif "norm" not in name and "ln" not in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    return model
+
+
+def save(model: PreTrainedModel, family: str, folder: Path) -> Path:
+    if FAMILIES[family].sentencepiece:
+        return tiny.save(model, folder)
+    model.save_pretrained(folder)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*alphabet, "ab"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("a", "b")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens([AddedToken("<s>"), AddedToken("</s>")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    about = {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<s>", "eos_token": "</s>", "model_max_length": 512}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    return folder
+
+
+# The converter knows BPE tokenizers by a hash of what they make of a text, and ours by no hash.
+CONVERT = """
+import runpy, sys
+from pathlib import Path
+sys.path.insert(0, str(Path(sys.argv[1]).parent))
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def convert(folder: Path, out: Path, outtype: str = "f32") -> Path:
+    script = stock_source(None) / "convert_hf_to_gguf.py"
+    command = [sys.executable, "-c", CONVERT, script, folder, "--outfile", out, "--outtype", outtype]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return out
+
+
+def make_case(family: str, folder: Path) -> Case:
+    model = build(family)
+    out = folder / "dense.gguf"
+    convert(save(model, family, folder / family), out)
+    return Case(model.double(), out)
+
+
+def reference(case: Case, source_layers: SourceMap | None = None, kind: type = SharedReference) -> parity.Array:
+    n_layer = case.torch_model.config.num_hidden_layers
+    return case.reference(source_layers or tuple(range(n_layer)), kind=kind)
