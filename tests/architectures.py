@@ -27,6 +27,7 @@ class Proof:
     plan: Plan
     fused: bool
     product: float  # of the attention output against the source's weights times the follower's V; must be rounding
+    value: float  # of V in the first follower, which sees what it sees in the dense model, against the V there
     own_weights: float  # against the weights that the follower would have computed itself; must be much
     dense: float  # of the output against that of the dense model; must be much
     paths: dict[str, float]  # of the output on other paths against that on the plain one
@@ -52,6 +53,7 @@ def prove(arch: str, folder: Path) -> Proof:
         plan,
         "blk.0.attn_qkv.weight" in header.tensors,
         max(taps.error(ours, source, follower) for source, follower in pairs),
+        parity.nmse(*(run.taps["Vcur", min(follower for _, follower in pairs)] for run in (ours, theirs))),
         min(taps.error(ours, follower, follower, theirs) for _, follower in pairs),
         parity.nmse(ours.output, theirs.output),
         {path: parity.nmse(taps.run(shared, path, causal).output, ours.output) for path in ("reuse", "recompute")},

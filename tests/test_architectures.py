@@ -34,7 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_a_follower_takes_the_weights_of_its_source(arch: str, built: runtime.Status, tmp_path: Path):
     proof = architectures.prove(arch, tmp_path)
-    assert proof.product <= architectures.PRODUCT
+    assert max(proof.product, proof.value) <= architectures.PRODUCT
     assert proof.own_weights >= architectures.DIFFERENT and proof.dense >= architectures.DIFFERENT
     flash = 2 * proof.dense_flash
     # GELU looks f16 values up in a table, so rounding shows more than f32 would let one expect
