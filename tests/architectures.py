@@ -82,7 +82,7 @@ in one span, and run on the patched llama.cpp. The numbers are normalised mean s
 *Sliding* models mix layers that attend to a sliding window (Llama 4: a chunk) with layers that attend to everything; a
 span shares within each kind. In *fused* models Q, K and V are one tensor, of which a follower keeps the rows of V.
 """
-PRODUCT, DIFFERENT = 1e-9, 1e-4  # what `product` may be at most, `own_weights` and `dense` at least
+PRODUCT, DIFFERENT = 1e-9, 1e-5  # what `product` may be at most, `own_weights` and `dense` at least
 
 
 def kind(arch: str, facts: Facts) -> str:
