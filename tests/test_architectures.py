@@ -7,7 +7,7 @@ import pytest
 from shareatt_export import runtime
 from shareatt_export.architectures import ARCHITECTURES, REFUSED
 
-from . import architectures, small
+from . import architectures, dummies, small
 
 # split and fused, with biases and norms, sinks, soft caps, experts, ALiBi, sliding and chunked, an encoder
 DOZEN = [
@@ -40,6 +40,12 @@ def test_a_follower_takes_the_weights_of_its_source(arch: str, built: runtime.St
     # GELU looks f16 values up in a table, so rounding shows more than f32 would let one expect
     assert proof.paths["reuse"] <= (1e-7 if ARCHITECTURES[arch].causal else flash)
     assert proof.paths["recompute"] <= flash
+
+
+def test_a_temperature_that_only_followers_would_have_used(built: runtime.Status, monkeypatch, tmp_path: Path):
+    one_class = {"attention.sliding_window": None, "attention.sliding_window_pattern": 8}
+    monkeypatch.setitem(dummies.SPECIAL, "llama4", one_class)  # of its 4 layers, Llama 4 scales Q in the last one
+    assert architectures.prove("llama4", tmp_path).product <= architectures.PRODUCT
 
 
 @pytest.mark.parametrize("arch", ["deepseek2", "qwen3next", "gemma4", "openelm"])
