@@ -20,7 +20,7 @@ from rich.console import Console
 
 from shareatt_export import bench, report
 from shareatt_export.bench_rows import as_dict
-from shareatt_export.export import Request, export, planned
+from shareatt_export.pipeline import Request, export, opened
 from shareatt_export.progress import steps
 from shareatt_export.shape import Shape, write_random
 
@@ -37,8 +37,8 @@ def pair(name: str, folder: Path) -> tuple[Path, Path]:
     if not sa.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_random(dense, SHAPES[name])
-        with planned(Request(dense, SPANS, sa)) as plan:
-            export(plan, sa, force=False)
+        with opened(Request(dense, SPANS, sa)) as job:
+            export(job)
     return dense, sa
 
 

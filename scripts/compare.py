@@ -18,15 +18,18 @@ from pathlib import Path
 
 from rich.console import Console
 
+import shareatt_export
 from shareatt_export import report, runtime
 from shareatt_export.convert import converted
-from shareatt_export.export import export
 from shareatt_export.facts import read_facts
 from shareatt_export.header import read_header
-from shareatt_export.plan import make_plan
-from shareatt_export.spans import parse_spans
 
 ROUNDS = 5
+
+
+def kv_bytes_per_token(model: Path) -> int:
+    facts = read_facts(read_header(model))
+    return facts.kv_bytes_per_token(facts.source_layers)
 
 
 def perplexity(model: Path, text: Path) -> str:
@@ -48,12 +51,9 @@ def main() -> None:
     parser.add_argument("spans", nargs="+")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work, converted(args.model, Path(work), "auto", None) as dense:
-        header = read_header(dense)
-        facts = read_facts(header)
         files = {"dense": dense}
         for i, spans in enumerate(args.spans):
-            files[f"--spans {spans}"] = Path(work) / f"{i}.gguf"
-            export(make_plan(header, facts, parse_spans(spans, facts.n_layer)), Path(work) / f"{i}.gguf", False)
+            (files[f"--spans {spans}"],) = shareatt_export.export(dense, spans, Path(work) / f"{i}.gguf").files
         speeds = {name: [] for name in files}
         for _ in range(ROUNDS):
             for name, file in files.items():
@@ -62,7 +62,7 @@ def main() -> None:
             (
                 name,
                 f"{file.stat().st_size:,}",
-                str(facts.kv_bytes_per_token(read_facts(read_header(file)).source_layers)),
+                str(kv_bytes_per_token(file)),
                 perplexity(file, args.model / "heldout.txt"),
                 f"{statistics.median(speeds[name]):.0f}",
                 f"{statistics.median(a / b for a, b in zip(speeds[name], speeds['dense'], strict=True)):.2f}",

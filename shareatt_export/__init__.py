@@ -1,3 +1,22 @@
-"""Export language models with Shared Attention (arXiv 2407.12866) to GGUF, and run them in llama.cpp."""
+"""Export language models with Shared Attention (arXiv 2407.12866) to GGUF, and run them in llama.cpp.
+
+import shareatt_export
+shareatt_export.export("model.gguf", "22-26", "out.gguf")
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .api import Exported, ShareattError, export
 
 __version__ = "0.1.0"
+__all__ = ["Exported", "ShareattError", "__version__", "export"]
+
+
+def __getattr__(name: str) -> object:
+    """What api.py offers, imported when it is asked for: the command line must start quickly."""
+    if name in __all__:
+        from . import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

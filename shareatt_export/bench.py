@@ -25,13 +25,13 @@ from . import runtime
 from .costs import Weights, decode_bytes, prefill_flops, read_weights
 from .errors import BadInput, RuntimeProblem
 from .facts import F16, KEY_SOURCE_SHA256, Facts, read_facts
-from .header import Header, pad, read_header
+from .header import Header, pad
 from .progress import Step, silent
-from .write import tensor_sha256
+from .shards import read_model
+from .write import identity
 
 P_BYTES = "LLAMA_SHARED_ATTN_P_BYTES"  # the runtime's memory for attention weights; without it the K that is saved
 UNLIMITED = 1 << 62
-CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 N_UBATCH = 512  # llama.cpp's default
 ATTENTION_TOKENS = 5  # tokens of a round whose attention is timed node by node
 TURN = 4  # tokens that one setting decodes before the next one does
@@ -102,7 +102,7 @@ def settings_of(request: Request) -> tuple[Setting, ...]:
 
 def read_pair(dense: Path, sa: Path) -> Pair:
     """Raises BadInput where the two are no pair; reads all tensor data of the dense model for its identity."""
-    headers = read_header(dense), read_header(sa)
+    headers = read_model(dense), read_model(sa)
     facts, sa_facts = map(read_facts, headers)
     if facts.is_shared:
         raise BadInput(f"{dense}: shares attention; the first argument must be the dense model")
@@ -113,7 +113,7 @@ def read_pair(dense: Path, sa: Path) -> Pair:
 
 
 def _check_identity(dense: Header, sa: Header) -> None:
-    if sa.value(KEY_SOURCE_SHA256) != tensor_sha256(dense):
+    if sa.value(KEY_SOURCE_SHA256) != identity(dense):
         raise BadInput(
             f"{sa.path}: {KEY_SOURCE_SHA256}: was not made from {dense.path}; give the dense GGUF it was exported from"
         )

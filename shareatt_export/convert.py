@@ -7,18 +7,19 @@ here unless the user trusts it. Pickle checkpoints are never read.
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from . import child
 from .errors import BadInput, ConversionFailed, RuntimeProblem, Unsupported
+from .progress import Fraction
 from .source import stock_source
 
-OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
+OUTTYPES = ("AUTO", "F32", "F16", "BF16", "Q8_0")  # that the converter writes itself
 INDEX = "model.safetensors.index.json"
 NEEDED = ("torch", "transformers", "sentencepiece", "safetensors")
 
@@ -79,28 +80,38 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 @contextmanager
 def converted(
-    folder: Path, near: Path | None, outtype: str, llama_cpp: Path | None, verbose: bool = False
+    folder: Path,
+    near: Path | None,
+    outtype: str,
+    llama_cpp: Path | None,
+    verbose: bool = False,
+    watch: Fraction = lambda fraction: None,
 ) -> Iterator[Path]:
     """The dense GGUF of a checkpoint, in a temporary folder (inside `near` if given) that is gone after the block."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise RuntimeProblem(f"{missing[0]} is needed to read Hugging Face models; pip install 'shareatt-export[hf]'")
     script = stock_source(llama_cpp) / "convert_hf_to_gguf.py"
+    log: list[str] = []
+
+    def look(line: str) -> None:
+        log.append(line)
+        if verbose:
+            sys.stderr.write(line)
+        if done := re.match(r"Writing: +(\d+)%", line):
+            watch(int(done[1]) / 100)
+
     with tempfile.TemporaryDirectory(dir=near, prefix=".shareatt-") as work:
         out = Path(work).resolve() / "dense.gguf"
         command = [sys.executable, str(script), str(folder.resolve()), "--outfile", str(out), "--outtype", outtype]
         # the converter must import the gguf-py of its own source tree, never the one from PyPI
         env = {key: value for key, value in os.environ.items() if key != "NO_LOCAL_GGUF"}
-        done = subprocess.run(
-            command, cwd=work, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
-        if verbose:
-            sys.stderr.write(done.stdout)
-        if done.returncode or not out.is_file():
-            raise ConversionFailed(f"{folder}: convert_hf_to_gguf.py: {_last_error(done.stdout)}")
+        status = child.run(command, look, cwd=Path(work), env=env)
+        if status or not out.is_file():
+            raise ConversionFailed(f"{folder}: convert_hf_to_gguf.py: {_last_error(log)}")
         yield out
 
 
-def _last_error(log: str) -> str:
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+def _last_error(log: Sequence[str]) -> str:
+    lines = [line.strip() for line in log if line.strip()]
     errors = [line for line in lines if re.match(r"(ERROR|\w*(Error|Exception))\b", line)]
     return (errors or lines or ["failed without a word"])[-1]

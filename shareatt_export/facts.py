@@ -154,8 +154,4 @@ def require_exportable(header: Header, facts: Facts) -> Architecture:
         why = f"supported: {REFUSED[facts.arch]}" if facts.arch in REFUSED else "known to this version"
         known = ", ".join(ARCHITECTURES)
         raise Unsupported(f"{header.path}: general.architecture '{facts.arch}' is not {why} (supported: {known})")
-    if facts.is_shared:
-        raise Unsupported(f"{header.path}: shares attention already; export from the dense model it was made from")
-    if header.integer("split.count", 1) > 1:
-        raise Unsupported(f"{header.path}: one shard of several; merge them with 'llama-gguf-split --merge' first")
     return ARCHITECTURES[facts.arch]

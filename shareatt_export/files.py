@@ -1,15 +1,16 @@
 """Files in and out without harm: outputs appear whole or not at all, inputs are only ever read.
 
-with new_file(Path("out.gguf"), inputs=[Path("in.gguf")], force=False) as file:
-    file.write(...)
+with staged(Path("out.gguf")) as folder:
+    (folder / "any name").write_bytes(...)
+    publish({folder / "any name": Path("out.gguf")}, inputs=[Path("in.gguf")], force=False)
 """
 
 import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,30 +42,55 @@ def check_output(path: Path, inputs: Iterable[Path], force: bool) -> None:
 
 
 @contextmanager
-def new_file(path: Path, inputs: Iterable[Path], force: bool) -> Iterator[BinaryIO]:
-    """A file that takes the name `path` only when the block ends well; until then, a hidden temporary beside it."""
-    check_output(path, inputs, force)
+def staged(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out`, to write in what publish() will name; it is gone after the block."""
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".shareatt-", suffix=".tmp")
+        work = tempfile.TemporaryDirectory(dir=out.parent, prefix=".shareatt-", ignore_cleanup_errors=True)
     except OSError as error:
-        raise OutputRefused(f"{path}: cannot write in {path.parent}: {error.strerror}") from None
-    temporary = Path(name)
-    try:
-        os.close(handle)
-        with temporary.open("wb") as file:  # by path, so that the file knows its name
-            yield file
-            file.flush()
+        raise OutputRefused(f"{out}: cannot write in {out.parent}: {error.strerror}") from None
+    with work as name:
+        try:
+            yield Path(name)
+        except OSError as error:
+            if error.filename is not None and not str(error.filename).startswith(name):
+                raise  # another file's fault
+            raise OutputRefused(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def publish(names: Mapping[Path, Path], inputs: Iterable[Path], force: bool) -> None:
+    """Give finished files their names. The last goes first, so that a model's first shard comes when all are there.
+
+    Raises OutputRefused where a name may not be taken; then none is, but with `force` those before it.
+    """
+    for path in names.values():
+        check_output(path, inputs, force)
+    for temporary, path in names.items():
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(_mode(path))
-        _take_name(temporary, path, force)
-    except OSError as error:
-        if error.filename not in (None, name, str(path)):
-            raise  # another file's fault
-        raise OutputRefused(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    taken: list[Path] = []
+    try:
+        for temporary, path in reversed(list(names.items())):
+            _take_name(temporary, path, force)
+            taken.append(path)
+    except BaseException:
+        for path in taken if not force else ():
+            path.unlink(missing_ok=True)
+        raise
+    for parent in {path.parent for path in names.values()}:
+        _sync_folder(parent)
+
+
+def write_text(path: Path, text: str, force: bool) -> None:
+    """A small file, whole or not at all."""
+    with staged(path) as folder:
+        (folder / path.name).write_text(text, encoding="utf-8")
+        publish({folder / path.name: path}, [], force)
+
+
+def _sync_folder(path: Path) -> None:
     with suppress(OSError):  # some file systems cannot sync a folder
-        folder = os.open(path.parent, os.O_RDONLY)
+        folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
@@ -93,6 +119,19 @@ def _take_name(temporary: Path, path: Path, force: bool) -> None:
             raise
         check_output(path, [], force)  # a file system without hard links
         temporary.replace(path)
+
+
+class Inputs(ExitStack):
+    """Files to read from, each opened once and closed with the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._files: dict[Path, BinaryIO] = {}
+
+    def open(self, path: Path) -> BinaryIO:
+        if path not in self._files:
+            self._files[path] = self.enter_context(path.open("rb"))
+        return self._files[path]
 
 
 def copy_range(source: BinaryIO, offset: int, n_bytes: int, out: BinaryIO, advance: Advance = nothing) -> None:
@@ -132,6 +171,13 @@ def hash_range(
     for chunk in read_range(source, offset, n_bytes):
         digest.update(chunk)
         advance(len(chunk))
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        hash_range(file, 0, path.stat().st_size, digest)
+    return digest.hexdigest()
 
 
 def read_range(source: BinaryIO, offset: int, n_bytes: int) -> Iterator[bytes]:

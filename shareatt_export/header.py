@@ -11,7 +11,7 @@ llama.cpp's loader enforces (ggml/src/gguf.cpp) is enforced here too, so that a 
 import math
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -81,17 +81,20 @@ def _strings(raw: bytes, at: int, count: int) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor of a file. `shape` is in ggml order: shape[0] is the length of a row."""
+    """A tensor and where its bytes stand. `shape` is in ggml order: shape[0] is the length of a row."""
 
     name: str
     shape: tuple[int, ...]
     type: GGMLQuantizationType
-    offset: int  # in bytes, from the start of the file
+    path: Path
+    offset: int  # in bytes, from the start of the file `path`
     n_bytes: int
 
 
 @dataclass(frozen=True)
 class Header:
+    """Of one file, or of all shards of a model (shards.py): then `path` is the first, `file_size` that of all."""
+
     path: Path
     version: int
     metadata: dict[str, RawValue]
@@ -99,6 +102,11 @@ class Header:
     alignment: int
     data_offset: int
     file_size: int
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the tensors are in."""
+        return tuple(dict.fromkeys((self.path, *(info.path for info in self.tensors.values()))))
 
     def value(self, key: str) -> Value | None:
         raw = self.metadata.get(key)
@@ -287,7 +295,7 @@ def _tensor_info(reader: _Reader) -> TensorInfo:
     block, block_bytes = GGML_QUANT_SIZES[type]
     if shape[0] % block:
         raise BadInput(f"{reader.path}: {what}: rows of {shape[0]} are no whole number of {type.name} blocks ({block})")
-    return TensorInfo(name, shape, type, offset, math.prod(shape) // block * block_bytes)
+    return TensorInfo(name, shape, type, reader.path, offset, math.prod(shape) // block * block_bytes)
 
 
 def _place(reader: _Reader, infos: list[TensorInfo], alignment: int, data_offset: int) -> dict[str, TensorInfo]:
@@ -303,6 +311,6 @@ def _place(reader: _Reader, infos: list[TensorInfo], alignment: int, data_offset
             raise BadInput(
                 f"{reader.path}: tensor '{info.name}': its data ends behind the end of the file (truncated?)"
             )
-        tensors[info.name] = TensorInfo(info.name, info.shape, info.type, data_offset + info.offset, info.n_bytes)
+        tensors[info.name] = replace(info, offset=data_offset + info.offset)
         expected += pad(info.n_bytes, alignment)
     return tensors

@@ -11,12 +11,15 @@ from gguf import GGMLQuantizationType, LlamaFileType
 from .plan import Plan
 
 
-def destination(plan: Plan, out: Path) -> Path:
-    """`out` itself, or where it is a folder, a file in it: 'Small-0.4M-SA6-9-v1.0-F16.gguf'."""
-    return out / file_name(plan) if out.is_dir() else out
+def destination(plan: Plan, out: Path, encoding: str | None = None) -> Path:
+    """`out` itself, or where it is a folder, a file in it: 'Small-0.4M-SA6-9-v1.0-F16.gguf'.
+
+    `encoding` is that of the weights, if it will not be the plan's.
+    """
+    return out / file_name(plan, encoding or _encoding(plan)) if out.is_dir() else out
 
 
-def file_name(plan: Plan) -> str:
+def file_name(plan: Plan, encoding: str) -> str:
     def text(field: str) -> str:
         return _plain(plan.dense.text(f"general.{field}", ""))
 
@@ -26,7 +29,7 @@ def file_name(plan: Plan) -> str:
         "-".join(filter(None, (text("finetune"), f"SA{_plain(plan.spans_text)}"))),
         text("version") or "v1.0",
         _size_label(plan),
-        _encoding(plan),
+        encoding,
     )
     return f"{name}.gguf"
 

@@ -1,4 +1,4 @@
-"""The plan of an export: which tensors the SA file holds, where their bytes stand in the dense file, and its metadata.
+"""The plan of an export: which tensors the SA file holds, where their bytes stand in its input, and its metadata.
 
 Pure: a plan is made from a header and spans alone, and opens no file. `--dry-run` prints it, write.py carries it
 out, verify.py holds the written file against it.
@@ -7,13 +7,14 @@ out, verify.py holds the written file against it.
 import math
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import gguf
 from gguf import GGMLQuantizationType
 
 from . import __version__
 from .architectures import Architecture
-from .encode import header_bytes, raw_array_i32, raw_string, raw_string_array, raw_u32
+from .encode import raw_array_i32, raw_string, raw_string_array, raw_u32
 from .errors import BadInput, Unsupported
 from .facts import (
     FORMAT_VERSION,
@@ -25,25 +26,29 @@ from .facts import (
     key_source_layers,
     require_exportable,
 )
-from .header import Header, RawValue, TensorInfo, pad
-from .spans import SourceMap, Span, source_map
+from .header import Header, RawValue, TensorInfo
+from .shards import Piece, pieces
+from .spans import SourceMap, Span, extended, spans_of
 
 TAG = "shared-attention"
 
 
 @dataclass(frozen=True)
 class Copy:
-    """A tensor of the SA file, and where its bytes stand in the dense file. `shape` is in ggml order."""
+    """A tensor of the SA file, and where its bytes stand in the input. `shape` is in ggml order."""
 
     name: str
     shape: tuple[int, ...]
     type: GGMLQuantizationType
+    source: Path
     source_offset: int
     n_bytes: int
 
 
 @dataclass(frozen=True)
 class Plan:
+    """`dense` is the input; it may share attention in some spans already, and `spans` are all of the output's."""
+
     dense: Header
     facts: Facts
     spans: tuple[Span, ...]
@@ -72,19 +77,16 @@ class Plan:
     def spans_text(self) -> str:
         return ",".join(map(str, self.spans))
 
-    def header(self) -> bytes:
-        """The output file up to its first tensor."""
-        return header_bytes(self.dense.version, self.metadata, self.tensors, self.dense.alignment)
-
-    @property
-    def file_size(self) -> int:
-        return len(self.header()) + sum(pad(copy.n_bytes, self.dense.alignment) for copy in self.tensors)
+    def pieces(self, max_bytes: int | None = None) -> tuple[Piece[Copy], ...]:
+        """The files to write: one, or shards of at most `max_bytes`."""
+        return pieces(self.dense.version, self.metadata, self.tensors, self.dense.alignment, max_bytes)
 
 
 def make_plan(dense: Header, facts: Facts, spans: tuple[Span, ...]) -> Plan:
-    """Raises Unsupported or BadInput where the model cannot be exported with these spans."""
+    """Raises Unsupported, BadInput or BadSpans where the model cannot be exported with these spans (further ones, if it
+    shares attention already)."""
     arch = require_exportable(dense, facts)
-    source_layers = source_map(spans, facts.n_layer)
+    source_layers = extended(facts.source_layers, spans)
     for span in spans:
         _check_heads(dense, facts, span)
 
@@ -92,7 +94,7 @@ def make_plan(dense: Header, facts: Facts, spans: tuple[Span, ...]) -> Plan:
     dropped: list[TensorInfo] = []
     for info in dense.tensors.values():
         layer, role, suffix = _parts(info.name)
-        if layer is None or layer >= facts.n_layer or source_layers[layer] == layer:
+        if layer is None or layer >= facts.n_layer or source_layers[layer] == facts.source_layers[layer]:
             tensors.append(_whole(info))
         elif role in arch.qk:
             dropped.append(info)
@@ -102,13 +104,18 @@ def make_plan(dense: Header, facts: Facts, spans: tuple[Span, ...]) -> Plan:
             tensors.append(_whole(info))
     _check_inventory(dense, arch, spans)
 
-    plan = Plan(dense, facts, spans, source_layers, {}, tuple(tensors), tuple(dropped))
+    plan = Plan(dense, facts, spans_of(source_layers), source_layers, {}, tuple(tensors), tuple(dropped))
     return replace(plan, metadata=_metadata(plan))
 
 
 def with_identity(plan: Plan, source_sha256: str) -> Plan:
     """The plan with the identity of the dense file's tensor data, which only reading all of it can tell."""
     return replace(plan, metadata=plan.metadata | {KEY_SOURCE_SHA256: raw_string(source_sha256)})
+
+
+def copies(header: Header) -> tuple[Copy, ...]:
+    """Every tensor of a file, as it stands there."""
+    return tuple(map(_whole, header.tensors.values()))
 
 
 def _parts(name: str) -> tuple[int | None, str, str]:
@@ -120,7 +127,7 @@ def _parts(name: str) -> tuple[int | None, str, str]:
 
 
 def _whole(info: TensorInfo) -> Copy:
-    return Copy(info.name, info.shape, info.type, info.offset, info.n_bytes)
+    return Copy(info.name, info.shape, info.type, info.path, info.offset, info.n_bytes)
 
 
 def _check_heads(dense: Header, facts: Facts, span: Span) -> None:
@@ -162,14 +169,15 @@ def _v_rows(dense: Header, facts: Facts, arch: Architecture, fused: TensorInfo, 
     if fused.shape[-1] != n_qkv:
         raise BadInput(f"{dense.path}: tensor '{fused.name}': {fused.shape[-1]} rows, expected {n_qkv}")
     n_bytes = fused.n_bytes // n_qkv * n_v
-    return Copy(name, (*fused.shape[:-1], n_v), fused.type, fused.offset + fused.n_bytes - n_bytes, n_bytes)
+    offset = fused.offset + fused.n_bytes - n_bytes
+    return Copy(name, (*fused.shape[:-1], n_v), fused.type, fused.path, offset, n_bytes)
 
 
 def _metadata(plan: Plan) -> dict[str, RawValue]:
     """The dense file's metadata in its order, brought up to date, then ours."""
-    dense = plan.dense
+    dense = _before_sharing(plan.dense, plan.facts)
     metadata = dict(dense.metadata)
-    tag = f"SA{plan.spans_text}"
+    tag = _tag(plan.spans)
     if (name := dense.text("general.name", "")) != "":
         metadata = {key: raw for key, raw in metadata.items() if not key.startswith("general.base_model.")}
         metadata["general.name"] = raw_string(f"{name} {tag}")
@@ -192,3 +200,20 @@ def _metadata(plan: Plan) -> dict[str, RawValue]:
         KEY_EXPORTER: raw_string(f"shareatt-export {__version__}"),
         KEY_SOURCE_SHA256: raw_string("0" * 64),  # until with_identity
     }
+
+
+def _before_sharing(header: Header, facts: Facts) -> Header:
+    """Without what an export adds, so that an SA file given more spans is the file that all spans at once make."""
+    if not facts.is_shared:
+        return header
+    own = {key_source_layers(facts.arch), KEY_FORMAT_VERSION, KEY_SPANS, KEY_EXPORTER, KEY_SOURCE_SHA256}
+    metadata = {key: raw for key, raw in header.metadata.items() if key not in own}
+    tag = _tag(spans_of(facts.source_layers))
+    for key, joint in (("general.name", " "), ("general.finetune", "-")):
+        if text := header.text(key, ""):
+            metadata[key] = raw_string(text.removesuffix(joint + tag))
+    return replace(header, metadata=metadata)
+
+
+def _tag(spans: tuple[Span, ...]) -> str:
+    return f"SA{','.join(map(str, spans))}"

@@ -1,21 +1,57 @@
-"""Steps on stderr, for work that takes minutes: a bar with the time left on a terminal, lines elsewhere.
+"""Progress on stderr, for work that takes minutes: a bar with the time left on a terminal, lines elsewhere.
 
 with steps(err) as step:
     step("compiling", 0.25)    # what is being done, and the fraction of it that is done if it is known
+
+    stages = Stages(step, {"writing": 1, "verifying": 1})
+    stages("writing")(0.5)     # a quarter of all
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .files import Advance
+
 Step = Callable[[str, float | None], None]
+Fraction = Callable[[float], None]  # of one stage
+PATIENCE = 2.0  # seconds from one line about the same step to the next
 
 
 def silent(what: str, fraction: float | None) -> None:
     """A Step for callers who do not watch."""
+
+
+class Stages:
+    """One fraction for work in several stages; `shares` are their times, as far as one can guess."""
+
+    def __init__(self, step: Step, shares: Mapping[str, float]) -> None:
+        self._step, self._shares, self._total = step, shares, sum(shares.values())
+
+    def __call__(self, what: str) -> Fraction:
+        names = list(self._shares)
+        before = sum(self._shares[name] for name in names[: names.index(what)])
+
+        def watch(fraction: float) -> None:
+            self._step(what, (before + fraction * self._shares[what]) / self._total)
+
+        watch(0)
+        return watch
+
+
+def counted(watch: Fraction, total: int) -> Advance:
+    """Tells `watch` of bytes, of which there are `total`."""
+    done = 0
+
+    def advance(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        watch(min(1.0, done / total) if total else 1.0)
+
+    return advance
 
 
 @contextmanager
@@ -37,21 +73,25 @@ def steps(console: Console, quiet: bool = False) -> Iterator[Step]:
 
 
 def _lines(console: Console) -> Step:
-    """A line for each step and each tenth of it."""
+    """A line for each step, and then for each tenth of all if that takes long enough to be wanted."""
     said: set[str] = set()
-    start: float | None = None
+    spoke = start = float("-inf")
+    last = ""
 
     def say(what: str, fraction: float | None) -> None:
-        nonlocal start
+        nonlocal spoke, start, last
+        now = time.monotonic()
         line, left = what, ""
         if fraction is not None:
             line = f"{what}: {int(10 * fraction) * 10} %"
-            if start is None:
-                start = time.monotonic()
+            if start < 0:
+                start = now
             elif fraction > 0:
-                left = f", about {(time.monotonic() - start) * (1 - fraction) / fraction / 60:.0f} minutes left"
-        if line not in said:
-            said.add(line)
-            console.print(line + left, highlight=False)
+                left = f", about {(now - start) * (1 - fraction) / fraction / 60:.0f} minutes left"
+        if line in said or (what == last and now - spoke < PATIENCE):
+            return
+        said.add(line)
+        spoke, last = now, what
+        console.print(line + left, highlight=False)
 
     return say

@@ -11,8 +11,10 @@ from rich.table import Table
 from .bench import Measured
 from .bench_rows import Ratio, Row, rows
 from .facts import KEY_EXPORTER, KEY_FORMAT_VERSION, KEY_SOURCE_SHA256, Facts
+from .files import sha256
 from .header import Header, TensorInfo
 from .pin import pin
+from .pipeline import Exported, Job
 from .plan import Plan
 from .runtime import Status
 from .spans import Span, spans_of
@@ -48,10 +50,10 @@ def dropped_by(plan: Plan, span: Span) -> list[TensorInfo]:
     return [info for info in plan.dropped if info.name.startswith(followers)]
 
 
-def plan_dict(plan: Plan) -> dict[str, Any]:
-    facts = plan.facts
+def job_dict(job: Job) -> dict[str, Any]:
+    plan, facts = job.plan, job.plan.facts
     return {
-        "model": str(plan.dense.path),
+        "model": str(job.request.model),
         "architecture": facts.arch,
         "spans": [
             {
@@ -72,13 +74,22 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
             "before": plan.kv_bytes_per_token_before * facts.n_ctx_train,
             "after": plan.kv_bytes_per_token_after * facts.n_ctx_train,
         },
-        "file_bytes": plan.file_size,
+        "outtype": job.request.outtype.lower(),
+        "file_bytes": list(job.sizes),
         "needs": NEEDS,
     }
 
 
-def show_plan(plan: Plan, console: Console) -> None:
-    facts = plan.facts
+def exported_dict(done: Exported, hashed: bool) -> dict[str, Any]:
+    """`hashed`: with the SHA-256 of each file, which takes another pass over it."""
+    files = [{"file": str(file), "bytes": file.stat().st_size} for file in done.files]
+    if hashed:
+        files = [of | {"sha256": sha256(file)} for of, file in zip(files, done.files, strict=True)]
+    return {"outputs": files, "source_sha256": done.source_sha256, "verified_bytes": done.n_bytes}
+
+
+def show_plan(job: Job, console: Console) -> None:
+    plan, facts = job.plan, job.plan.facts
     n_ctx = facts.n_ctx_train
     name = plan.dense.text("general.name", plan.dense.path.name)
     console.print(f"[bold]{plain(name)}[/bold]: {plain(facts.arch)}, {facts.n_layer} layers", highlight=False)
@@ -93,6 +104,9 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(
         table([(what, size(b), size(a), change(b, a)) for what, b, a in sizes], ("", "dense", "SA", "change"))
     )
+    of = f" of {job.quantisation.type}" if job.quantisation else ""
+    files = "1 file" if len(job.sizes) == 1 else f"{len(job.sizes)} files"
+    console.print(f"writes: {files}{of}, {sum(job.sizes)} bytes", highlight=False)
     console.print(f"needs: {NEEDS}", highlight=False)
 
 

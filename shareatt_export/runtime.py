@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import child
 from .errors import RuntimeProblem
 from .pin import patch_id, pin
 from .progress import Step, silent
@@ -226,24 +227,18 @@ def run_logged(command: list[str], log_path: str, progress: Step, env: Mapping[s
     # ccache: objects of the patched and the unpatched tree, and of the next patch, are the same but for their folder
     env = os.environ | {"CCACHE_BASEDIR": str(cache_dir()), "CCACHE_NOHASHDIR": "1"} | dict(env or {})
     errors: list[str] = []
-    with (
-        Path(log_path).open("a") as log,
-        subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        ) as child,
-    ):
-        try:
-            for line in child.stdout or ():
-                log.write(line)
-                if step := re.match(r" *\[ *(\d+)(?:/(\d+)|%)\]", line):
-                    progress("compiling", int(step[1]) / int(step[2] or 100))
-                elif re.search(r"\berror\b", line, re.IGNORECASE):
-                    errors.append(line.strip())
-        except BaseException:
-            child.terminate()  # or it would go on compiling behind the next build's back
-            raise
-    if child.returncode:
-        reason = errors[0] if errors else f"status {child.returncode}"
+    with Path(log_path).open("a") as log:
+
+        def look(line: str) -> None:
+            log.write(line)
+            if step := re.match(r" *\[ *(\d+)(?:/(\d+)|%)\]", line):
+                progress("compiling", int(step[1]) / int(step[2] or 100))
+            elif re.search(r"\berror\b", line, re.IGNORECASE):
+                errors.append(line.strip())
+
+        status = child.run(command, look, env=env)
+    if status:
+        reason = errors[0] if errors else f"status {status}"
         raise RuntimeProblem(f"{Path(command[0]).name} failed: {reason}; the whole log is {log_path}")
 
 

@@ -158,3 +158,27 @@ def spans_of(source_layers: SourceMap) -> tuple[Span, ...]:
         if source != layer:
             followers.setdefault(source, []).append(layer)
     return tuple(Span(source, tuple(layers)) for source, layers in sorted(followers.items()))
+
+
+def extended(before: SourceMap, spans: Iterable[Span]) -> SourceMap:
+    """The source map of a model that gets further spans. Raises BadSpans where they touch what it shares already."""
+    sources = {source for layer, source in enumerate(before) if source != layer}
+    for span in spans:
+        for layer in (span.source, *span.followers):
+            if before[layer] != layer:
+                raise BadSpans(
+                    f"span '{span}': layer {layer} reuses the attention weights of layer {before[layer]} already"
+                )
+        for layer in span.followers:
+            if layer in sources:
+                raise BadSpans(
+                    f"span '{span}': layer {layer} must go on computing, other layers reuse its attention weights"
+                )
+    new = source_map(spans, len(before))
+    return tuple(theirs if theirs != layer else new[layer] for layer, theirs in enumerate(before))
+
+
+def added(before: SourceMap, after: SourceMap) -> tuple[Span, ...]:
+    """The spans that lead from `before` to `after`: extended(before, added(before, after)) == after."""
+    new = tuple(layer if before[layer] == source else source for layer, source in enumerate(after))
+    return spans_of(new)

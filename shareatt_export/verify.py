@@ -1,20 +1,22 @@
-"""Hold an SA file against the dense file that it was made from: map, inventory, identity, and every copied byte.
+"""Hold an SA file against the one that it was made from: map, inventory, identity, and every copied byte.
 
-read_header has already refused wrong offsets, gaps and truncation, with the rules of llama.cpp's own loader.
+read_model has already refused wrong offsets, gaps and truncation, with the rules of llama.cpp's own loader.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import BinaryIO
 
+from .encode import Tensor
 from .errors import VerifyFailed
 from .facts import KEY_EXPORTER, KEY_SOURCE_SHA256, KEY_SPANS, key_source_layers, read_facts
-from .files import Advance, nothing, read_range
-from .header import Header, read_header
+from .files import Advance, Inputs, nothing, read_range
+from .header import Header
 from .plan import Copy, Plan, make_plan, with_identity
-from .spans import spans_of
-from .write import tensor_sha256
+from .shards import read_model
+from .spans import added
+from .write import identity
 
 OWN_WORDS = {KEY_EXPORTER, KEY_SPANS}  # another version of this tool may write them differently
 
@@ -29,25 +31,28 @@ class Verified:
 
 def verify(out: Path, dense: Path, advance: Advance = nothing) -> Verified:
     """Raises VerifyFailed with the first difference; `advance` is told of the dense and of the SA weight bytes."""
-    sa, dense_header = read_header(out), read_header(dense)
+    sa, dense_header = read_model(out), read_model(dense)
     sa_facts, dense_facts = read_facts(sa), read_facts(dense_header)
     if not sa_facts.is_shared:
         raise VerifyFailed(f"{out}: {key_source_layers(sa_facts.arch)}: is not there, or shares nothing")
     if sa_facts.n_layer != dense_facts.n_layer:
         raise VerifyFailed(f"{out}: has {sa_facts.n_layer} layers, {dense} has {dense_facts.n_layer}")
+    spans = added(dense_facts.source_layers, sa_facts.source_layers)
+    plan = with_identity(make_plan(dense_header, dense_facts, spans), identity(dense_header, advance))
+    return hold_against(sa, plan, advance)
 
-    plan = make_plan(dense_header, dense_facts, spans_of(sa_facts.source_layers))
-    plan = with_identity(plan, tensor_sha256(dense_header, advance))
-    _inventory(sa, plan)
+
+def hold_against(sa: Header, plan: Plan, advance: Advance = nothing) -> Verified:
+    """The written file against its plan, which knows the identity. `advance` is told of the plan's weight bytes."""
+    same_inventory(sa, plan.tensors)
     _metadata(sa, plan)
-    with out.open("rb") as sa_file, dense.open("rb") as dense_file:
-        for copy in plan.tensors:
-            _same_bytes(sa, sa_file, copy, dense_file, advance)
+    same_bytes(sa, plan.tensors, advance)
     return Verified(plan, len(plan.tensors), plan.weight_bytes_after, sa.text(KEY_SOURCE_SHA256))
 
 
-def _inventory(sa: Header, plan: Plan) -> None:
-    for info, copy in zip_longest(sa.tensors.values(), plan.tensors):
+def same_inventory(sa: Header, tensors: Sequence[Tensor]) -> None:
+    """Raises VerifyFailed unless names, shapes and types are the same, in this order."""
+    for info, copy in zip_longest(sa.tensors.values(), tensors):
         if info is None:
             raise VerifyFailed(f"{sa.path}: tensor '{copy.name}' is missing")
         if copy is None:
@@ -72,10 +77,15 @@ def _metadata(sa: Header, plan: Plan) -> None:
         raise VerifyFailed(f"{sa.path}: metadata key '{min(extra)}' should not be there")
 
 
-def _same_bytes(sa: Header, sa_file: BinaryIO, copy: Copy, dense_file: BinaryIO, advance: Advance) -> None:
-    ours = read_range(sa_file, sa.tensors[copy.name].offset, copy.n_bytes)
-    theirs = read_range(dense_file, copy.source_offset, copy.n_bytes)
-    for a, b in zip_longest(ours, theirs, fillvalue=b""):
-        if a != b:
-            raise VerifyFailed(f"{sa.path}: tensor '{copy.name}': its bytes differ from those of the dense file")
-        advance(len(a))
+def same_bytes(sa: Header, copies: Sequence[Copy], advance: Advance = nothing) -> None:
+    with Inputs() as inputs:
+        for copy in copies:
+            info = sa.tensors[copy.name]
+            ours = read_range(inputs.open(info.path), info.offset, copy.n_bytes)
+            theirs = read_range(inputs.open(copy.source), copy.source_offset, copy.n_bytes)
+            for a, b in zip_longest(ours, theirs, fillvalue=b""):
+                if a != b:
+                    raise VerifyFailed(
+                        f"{info.path}: tensor '{copy.name}': its bytes differ from those of the dense file"
+                    )
+                advance(len(a))

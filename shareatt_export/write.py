@@ -1,53 +1,84 @@
-"""Carry out a plan: the SA file, streamed from the dense file, whole or not at all.
+"""Carry out a plan: tensors streamed from the files they stand in to the files of the output.
 
 Memory does not grow with the model: tensor bytes go from file to file inside the kernel.
 """
 
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 
 from .errors import VerifyFailed
-from .files import Advance, copy_range, hash_range, new_file, nothing
+from .facts import KEY_SOURCE_SHA256
+from .files import Advance, Inputs, copy_range, hash_range, nothing
 from .header import Header, pad
-from .plan import Plan, with_identity
+from .plan import Copy, Plan, with_identity
+from .shards import Piece
 
 
-def tensor_sha256(header: Header, advance: Advance = nothing) -> str:
-    """Identity of a model's weights: over name, type, shape and bytes of every tensor, in the order of the file."""
+def identity(header: Header, advance: Advance = nothing) -> str:
+    """Identity of a dense model's weights: SHA-256 over name, type, shape and bytes of every tensor, in order.
+
+    An SA file knows that of the model it was made from.
+    """
+    if KEY_SOURCE_SHA256 in header.metadata:
+        return header.text(KEY_SOURCE_SHA256)
     digest = hashlib.sha256()
-    with header.path.open("rb") as file:
+    with Inputs() as inputs:
         for info in header.tensors.values():
             name = info.name.encode()
             digest.update(struct.pack(f"<Q{len(name)}sI{len(info.shape)}Q", len(name), name, info.type, *info.shape))
-            hash_range(file, info.offset, info.n_bytes, digest, advance)
+            hash_range(inputs.open(info.path), info.offset, info.n_bytes, digest, advance)
     return digest.hexdigest()
 
 
-def write_plan(
-    plan: Plan,
-    out: Path,
-    force: bool = False,
-    advance: Advance = nothing,
-    check: Callable[[Path], object] = lambda path: None,
-) -> None:
-    """Write the file of `plan` to `out`; `advance` is told of plan.weight_bytes_before + plan.weight_bytes_after bytes.
+def write_plan(plan: Plan, paths: Sequence[Path], max_bytes: int | None, advance: Advance = nothing) -> Plan:
+    """Write the files of a plan, and hash its input meanwhile; the plan with that identity.
 
-    `check` gets the path of the finished file before it takes its name; if it raises, there will be no file.
-    Raises OutputRefused where `out` may not or cannot be written, VerifyFailed if the dense file changes meanwhile.
+    `advance` is told of plan.weight_bytes_before + plan.weight_bytes_after bytes.
     """
-    dense = plan.dense
-    with dense.path.open("rb") as source, new_file(out, [dense.path], force) as file:
-        before = _stamp(dense.path)
-        file.write(with_identity(plan, tensor_sha256(dense, advance)).header())
-        for copy in plan.tensors:
-            copy_range(source, copy.source_offset, copy.n_bytes, file, advance)
-            file.write(b"\0" * (pad(copy.n_bytes, dense.alignment) - copy.n_bytes))
-        if _stamp(dense.path) != before:
-            raise VerifyFailed(f"{dense.path}: was changed by another program while it was copied; nothing was written")
-        file.flush()
-        check(Path(file.name))
+    stop = Event()
+
+    def watched(n_bytes: int) -> None:
+        if stop.is_set():
+            raise InterruptedError
+        advance(n_bytes)
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            hashing = pool.submit(identity, plan.dense, watched)
+            write_pieces(plan.pieces(max_bytes), paths, advance)
+            plan = with_identity(plan, hashing.result())
+        finally:
+            stop.set()
+    for piece, path in zip(plan.pieces(max_bytes), paths, strict=True):
+        with path.open("r+b") as file:  # as long as before
+            file.write(piece.header)
+    return plan
+
+
+def write_pieces(made: Sequence[Piece[Copy]], paths: Sequence[Path], advance: Advance = nothing) -> None:
+    """Write each piece to its path; `advance` is told of the tensor bytes."""
+    with Inputs() as inputs:
+        for piece, path in zip(made, paths, strict=True):
+            with path.open("wb") as file:
+                file.write(piece.header)
+                for copy in piece.tensors:
+                    copy_range(inputs.open(copy.source), copy.source_offset, copy.n_bytes, file, advance)
+                    file.write(b"\0" * (pad(copy.n_bytes, piece.alignment) - copy.n_bytes))
+
+
+@contextmanager
+def unchanged(files: Iterable[Path]) -> Iterator[None]:
+    """Raises VerifyFailed at the end of the block if another program has changed one of the files meanwhile."""
+    before = {path: _stamp(path) for path in files}
+    yield
+    for path, stamp in before.items():
+        if _stamp(path) != stamp:
+            raise VerifyFailed(f"{path}: was changed by another program while it was copied")
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

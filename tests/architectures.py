@@ -46,7 +46,7 @@ def prove(arch: str, folder: Path) -> Proof:
     facts = read_facts(header)
     spans = parse_spans(f"0-{min(facts.n_layer, N_SHARED) - 1}", facts.n_layer, is_swa=facts.is_swa)
     plan = make_plan(header, facts, spans)
-    write_plan(plan, shared)
+    write_plan(plan, [shared], None)
     ours, theirs = taps.run(shared, causal=causal), taps.run(dense, causal=causal)
     pairs = [(span.source, follower) for span in spans for follower in span.followers]
     return Proof(

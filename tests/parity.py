@@ -83,7 +83,7 @@ class Case:
         out = folder / "shared.gguf"
         header = read_header(self.dense)
         facts = read_facts(header)
-        write_plan(make_plan(header, facts, parse_spans(spans, facts.n_layer, is_swa=facts.is_swa)), out, force=True)
+        write_plan(make_plan(header, facts, parse_spans(spans, facts.n_layer, is_swa=facts.is_swa)), [out], None)
         return out
 
 

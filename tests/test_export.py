@@ -10,14 +10,15 @@ import gguf
 import numpy as np
 import pytest
 
-from shareatt_export import write
+import shareatt_export
+from shareatt_export import files, write
 from shareatt_export.encode import header_bytes, raw_string, raw_u32
-from shareatt_export.errors import BadInput, OutputRefused, Unsupported, VerifyFailed
-from shareatt_export.export import export as export_plan
+from shareatt_export.errors import BadInput, BadSpans, OutputRefused, Unsupported, VerifyFailed
 from shareatt_export.facts import read_facts
-from shareatt_export.files import new_file
+from shareatt_export.files import publish, staged
 from shareatt_export.header import RawValue, read_header
 from shareatt_export.plan import Plan, make_plan
+from shareatt_export.shards import read_model
 from shareatt_export.spans import parse_spans
 from shareatt_export.verify import verify
 
@@ -32,13 +33,13 @@ def raw_i32(number: int) -> RawValue:
 
 
 def plan_of(dense: Path, spans: str = "6-9") -> Plan:
-    header = read_header(dense)
+    header = read_model(dense)
     facts = read_facts(header)
     return make_plan(header, facts, parse_spans(spans, facts.n_layer, is_swa=facts.is_swa))
 
 
-def export(dense: Path, out: Path, spans: str = "6-9") -> Path:
-    write.write_plan(plan_of(dense, spans), out)
+def export(dense: Path, out: Path, spans: str = "6-9", **options) -> Path:
+    shareatt_export.export(dense, spans, out, **options)
     verify(out, dense)
     return out
 
@@ -87,7 +88,8 @@ def test_fused_qkv_keeps_the_rows_of_v(tmp_path, q8_0):
 def test_same_input_same_bytes(dense, tmp_path):
     first = export(dense, tmp_path / "first.gguf").read_bytes()
     assert export(dense, tmp_path / "second.gguf", "6:7-9").read_bytes() == first
-    assert plan_of(dense).file_size == len(first)
+    (piece,) = plan_of(dense).pieces()
+    assert piece.file_size == len(first)
 
 
 def test_plan_counts_bytes(dense):
@@ -118,7 +120,6 @@ def test_dense_is_only_read(dense, tmp_path):
         ({"llama__attention__head_count_kv": raw_i32(-1)}, BadInput, "head_count_kv: -1 is not possible"),
         ({SOURCE_LAYERS: raw_u32(0)}, BadInput, "source_layers: must be an array of i32"),
         ({"llama__attention__head_count": raw_u32(0)}, Unsupported, "layer 6 has no attention heads"),
-        ({"split__count": raw_u32(2)}, Unsupported, "one shard of several"),
     ],
 )
 def test_models_that_contradict_themselves(dense, tmp_path, change, kind, message):
@@ -138,9 +139,25 @@ def test_unknown_architecture_is_refused(dense, tmp_path):
         plan_of(bad)
 
 
-def test_shared_input_is_refused(dense, tmp_path):
-    with pytest.raises(Unsupported, match="shares attention already"):
-        plan_of(export(dense, tmp_path / "out.gguf"))
+def test_more_spans_make_the_file_that_all_at_once_make(dense, tmp_path):
+    first, all_at_once = export(dense, tmp_path / "1.gguf"), export(dense, tmp_path / "2.gguf", "1-2,6-9,10:11")
+    second = export(first, tmp_path / "3.gguf", "1-2,10:11")
+    assert second.read_bytes() == all_at_once.read_bytes()
+    longer = export(first, tmp_path / "4.gguf", "6:10")
+    assert longer.read_bytes() == export(dense, tmp_path / "5.gguf", "6:7-10").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ("8-10", "span '8-10': layer 8 reuses the attention weights of layer 6 already"),
+        ("2:8", "span '2:8': layer 8 reuses the attention weights of layer 6 already"),
+        ("5-6", "span '5-6': layer 6 must go on computing"),
+    ],
+)
+def test_more_spans_may_not_touch_what_is_shared(dense, tmp_path, spans, message):
+    with pytest.raises(BadSpans, match=message):
+        plan_of(export(dense, tmp_path / "out.gguf"), spans)
 
 
 # ---------------------------------------------------------------- verify
@@ -223,7 +240,7 @@ def test_a_failed_export_leaves_nothing_new(dense, tmp_path, monkeypatch, error,
     monkeypatch.setattr(write, "copy_range", fail_half_way)
     before = names(tmp_path)
     with pytest.raises((KeyboardInterrupt, SystemExit, OutputRefused)):
-        write.write_plan(plan_of(dense), out, force=True)
+        export(dense, out, force=True)
     assert names(tmp_path) == before and (out.read_bytes() if old else None) == old
 
 
@@ -237,7 +254,7 @@ def test_a_file_that_fails_verification_gets_no_name(dense, tmp_path, monkeypatc
 
     monkeypatch.setattr(write, "copy_range", copy_wrongly)
     with pytest.raises(VerifyFailed, match=f"{out}: tensor '.*': its bytes differ .*; nothing was written"):
-        export_plan(plan_of(dense), out, force=False)
+        export(dense, out)
     assert names(tmp_path) == {"dense.gguf"}
 
 
@@ -248,7 +265,7 @@ def test_output_is_the_input(dense, tmp_path):
     before = dense.read_bytes()
     for out in (dense, hard, soft, tmp_path / "." / "dense.gguf"):
         with pytest.raises(OutputRefused, match="is the input itself"):
-            write.write_plan(plan_of(dense), out, force=True)
+            export(dense, out, force=True)
     assert dense.read_bytes() == before
 
 
@@ -257,17 +274,20 @@ def test_overwriting_needs_force(dense, tmp_path):
     out.write_bytes(b"old")
     out.chmod(0o640)
     with pytest.raises(OutputRefused, match="exists already; use --force"):
-        write.write_plan(plan_of(dense), out)
+        export(dense, out)
     assert out.read_bytes() == b"old"
-    write.write_plan(plan_of(dense), out, force=True)
-    assert verify(out, dense) and out.stat().st_mode & 0o777 == 0o640
+    export(dense, out, force=True)
+    assert out.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_name_taken_meanwhile_is_left_alone(tmp_path):
-    out = tmp_path / "out.gguf"
-    with pytest.raises(OutputRefused, match="was created by another program meanwhile"), new_file(out, [], False):
-        out.write_bytes(b"theirs")
-    assert out.read_bytes() == b"theirs" and names(tmp_path) == {"out.gguf"}
+def test_a_name_taken_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    first, second = tmp_path / "1.gguf", tmp_path / "2.gguf"
+    monkeypatch.setattr(files, "check_output", lambda *_: first.write_bytes(b"theirs"))
+    with pytest.raises(OutputRefused, match="was created by another program meanwhile"), staged(first) as folder:
+        (folder / "a").write_bytes(b"ours")
+        (folder / "b").write_bytes(b"ours")
+        publish({folder / "a": first, folder / "b": second}, [], False)  # takes the second name first
+    assert first.read_bytes() == b"theirs" and names(tmp_path) == {"1.gguf"}
 
 
 def test_a_dense_file_that_changes_meanwhile(dense, tmp_path, monkeypatch):
@@ -279,7 +299,7 @@ def test_a_dense_file_that_changes_meanwhile(dense, tmp_path, monkeypatch):
 
     monkeypatch.setattr(write, "copy_range", copy_and_touch)
     with pytest.raises(VerifyFailed, match="was changed by another program"):
-        write.write_plan(plan_of(dense), tmp_path / "out.gguf")
+        export(dense, tmp_path / "out.gguf")
     assert names(tmp_path) == {"dense.gguf"}
 
 

@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from shareatt_export.progress import steps
+from shareatt_export import progress
+from shareatt_export.progress import Stages, counted, steps
 
 
 def said(**options):
@@ -17,10 +18,15 @@ def said(**options):
     return console.file.getvalue()
 
 
-def test_lines_for_each_step_and_each_tenth():
+def test_lines_for_each_step_and_each_tenth(monkeypatch):
+    monkeypatch.setattr(progress, "PATIENCE", 0)
     lines = said().splitlines()
     assert lines[:2] == ["fetching", "compiling: 0 %"] and len(lines) == 4
     assert lines[2].startswith("compiling: 50 %, about ") and lines[3] == "compiling: 100 %, about 0 minutes left"
+
+
+def test_what_is_quick_says_each_step_once():
+    assert said().splitlines() == ["fetching", "compiling: 0 %"]
 
 
 @pytest.mark.parametrize("quiet", [True, False])
@@ -29,3 +35,13 @@ def test_a_bar_on_a_terminal_unless_quiet(quiet):
     with steps(console, quiet) as step:
         step("compiling", 0.5)
     assert ("compiling" in console.file.getvalue()) is not quiet
+
+
+def test_stages_make_one_fraction():
+    seen = []
+    stages = Stages(lambda what, fraction: seen.append((what, fraction)), {"reading": 1, "writing": 3})
+    stages("reading")(1.0)
+    advance = counted(stages("writing"), 200)
+    advance(50)
+    advance(150)
+    assert seen == [("reading", 0), ("reading", 0.25), ("writing", 0.25), ("writing", 0.4375), ("writing", 1.0)]

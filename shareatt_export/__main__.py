@@ -1,0 +1,5 @@
+"""`python -m shareatt_export` is `shareatt-export`."""
+
+from .cli import main
+
+main()

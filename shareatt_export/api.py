@@ -1,0 +1,51 @@
+"""The tool as a library; what `import shareatt_export` offers. Errors are of one family, ShareattError."""
+
+from pathlib import Path
+
+from .errors import ShareattError
+from .option_types import weight_type
+from .pipeline import Exported, Request, opened
+from .pipeline import export as run_job
+from .progress import Step, silent
+from .spans import SourceMode
+
+__all__ = ["Exported", "ShareattError", "export"]
+
+
+def export(
+    model: Path | str,
+    spans: str,
+    out: Path | str,
+    *,
+    source: SourceMode = "first",
+    outtype: str = "auto",
+    imatrix: Path | None = None,
+    threads: int | None = None,
+    split_max_size: int | None = None,
+    force: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Step = silent,
+) -> Exported:
+    """Make an SA GGUF, as `shareatt-export export` does: whole, verified, or not at all.
+
+    `model` is a Hugging Face folder, a GGUF file (the first of shards) or the id of a model on the hub; `out` a file or
+    a folder. `outtype` is 'auto' or a name that llama-quantize knows; `split_max_size` counts bytes of tensors.
+    `progress` is told what is being done, and the fraction that is done. Raises ShareattError,
+    or ValueError for another outtype.
+    """
+    request = Request(
+        model=model,
+        spans=spans,
+        out=Path(out),
+        source=source,
+        outtype=weight_type(outtype),
+        imatrix=imatrix,
+        threads=threads,
+        split_max_size=split_max_size,
+        force=force,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    with opened(request, progress) as job:
+        return run_job(job)

@@ -1,0 +1,123 @@
+"""What the commands of cli.py do: one call into the tool, and its result as a table or as JSON."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from gguf import GGMLQuantizationType
+from rich.console import Console
+
+from . import bench, bench_plot, bench_rows, pipeline, report, runtime, verify, wheel
+from .card import model_card
+from .facts import read_facts
+from .files import check_output, write_text
+from .progress import counted, steps
+from .shards import read_model
+
+out = Console(width=None if sys.stdout.isatty() else 120)
+err = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+
+
+def run_export(
+    request: pipeline.Request, card: bool | None, report_file: Path | None, as_json: bool, quiet: bool
+) -> None:
+    """`card` None: where the output is a folder. Without Request.out the plan alone is shown."""
+    card_file = _card_file(request.out, card) if request.out else None
+    for path in filter(None, (card_file, report_file)):
+        check_output(path, [], request.force)
+    with steps(err, quiet) as step, pipeline.opened(request, step) as job:
+        data = report.job_dict(job)
+        if not as_json and not quiet:
+            report.show_plan(job, err if request.out else out)
+        if request.out:
+            done = pipeline.export(job)
+            data |= report.exported_dict(done, hashed=as_json or bool(card_file) or bool(report_file))
+            if card_file:
+                write_text(card_file, model_card(done, data), request.force)
+    if report_file:
+        write_text(report_file, json.dumps(data, indent=2) + "\n", request.force)
+    if as_json:
+        _print_json(data)
+    elif request.out:
+        click.echo("\n".join(map(str, done.files)))
+
+
+def _card_file(out: Path, card: bool | None) -> Path | None:
+    folder = out if out.is_dir() else out.parent
+    return folder / "README.md" if card or (card is None and out.is_dir()) else None
+
+
+def inspect(file: Path, as_json: bool) -> None:
+    header = read_model(file)
+    facts = read_facts(header)
+    if as_json:
+        _print_json(report.inspect_dict(header, facts, runtime.status()))
+    else:
+        report.show_inspect(header, facts, runtime.status(), out)
+
+
+def run_verify(file: Path, against: Path, as_json: bool, quiet: bool) -> None:
+    total = sum(header.file_size for header in (read_model(file), read_model(against)))
+    with steps(err, quiet) as step:
+        done = verify.verify(file, against, counted(lambda fraction: step("verifying", fraction), total))
+    if as_json:
+        _print_json({"file": str(file), "ok": True, "tensors": done.n_tensors, "bytes": done.n_bytes})
+    else:
+        click.echo(f"{file}: {done.n_tensors} tensors, {done.n_bytes} bytes, as in {against}")
+
+
+def run_bench(plot: Path | None, as_json: bool, quiet: bool, type_k: str, type_v: str, **options: Any) -> None:
+    if plot is not None:
+        bench_plot.require_matplotlib()
+    k, v = (GGMLQuantizationType[name.upper()] for name in (type_k, type_v))
+    with steps(err, quiet) as step:
+        measured = bench.measure(bench.Request(type_k=k, type_v=v, **options), step)
+    if plot is not None:
+        bench_plot.plot(bench_rows.rows(measured), measured.request.sa.name, plot)
+    if as_json:
+        _print_json(bench_rows.as_dict(measured))
+    else:
+        report.show_bench(measured, out)
+
+
+def runtime_build(unpatched: bool, llama_cpp: Path | None, as_json: bool, quiet: bool) -> None:
+    with steps(err, quiet) as step:
+        built = runtime.build(not unpatched, llama_cpp, step)
+    if as_json:
+        _print_json(report.runtime_dict(built))
+    else:
+        click.echo(str(built.bin))
+
+
+def runtime_wheel(output: Path, as_json: bool, quiet: bool) -> None:
+    with steps(err, quiet) as step:
+        made = wheel.build_wheel(output, step)
+    if as_json:
+        _print_json({"wheel": str(made), "version": wheel.version()})
+    else:
+        click.echo(str(made))
+
+
+def runtime_status(as_json: bool) -> None:
+    if as_json:
+        _print_json(report.runtime_dict(runtime.status()))
+    else:
+        report.show_runtime(runtime.status(), out)
+
+
+def runtime_path() -> None:
+    click.echo(str(runtime.require().bin))
+
+
+def become(program: str, file: Path, *arguments: str) -> None:
+    """Replace this process with a program of the runtime."""
+    read_facts(read_model(file))  # a bad file gets our message, not the program's log
+    path = str(runtime.tool(program))
+    os.execv(path, [path, "-m", str(file), *arguments])  # noqa: S606
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    click.echo(json.dumps(data, indent=2))
