@@ -4,7 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
+from transformers import LlamaForCausalLM
 
 from shareatt_export.convert import check_checkpoint
 from shareatt_export.errors import BadInput, Unsupported
@@ -102,6 +105,18 @@ def test_a_copy_of_the_checkpoint_gives_the_same_file(run, tmp_path):
     for model, out in ((tiny.DEMO, tmp_path / "a.gguf"), (copy, tmp_path / "b.gguf")):
         assert run(model, "--spans", "6-9", "-o", out).status == 0
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_a_checkpoint_in_shards_gives_the_same_file(run, tmp_path):
+    model = tmp_path / tiny.DEMO.name
+    LlamaForCausalLM.from_pretrained(tiny.DEMO).save_pretrained(model, max_shard_size="3MB")
+    for path in tiny.DEMO.glob("*token*"):
+        shutil.copy(path, model)
+    assert len(list(model.glob("model-*.safetensors"))) > 2 and (model / "model.safetensors.index.json").is_file()
+    for folder, out in ((tiny.DEMO, tmp_path / "a.gguf"), (model, tmp_path / "b.gguf")):
+        assert run(folder, "--spans", "6-9", "-o", out).status == 0
+    a, b = ({t.name: t.data for t in gguf.GGUFReader(tmp_path / f"{name}.gguf").tensors} for name in "ab")
+    assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
 def test_a_checkout_of_the_users_own(run, tmp_path):

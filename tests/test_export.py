@@ -16,7 +16,7 @@ from shareatt_export.encode import header_bytes, raw_string, raw_u32
 from shareatt_export.errors import BadInput, BadSpans, OutputRefused, Unsupported, VerifyFailed
 from shareatt_export.facts import read_facts
 from shareatt_export.files import publish, staged
-from shareatt_export.header import RawValue, read_header
+from shareatt_export.header import RawValue, TensorInfo, pad, read_header
 from shareatt_export.plan import Plan, make_plan
 from shareatt_export.shards import read_model
 from shareatt_export.spans import parse_spans
@@ -83,6 +83,23 @@ def test_fused_qkv_keeps_the_rows_of_v(tmp_path, q8_0):
     assert "blk.7.attn_qkv.weight" not in after and "blk.6.attn_qkv.weight" in after
     assert np.array_equal(after["blk.7.attn_v.weight"], before["blk.7.attn_qkv.weight"][96:])
     assert np.array_equal(after["blk.7.attn_v.bias"], before["blk.7.attn_qkv.bias"][96:])
+
+
+def test_every_tensor_type_goes_through(dense, tmp_path):
+    header = read_header(dense)
+    rng = np.random.default_rng(0)
+    extra = {}
+    for kind in gguf.GGMLQuantizationType:
+        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        tensor = TensorInfo(f"blk.7.{kind.name}.weight", (256, 3), kind, dense, 0, 256 // block * 3 * block_bytes)
+        extra[tensor] = rng.bytes(tensor.n_bytes)
+    dense_bytes = dense.read_bytes()[header.data_offset :]
+    every = tmp_path / "every.gguf"
+    head = header_bytes(3, header.metadata, [*header.tensors.values(), *extra], 32)
+    every.write_bytes(head + dense_bytes + b"".join(data.ljust(pad(len(data), 32), b"\0") for data in extra.values()))
+    out = export(every, tmp_path / "out.gguf")
+    after = {tensor.name: tensor.data for tensor in gguf.GGUFReader(out).tensors}
+    assert all(after[tensor.name].tobytes() == data for tensor, data in extra.items())
 
 
 def test_same_input_same_bytes(dense, tmp_path):
