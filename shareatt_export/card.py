@@ -65,11 +65,11 @@ def _front_matter(done: Exported) -> dict[str, Any]:
 
 def _base_model(done: Exported) -> str | None:
     """The id on the hub, if it is known."""
-    if repo := hub.repository(str(done.job.request.model)):
-        return repo
-    plan = done.job.plan
+    if done.job.repository:
+        return done.job.repository
     for key in ("general.repo_url", "general.base_model.0.repo_url"):
-        if id := hub.repository(urlsplit(plan.dense.text(key, "")).path.strip("/")):
+        url = urlsplit(done.job.plan.dense.text(key, ""))
+        if url.netloc == "huggingface.co" and (id := hub.repository(url.path.strip("/"))):
             return id
     return None
 

@@ -23,6 +23,25 @@ OUTTYPES = ("AUTO", "F32", "F16", "BF16", "Q8_0")  # that the converter writes i
 INDEX = "model.safetensors.index.json"
 NEEDED = ("torch", "transformers", "sentencepiece", "safetensors")
 
+# Runs the converter (argv[1]) with a writer that leaves tensor data away: a sparse file with everything but weights.
+HEADER_ONLY = """
+import runpy, sys
+from pathlib import Path
+sys.argv = sys.argv[1:]
+sys.path[:1] = [str(Path(sys.argv[0]).parent), str(Path(sys.argv[0]).parent / "gguf-py")]
+from gguf import GGUFWriter
+
+def write_no_tensors(self, *, progress=False):
+    self.write_ti_data_to_file()
+    for file, tensors in zip(self.fout, self.tensors):
+        self.write_padding(file, file.tell())
+        sizes = (self.ggml_pad(info.nbytes, self.data_alignment) for info in tensors.values())
+        file.truncate(file.tell() + sum(sizes))
+
+GGUFWriter.write_tensors_to_file = write_no_tensors
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 def check_checkpoint(folder: Path, trust_remote_code: bool) -> int | None:
     """The number of layers, if the config tells it in the usual place.
@@ -87,7 +106,10 @@ def converted(
     verbose: bool = False,
     watch: Fraction = lambda fraction: None,
 ) -> Iterator[Path]:
-    """The dense GGUF of a checkpoint, in a temporary folder (inside `near` if given) that is gone after the block."""
+    """The dense GGUF of a checkpoint, in a temporary folder that is gone after the block.
+
+    The folder is made in `near`; without that, the weights are left away, and the file takes neither time nor space.
+    """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise RuntimeProblem(f"{missing[0]} is needed to read Hugging Face models; pip install 'shareatt-export[hf]'")
     script = stock_source(llama_cpp) / "convert_hf_to_gguf.py"
@@ -102,7 +124,8 @@ def converted(
 
     with tempfile.TemporaryDirectory(dir=near, prefix=".shareatt-") as work:
         out = Path(work).resolve() / "dense.gguf"
-        command = [sys.executable, str(script), str(folder.resolve()), "--outfile", str(out), "--outtype", outtype]
+        options = [str(folder.resolve()), "--outfile", str(out), "--outtype", outtype]
+        command = [sys.executable, *([] if near else ["-c", HEADER_ONLY]), str(script), *options]
         # the converter must import the gguf-py of its own source tree, never the one from PyPI
         env = {key: value for key, value in os.environ.items() if key != "NO_LOCAL_GGUF"}
         status = child.run(command, look, cwd=Path(work), env=env)

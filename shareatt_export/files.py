@@ -10,6 +10,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -65,8 +66,7 @@ def publish(names: Mapping[Path, Path], inputs: Iterable[Path], force: bool) -> 
     for path in names.values():
         check_output(path, inputs, force)
     for temporary, path in names.items():
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         temporary.chmod(_mode(path))
     taken: list[Path] = []
     try:
@@ -132,6 +132,29 @@ class Inputs(ExitStack):
         if path not in self._files:
             self._files[path] = self.enter_context(path.open("rb"))
         return self._files[path]
+
+
+class Writeback(ThreadPoolExecutor):
+    """Lets the disk begin while a program still works: syncs what is there of a file so far, one at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self._last: Future[None] | None = None
+
+    def begin(self, path: Path) -> None:
+        """Nothing, if the last sync is still under way. Raises its OSError."""
+        if self._last is None or self._last.done():
+            self.finish()
+            self._last = self.submit(_sync, path)
+
+    def finish(self) -> None:
+        if self._last is not None:
+            self._last.result()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def copy_range(source: BinaryIO, offset: int, n_bytes: int, out: BinaryIO, advance: Advance = nothing) -> None:

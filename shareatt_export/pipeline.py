@@ -14,8 +14,8 @@ from . import hub, quantize, runtime
 from .convert import OUTTYPES, check_checkpoint, checkpoint_files, converted
 from .errors import BadInput, ShareattError, VerifyFailed
 from .facts import read_facts
-from .files import check_output, publish, staged
-from .header import read_header
+from .files import Writeback, check_output, publish, staged
+from .header import Header, read_header
 from .names import destination
 from .plan import Plan, copies, make_plan
 from .progress import Stages, Step, counted, silent
@@ -23,7 +23,7 @@ from .quantize import Prediction, Quantisation
 from .shards import piece_names, pieces, read_model
 from .spans import SourceMode, parse_spans
 from .verify import Verified, hold_against, same_bytes, same_inventory
-from .write import unchanged, write_pieces, write_plan
+from .write import Written, unchanged, write_pieces, write_plan
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Job:
     """An export that is ready to run."""
 
     request: Request
+    repository: str | None  # where the model was fetched from
     inputs: tuple[Path, ...]
     plan: Plan
     quantisation: Quantisation | None
@@ -82,7 +83,7 @@ class Exported:
 @contextmanager
 def opened(request: Request, step: Step = silent) -> Iterator[Job]:
     """The job of a request; a checkpoint's dense GGUF is there for the length of the block. Raises ShareattError."""
-    model = Path(request.model)
+    model, repo = Path(request.model), None
     if not model.exists() and (repo := hub.repository(str(request.model))):
         step(f"fetching {repo}", None)
         model = hub.fetch(repo, request.revision, request.trust_remote_code)
@@ -91,15 +92,16 @@ def opened(request: Request, step: Step = silent) -> Iterator[Job]:
     if request.imatrix is not None and not request.imatrix.is_file():
         raise BadInput(f"{request.imatrix}: no such file")
     if model.is_dir():
-        yield from _of_checkpoint(model, request, step)
+        yield from _of_checkpoint(model, repo, request, step)
         return
     _check_out(request, [model])
     how = _quantisation(request) if request.outtype != "AUTO" else None
     stages = _stages(step, converts=False, quantises=how is not None, splits=request.split_max_size is not None)
-    yield _job(model, None, request, how, stages)
+    header = read_model(model)
+    yield _job(header, header.files, None, request, how, stages)
 
 
-def _of_checkpoint(model: Path, request: Request, step: Step) -> Iterator[Job]:
+def _of_checkpoint(model: Path, repo: str | None, request: Request, step: Step) -> Iterator[Job]:
     inputs = checkpoint_files(model)
     _check_out(request, inputs)
     n_layer = check_checkpoint(model, request.trust_remote_code)
@@ -111,7 +113,7 @@ def _of_checkpoint(model: Path, request: Request, step: Step) -> Iterator[Job]:
     outtype = request.converts_to.lower()
     with converted(model, near, outtype, request.llama_cpp, request.verbose, stages("converting")) as dense:
         try:
-            job = _job(dense, model, request, how, stages)
+            job = _job(read_model(dense), tuple(inputs), repo, request, how, stages)
         except ShareattError as error:
             raise type(error)(str(error).replace(str(dense), str(model))) from None
         yield job
@@ -128,13 +130,19 @@ def _quantisation(request: Request) -> Quantisation:
 
 
 def _stages(step: Step, converts: bool, quantises: bool, splits: bool) -> Stages:
-    """Shares are times beside that of writing, as measured on a model of 1 GB."""
+    """Shares are times beside that of writing, roughly."""
     shares = {"converting": 6.0 * converts, "writing": 1, "verifying": 0.5, "quantising": 20 * quantises}
     return Stages(step, shares | {"splitting": 1.5 * (splits and quantises)})
 
 
-def _job(dense: Path, checkpoint: Path | None, request: Request, how: Quantisation | None, stages: Stages) -> Job:
-    header = read_model(dense)
+def _job(
+    header: Header,
+    inputs: tuple[Path, ...],
+    repo: str | None,
+    request: Request,
+    how: Quantisation | None,
+    stages: Stages,
+) -> Job:
     facts = read_facts(header)
     plan = make_plan(header, facts, parse_spans(request.spans, facts.n_layer, request.source, facts.is_swa))
     prediction = None
@@ -142,8 +150,7 @@ def _job(dense: Path, checkpoint: Path | None, request: Request, how: Quantisati
         quantize.check_input(header)
         prediction = quantize.predict(plan, how)
     planned = prediction.pieces(request.split_max_size) if prediction else plan.pieces(request.split_max_size)
-    inputs = header.files if checkpoint is None else tuple(checkpoint_files(checkpoint))
-    job = Job(request, inputs, plan, how, prediction, tuple(piece.file_size for piece in planned), stages)
+    job = Job(request, repo, inputs, plan, how, prediction, tuple(piece.file_size for piece in planned), stages)
     if request.out is not None:
         for path in job.outputs:
             check_output(path, inputs, request.force)
@@ -153,11 +160,15 @@ def _job(dense: Path, checkpoint: Path | None, request: Request, how: Quantisati
 def export(job: Job) -> Exported:
     """Write and verify in a hidden folder, and only then give the files their names."""
     outputs = job.outputs
-    with staged(outputs[0]) as folder:
+    with staged(outputs[0]) as folder, Writeback() as writeback:
         files = [folder / path.name for path in outputs]
         try:
             with unchanged(job.plan.dense.files):
-                verified = _write_quantised(job, folder, files) if job.prediction else _write_sa(job, files)
+                if job.prediction:
+                    verified = _write_quantised(job, folder, files)
+                else:
+                    verified = _write_sa(job, files, writeback.begin)
+                writeback.finish()
         except VerifyFailed as error:
             told = str(error).replace(str(folder), str(outputs[0].parent))
             raise VerifyFailed(f"{told}; nothing was written") from None
@@ -165,11 +176,11 @@ def export(job: Job) -> Exported:
     return Exported(job, outputs, verified.source_sha256, verified.n_bytes)
 
 
-def _write_sa(job: Job, files: list[Path]) -> Verified:
+def _write_sa(job: Job, files: list[Path], written: Written = lambda path: None) -> Verified:
     """The plan's file, or its shards."""
     max_bytes = job.request.split_max_size if len(files) > 1 else None
     advance = counted(job.stages("writing"), job.plan.weight_bytes_before + job.plan.weight_bytes_after)
-    plan = write_plan(job.plan, files, max_bytes, advance)
+    plan = write_plan(job.plan, files, max_bytes, advance, written)
     return hold_against(read_model(files[0]), plan, counted(job.stages("verifying"), plan.weight_bytes_after))
 
 
@@ -182,6 +193,10 @@ def _write_quantised(job: Job, folder: Path, files: list[Path]) -> Verified:
     sa.unlink()
     header = read_header(quantised)
     same_inventory(header, job.prediction.tensors)
+    if header.metadata.keys() != job.prediction.metadata.keys():
+        raise VerifyFailed(f"{quantised}: llama-quantize changed the metadata otherwise than it should")
+    if read_facts(header).source_layers != job.plan.source_layers:
+        raise VerifyFailed(f"{quantised}: llama-quantize did not keep the source map")
     if len(files) == 1:
         quantised.rename(files[0])
         return verified

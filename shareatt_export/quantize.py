@@ -105,7 +105,7 @@ def _type(name: str, how: Quantisation) -> GGMLQuantizationType:
 
 def quantize(sa: Path, out: Path, how: Quantisation, watch: Fraction) -> None:
     """Write the SA file `sa` to `out` with other weight types. Raises ShareattError with what llama-quantize says."""
-    _run([*_imatrix(how), str(sa), str(out)], how, sa, watch)
+    _run([*_imatrix(how), str(sa.absolute()), str(out.absolute())], how, sa, watch)
 
 
 def _imatrix(how: Quantisation) -> list[str]:

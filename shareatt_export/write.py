@@ -5,18 +5,20 @@ Memory does not grow with the model: tensor bytes go from file to file inside th
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
 from .errors import VerifyFailed
-from .facts import KEY_SOURCE_SHA256
+from .facts import KEY_SOURCE_SHA256, key_source_layers
 from .files import Advance, Inputs, copy_range, hash_range, nothing
 from .header import Header, pad
 from .plan import Copy, Plan, with_identity
 from .shards import Piece
+
+Written = Callable[[Path], object]
 
 
 def identity(header: Header, advance: Advance = nothing) -> str:
@@ -24,7 +26,7 @@ def identity(header: Header, advance: Advance = nothing) -> str:
 
     An SA file knows that of the model it was made from.
     """
-    if KEY_SOURCE_SHA256 in header.metadata:
+    if {key_source_layers(header.text("general.architecture")), KEY_SOURCE_SHA256} <= header.metadata.keys():
         return header.text(KEY_SOURCE_SHA256)
     digest = hashlib.sha256()
     with Inputs() as inputs:
@@ -35,7 +37,13 @@ def identity(header: Header, advance: Advance = nothing) -> str:
     return digest.hexdigest()
 
 
-def write_plan(plan: Plan, paths: Sequence[Path], max_bytes: int | None, advance: Advance = nothing) -> Plan:
+def write_plan(
+    plan: Plan,
+    paths: Sequence[Path],
+    max_bytes: int | None,
+    advance: Advance = nothing,
+    written: Written = lambda path: None,
+) -> Plan:
     """Write the files of a plan, and hash its input meanwhile; the plan with that identity.
 
     `advance` is told of plan.weight_bytes_before + plan.weight_bytes_after bytes.
@@ -50,7 +58,7 @@ def write_plan(plan: Plan, paths: Sequence[Path], max_bytes: int | None, advance
     with ThreadPoolExecutor(1) as pool:
         try:
             hashing = pool.submit(identity, plan.dense, watched)
-            write_pieces(plan.pieces(max_bytes), paths, advance)
+            write_pieces(plan.pieces(max_bytes), paths, advance, written)
             plan = with_identity(plan, hashing.result())
         finally:
             stop.set()
@@ -60,8 +68,13 @@ def write_plan(plan: Plan, paths: Sequence[Path], max_bytes: int | None, advance
     return plan
 
 
-def write_pieces(made: Sequence[Piece[Copy]], paths: Sequence[Path], advance: Advance = nothing) -> None:
-    """Write each piece to its path; `advance` is told of the tensor bytes."""
+def write_pieces(
+    made: Sequence[Piece[Copy]],
+    paths: Sequence[Path],
+    advance: Advance = nothing,
+    written: Written = lambda path: None,
+) -> None:
+    """Write each piece to its path; `advance` is told of tensor bytes, `written` of the file after each tensor."""
     with Inputs() as inputs:
         for piece, path in zip(made, paths, strict=True):
             with path.open("wb") as file:
@@ -69,6 +82,8 @@ def write_pieces(made: Sequence[Piece[Copy]], paths: Sequence[Path], advance: Ad
                 for copy in piece.tensors:
                     copy_range(inputs.open(copy.source), copy.source_offset, copy.n_bytes, file, advance)
                     file.write(b"\0" * (pad(copy.n_bytes, piece.alignment) - copy.n_bytes))
+                    file.flush()
+                    written(path)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from . import small
 
 @pytest.fixture
 def dense(tmp_path: Path) -> Path:
-    url = "https://example.invalid/org/Small"
+    url = "https://huggingface.co/org/Small"
     return small.write_dense(tmp_path / "dense.gguf", general_license="apache-2.0", general_repo_url=url)
 
 

@@ -118,6 +118,15 @@ def test_the_order_does_not_matter(run, dense, tmp_path):
     assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
+def test_relative_paths(run, dense, tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    write_imatrix(dense, tmp_path / "sub" / "imatrix.gguf")
+    monkeypatch.chdir(tmp_path)
+    done = run(dense, "--spans", SPANS, "-o", "out.gguf", "--outtype", "q4_0", "--imatrix", "sub/imatrix.gguf")
+    assert (done.status, done.stdout) == (0, "out.gguf\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"sub", "out.gguf"}
+
+
 def test_faults(run, dense, tmp_path, monkeypatch):
     out = tmp_path / "out.gguf"
     done = run(dense, "--spans", SPANS, "-o", out, "--outtype", "Q4_X")
