@@ -27,17 +27,26 @@ N_SWA = 24
 
 @dataclass(frozen=True)
 class Family:
-    """`config`: fields of the configuration beside the common ones. `spans`: None for the usual ones."""
+    """`config`: fields of the configuration beside the common ones."""
 
     config: dict[str, Any] = field(default_factory=dict)
+    saved: dict[str, Any] = field(default_factory=dict)  # what the converter reads and transformers no longer writes
     sentencepiece: bool = False  # else BPE
     n_layer: int = N_LAYER
     spans: str = "2-5"
 
 
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+GROUPED = EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
+GROUPED |= {"n_group": 1, "topk_group": 1}
+ERNIE_EXPERTS = EXPERTS | {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1}
 TIED = {"tie_word_embeddings": True}
+MHA = {"num_key_value_heads": N_HEAD}
+PAD = {"pad_token_id": 0}
 SLIDING = {"sliding_window": N_SWA}
+# llama.cpp always rounds the bounds of YaRN's ramp, and gpt-oss does not ("truncate"): 1e-3 between the dense models
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
+YARN |= {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
 FAMILIES = {
     "llama": Family(sentencepiece=True),
     "mistral": Family({"sliding_window": None}, sentencepiece=True),
@@ -59,7 +68,39 @@ FAMILIES = {
     "granitemoe": Family(EXPERTS | {"attention_multiplier": 0.2}),
     "smollm3": Family({"no_rope_layer_interval": 4, "pad_token_id": 0}),
     "exaone4": Family({"sliding_window": None, "layer_types": ["full_attention"] * N_LAYER}),
+    "phi": Family(MHA | {"intermediate_size": 4 * N_HEAD * HEAD_DIM}),
+    "phi3": Family(PAD | {"sliding_window": None}),
+    "gpt_oss": Family(EXPERTS | SLIDING | {"rope_parameters": YARN}, spans="2-7"),
+    "glm": Family(PAD),
+    "glm4": Family(PAD),
+    "glm4_moe": Family(PAD | GROUPED),
+    "cohere": Family(TIED),
+    "cohere2": Family(TIED | SLIDING, {"rotary_pct": 1.0}, spans="2-7"),
+    "olmo3": Family(SLIDING, spans="2-7"),
+    "olmoe": Family(EXPERTS | MHA),
+    "gpt2": Family(saved={"n_ctx": 512}),
+    "gpt_bigcode": Family(),
+    # transformers drops rotary_pct, so the converter must read the file itself, as it does for a type unknown there
+    "gpt_neox": Family(saved={"rotary_pct": 0.25, "model_type": "gptneox"}),
+    "nemotron": Family(sentencepiece=True),
+    "seed_oss": Family(),
+    "apertus": Family(),
+    "arcee": Family(),
+    "jais2": Family(),
+    "hunyuan_v1_dense": Family(PAD),
+    "ernie4_5": Family(sentencepiece=True),
+    "ernie4_5_moe": Family(ERNIE_EXPERTS, sentencepiece=True),
+    "dots1": Family(MHA | GROUPED, {"scoring_func": "sigmoid"}),
+    "minimax_m2": Family(EXPERTS, {"scoring_func": "sigmoid", "rotary_dim": HEAD_DIM}),
+    "granitemoeshared": Family(EXPERTS | {"attention_multiplier": 0.2, "shared_intermediate_size": 32}),
+    "ministral3": Family(sentencepiece=True),
+    "llama4_text": Family(EXPERTS),
+    "exaone_moe": Family(GROUPED | SLIDING | {"num_shared_experts": 1}, {"scoring_func": "sigmoid"}, spans="4-7"),
+    "cohere2_moe": Family(TIED | EXPERTS | SLIDING, {"rotary_pct": 1.0}, spans="4-7"),
+    "internlm3": Family(sentencepiece=True),
 }
+# The first two are everyone's, the others Phi 3's and GLM's.
+SPECIAL_TOKENS = ["<s>", "</s>", "<unk>", "<|endoftext|>", "<|user|>", "<|observation|>", "[gMASK]"]
 GAIN = {
     "q_proj": 1.7,
     "k_proj": 1.7,
@@ -91,19 +132,25 @@ def build(family: str) -> PreTrainedModel:
                 scale = GAIN.get(role, 1.0 if "v_proj" in name or "lm_head" in name else 0.4) / weight.shape[-1] ** 0.5
             torch.nn.init.normal_(weight, std=scale)
         elif "norm" not in name and "ln" not in name:
-            torch.nn.init.normal_(weight, std=0.1)
+            torch.nn.init.normal_(weight, std=2.0 if "sinks" in name else 0.1)
     return model
 
 
 def save(model: PreTrainedModel, family: str, folder: Path) -> Path:
-    if FAMILIES[family].sentencepiece:
-        return tiny.save(model, folder)
+    row = FAMILIES[family]
+    (tiny.save if row.sentencepiece else save_with_bpe)(model, folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | row.saved))
+    return folder
+
+
+def save_with_bpe(model: PreTrainedModel, folder: Path) -> Path:
     model.save_pretrained(folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*alphabet, "ab"])}
     tokenizer = Tokenizer(models.BPE(vocabulary, [("a", "b")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.add_special_tokens([AddedToken("<s>"), AddedToken("</s>")])
+    tokenizer.add_special_tokens([AddedToken(token) for token in SPECIAL_TOKENS])
     tokenizer.save(str(folder / "tokenizer.json"))
     about = {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<s>", "eos_token": "</s>", "model_max_length": 512}
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
