@@ -35,7 +35,11 @@ class SharedReference:
         index = layer.layer_idx
         assert isinstance(index, int)  # noqa: S101  (every attention module of transformers has one)
         if self.source_layers[index] == index:
-            output, self.weights[index] = _eager(layer)(layer, query, key, value, mask, **kwargs)
+            eager = _eager(layer)
+            output, _ = eager(layer, query, key, value, mask, **kwargs)
+            # The weights it returns may lack what scales its output afterwards (the sinks of Granite SWA).
+            each = torch.eye(key.shape[2], dtype=value.dtype, device=value.device).expand(*key.shape[:3], -1)
+            self.weights[index] = eager(layer, query, key, each, mask, **kwargs)[0].transpose(1, 2)
             return output, self.weights[index]
         weights = self.reused(index)
         values = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
@@ -47,7 +51,11 @@ class SharedReference:
 
     @contextmanager
     def on(self, model: PreTrainedModel) -> Iterator[None]:
-        AttentionInterface.register(NAME, lambda *args, **kwargs: self.attend(*args, **kwargs))
+        def attend(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            module, query, key, value, mask = (*args, attention_mask)[:5]  # it comes by position or, in some, by name
+            return self.attend(module, query, key, value, mask, **kwargs)
+
+        AttentionInterface.register(NAME, attend)
         AttentionMaskInterface.register(NAME, eager_mask)
         before = model.config._attn_implementation
         model.set_attn_implementation(NAME)

@@ -44,6 +44,17 @@ TIED = {"tie_word_embeddings": True}
 MHA = {"num_key_value_heads": N_HEAD}
 PAD = {"pad_token_id": 0}
 SLIDING = {"sliding_window": N_SWA}
+FULL, SWA = "full_attention", "sliding_attention"
+FULL_FIRST = SLIDING | {"layer_types": [FULL, SWA, SWA, SWA] * 2}
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+DBRX = {
+    "d_model": N_HEAD * HEAD_DIM,
+    "n_heads": N_HEAD,
+    "n_layers": N_LAYER,
+    "max_seq_len": 512,
+    "attn_config": {"kv_n_heads": N_HEAD_KV, "clip_qkv": 8.0, "rope_theta": 1e4},
+    "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+}
 # llama.cpp always rounds the bounds of YaRN's ramp, and gpt-oss does not ("truncate"): 1e-3 between the dense models
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
 YARN |= {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
@@ -67,7 +78,7 @@ FAMILIES = {
     "granite": Family({"attention_multiplier": 0.2, "embedding_multiplier": 2.0, "residual_multiplier": 0.5}),
     "granitemoe": Family(EXPERTS | {"attention_multiplier": 0.2}),
     "smollm3": Family({"no_rope_layer_interval": 4, "pad_token_id": 0}),
-    "exaone4": Family({"sliding_window": None, "layer_types": ["full_attention"] * N_LAYER}),
+    "exaone4": Family({"sliding_window": None, "layer_types": [FULL] * N_LAYER}),
     "phi": Family(MHA | {"intermediate_size": 4 * N_HEAD * HEAD_DIM}),
     "phi3": Family(PAD | {"sliding_window": None}),
     "gpt_oss": Family(EXPERTS | SLIDING | {"rope_parameters": YARN}, spans="2-7"),
@@ -97,18 +108,28 @@ FAMILIES = {
     "llama4_text": Family(EXPERTS),
     "exaone_moe": Family(GROUPED | SLIDING | {"num_shared_experts": 1}, {"scoring_func": "sigmoid"}, spans="4-7"),
     "cohere2_moe": Family(TIED | EXPERTS | SLIDING, {"rotary_pct": 1.0}, spans="4-7"),
+    "granite_swa": Family(SLIDING | {"attention_multiplier": 0.2}, spans="4-7"),
+    "laguna": Family(EXPERTS | FULL_FIRST | {"shared_expert_intermediate_size": 32}, spans="4-7"),
+    "mellum": Family(EXPERTS | FULL_FIRST | {"rope_parameters": {FULL: ROPE, SWA: ROPE}}, spans="4-7"),
+    "afmoe": Family(EXPERTS | SLIDING | {"mup_enabled": True}, {"route_norm": True}, spans="4-7"),
+    # with 2-5 the rounding of flash attention flips one token's choice of experts
+    "hy_v3": Family(PAD | EXPERTS, spans="1-4"),
+    "solar_open": Family(PAD | GROUPED | {"first_k_dense_replace": 0, "rope_parameters": ROPE}),
+    "dbrx": Family(DBRX),
     "internlm3": Family(sentencepiece=True),
 }
-# The first two are everyone's, the others Phi 3's and GLM's.
-SPECIAL_TOKENS = ["<s>", "</s>", "<unk>", "<|endoftext|>", "<|user|>", "<|observation|>", "[gMASK]"]
+# The first two are everyone's, the others Phi 3's, GLM's and Solar's.
+SPECIAL_TOKENS = ["<s>", "</s>", "<unk>", "<|startoftext|>", "<|endoftext|>", "<|user|>", "<|observation|>", "[gMASK]"]
 GAIN = {
     "q_proj": 1.7,
     "k_proj": 1.7,
     "qkv_proj": 1.7,
     "query_key_value": 1.7,
     "c_attn": 1.7,
+    "Wqkv": 1.7,
     "o_proj": 1.5,
     "dense": 1.5,
+    "out_proj": 1.5,
 }
 
 
