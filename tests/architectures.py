@@ -15,7 +15,7 @@ from shareatt_export.plan import Plan, make_plan
 from shareatt_export.spans import parse_spans
 from shareatt_export.write import write_plan
 
-from . import dummies, parity, taps
+from . import dummies, families, parity, taps
 
 N_SHARED = 8  # the first layers of a small model, all of them where it has no more
 
@@ -102,6 +102,8 @@ def report() -> Iterator[str]:
         numbers = [proof.product, proof.own_weights, proof.dense, *proof.paths.values(), proof.dense_flash]
         cells = [arch, "fused" if proof.fused else "split", kind(arch, proof.facts), *(f"{n:.1e}" for n in numbers)]
         yield f"| {' | '.join(cells)} |"
+    yield ""
+    yield from families.report()
     yield "\n## Not supported\n"
     yield "| architecture | why |"
     yield "| --- | --- |"

@@ -6,6 +6,8 @@ A row of FAMILIES is a model type of transformers and what its configuration nee
 import json
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from shareatt_export.facts import read_facts
+from shareatt_export.header import read_header
 from shareatt_export.reference import SharedReference
 from shareatt_export.source import stock_source
 from shareatt_export.spans import SourceMap
@@ -110,6 +114,7 @@ FAMILIES = {
     "cohere2_moe": Family(TIED | EXPERTS | SLIDING, {"rotary_pct": 1.0}, spans="4-7"),
     "granite_swa": Family(SLIDING | {"attention_multiplier": 0.2}, spans="4-7"),
     "laguna": Family(EXPERTS | FULL_FIRST | {"shared_expert_intermediate_size": 32}, spans="4-7"),
+    # llama.cpp gives the sliding layers the theta of the others
     "mellum": Family(EXPERTS | FULL_FIRST | {"rope_parameters": {FULL: ROPE, SWA: ROPE}}, spans="4-7"),
     "afmoe": Family(EXPERTS | SLIDING | {"mup_enabled": True}, {"route_norm": True}, spans="4-7"),
     # with 2-5 the rounding of flash attention flips one token's choice of experts
@@ -117,6 +122,21 @@ FAMILIES = {
     "solar_open": Family(PAD | GROUPED | {"first_k_dense_replace": 0, "rope_parameters": ROPE}),
     "dbrx": Family(DBRX),
     "internlm3": Family(sentencepiece=True),
+}
+REMOTE = "transformers has no code of it, only its repository on the Hub has, and that is not run here"
+OWN_ATTENTION = (
+    "its attention in transformers does not go through the attention interface, where the reference has its hook"
+)
+NOT_MADE = {
+    "internlm2": REMOTE,
+    "baichuan": REMOTE,
+    "falcon": OWN_ATTENTION,
+    "bloom": OWN_ATTENTION,
+    "mpt": OWN_ATTENTION,
+    "phimoe": "llama.cpp has RMS norms and one softmax for its experts, transformers LayerNorm and SparseMixer, so the "
+    "dense models differ (2e-1)",
+    "hunyuan_v1_moe": "the converter wants the ranks of its tokenizer, which only its repository on the Hub has",
+    "bitnet": "the converter does not know the names that transformers gives the norms within its layers",
 }
 # The first two are everyone's, the others Phi 3's, GLM's and Solar's.
 SPECIAL_TOKENS = ["<s>", "</s>", "<unk>", "<|startoftext|>", "<|endoftext|>", "<|user|>", "<|observation|>", "[gMASK]"]
@@ -209,3 +229,37 @@ def make_case(family: str, folder: Path) -> Case:
 def reference(case: Case, source_layers: SourceMap | None = None, kind: type = SharedReference) -> parity.Array:
     n_layer = case.torch_model.config.num_hidden_layers
     return case.reference(source_layers or tuple(range(n_layer)), kind=kind)
+
+
+# ---------------------------------------------------------------- docs/ARCHITECTURES.md
+
+PREFACE = """## Families of transformers
+
+A tiny random model of each, converted by llama.cpp's own converter, against transformers in float64
+(`shareatt_export/reference.py`): normalised mean squared errors of the logits; `tests/test_families.py` holds four of
+them on every run, all with `scripts/test.sh --full`. Dense and plain may be at most {tolerance:.0e}; with flash
+attention on (reuse, recompute), at most twice that or twice what the dense model shows between flash attention on and
+off.
+"""
+
+
+def report() -> Iterator[str]:
+    yield PREFACE.format(tolerance=parity.TOLERANCE["f32"])
+    yield "| family | architecture | dense | plain | reuse | recompute | dense, flash |"
+    yield "| --- | --- |" + " --- |" * 5
+    for family, row in FAMILIES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            case = make_case(family, Path(folder))
+            shared = case.shared(row.spans, Path(folder))
+            facts = read_facts(read_header(shared))
+            errors = [parity.nmse(parity.logits(case.dense), reference(case))]
+            expected = reference(case, facts.source_layers)
+            for path in ("plain", "reuse", "recompute"):
+                errors.append(parity.nmse(parity.logits(shared, path=path), expected))
+            errors.append(parity.flash_error_of_dense(case, "prefill"))
+        yield f"| {family} | {facts.arch} | " + " | ".join(f"{error:.1e}" for error in errors) + " |"
+    yield "\nNot among them:\n"
+    yield "| family | why |"
+    yield "| --- | --- |"
+    for family, reason in NOT_MADE.items():
+        yield f"| {family} | {reason} |"
