@@ -31,6 +31,7 @@ TOOLS = (
     "llama-quantize",
     "llama-completion",
     "llama-gguf-split",
+    "llama-imatrix",
     "ggml-rpc-server",
 )
 BINDINGS_NEED = ("typing-extensions", "diskcache", "jinja2", "markupsafe")  # numpy is ours already
