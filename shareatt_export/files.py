@@ -12,13 +12,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import BinaryIO
 
-from .errors import OutputRefused, VerifyFailed
+from .errors import OutputRefused
 
-CHUNK = 8 << 20
+CHUNK = 1 << 20  # small enough for the cache of a processor
 Advance = Callable[[int], None]  # told the number of bytes just done
+Readable = FileIO | BufferedReader
 
 
 def nothing(n_bytes: int) -> None:
@@ -126,11 +127,11 @@ class Inputs(ExitStack):
 
     def __init__(self) -> None:
         super().__init__()
-        self._files: dict[Path, BinaryIO] = {}
+        self._files: dict[Path, FileIO] = {}
 
-    def open(self, path: Path) -> BinaryIO:
+    def open(self, path: Path) -> FileIO:
         if path not in self._files:
-            self._files[path] = self.enter_context(path.open("rb"))
+            self._files[path] = self.enter_context(path.open("rb", buffering=0))
         return self._files[path]
 
 
@@ -157,39 +158,8 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def copy_range(source: BinaryIO, offset: int, n_bytes: int, out: BinaryIO, advance: Advance = nothing) -> None:
-    """Append `n_bytes` of `source` from `offset` to `out`; in the kernel where it can (copy_file_range)."""
-    out.flush()
-    done = _copy_in_kernel(source.fileno(), offset, n_bytes, out.fileno(), advance)
-    out.seek(0, os.SEEK_END)
-    for chunk in read_range(source, offset + done, n_bytes - done):
-        out.write(chunk)
-        done += len(chunk)
-        advance(len(chunk))
-    if done != n_bytes:
-        raise VerifyFailed(f"{source.name}: became shorter while it was copied")
-
-
-def _copy_in_kernel(source: int, offset: int, n_bytes: int, out: int, advance: Advance) -> int:
-    """How much of it was copied: all, or nothing where the system or the file systems cannot."""
-    done = 0
-    while hasattr(os, "copy_file_range") and done < n_bytes:
-        try:
-            got = os.copy_file_range(source, out, min(CHUNK, n_bytes - done), offset + done)
-        except OSError as error:
-            # EINVAL and EXDEV: an older kernel between two file systems; the others: not supported there
-            if error.errno in (errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP):
-                break
-            raise
-        if got == 0:
-            break
-        done += got
-        advance(got)
-    return done
-
-
 def hash_range(
-    source: BinaryIO, offset: int, n_bytes: int, digest: "hashlib._Hash", advance: Advance = nothing
+    source: Readable, offset: int, n_bytes: int, digest: "hashlib._Hash", advance: Advance = nothing
 ) -> None:
     for chunk in read_range(source, offset, n_bytes):
         digest.update(chunk)
@@ -203,12 +173,20 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_range(source: BinaryIO, offset: int, n_bytes: int) -> Iterator[bytes]:
-    """The bytes in chunks; fewer only if the file is shorter."""
+def read_range(source: Readable, offset: int, n_bytes: int) -> Iterator[bytearray | bytes]:
+    """The bytes in chunks, each good until the next one is asked for; fewer only if the file is shorter."""
     source.seek(offset)
+    buffer = bytearray(min(CHUNK, n_bytes))
     while n_bytes > 0:
-        chunk = source.read(min(CHUNK, n_bytes))
-        if not chunk:
+        got = source.readinto(memoryview(buffer)[:n_bytes])
+        if not got:
             return
-        n_bytes -= len(chunk)
-        yield chunk
+        n_bytes -= got
+        yield buffer if got == len(buffer) else bytes(memoryview(buffer)[:got])
+
+
+def write_at(file: FileIO, offset: int, data: bytes | bytearray) -> None:
+    file.seek(offset)
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]

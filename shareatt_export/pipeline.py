@@ -22,7 +22,7 @@ from .progress import Stages, Step, counted, silent
 from .quantize import Prediction, Quantisation
 from .shards import piece_names, pieces, read_model
 from .spans import SourceMode, parse_spans
-from .verify import Verified, hold_against, same_bytes, same_inventory
+from .verify import Verified, hold_against, same_inventory
 from .write import Written, unchanged, write_pieces, write_plan
 
 
@@ -131,7 +131,7 @@ def _quantisation(request: Request) -> Quantisation:
 
 def _stages(step: Step, converts: bool, quantises: bool, splits: bool) -> Stages:
     """Shares are times beside that of writing, roughly."""
-    shares = {"converting": 6.0 * converts, "writing": 1, "verifying": 0.5, "quantising": 20 * quantises}
+    shares = {"converting": 6.0 * converts, "writing": 1, "quantising": 20 * quantises}
     return Stages(step, shares | {"splitting": 1.5 * (splits and quantises)})
 
 
@@ -179,9 +179,9 @@ def export(job: Job) -> Exported:
 def _write_sa(job: Job, files: list[Path], written: Written = lambda path: None) -> Verified:
     """The plan's file, or its shards."""
     max_bytes = job.request.split_max_size if len(files) > 1 else None
-    advance = counted(job.stages("writing"), job.plan.weight_bytes_before + job.plan.weight_bytes_after)
+    advance = counted(job.stages("writing"), job.plan.weight_bytes_before)
     plan = write_plan(job.plan, files, max_bytes, advance, written)
-    return hold_against(read_model(files[0]), plan, counted(job.stages("verifying"), plan.weight_bytes_after))
+    return hold_against(read_model(files[0]), plan)
 
 
 def _write_quantised(job: Job, folder: Path, files: list[Path]) -> Verified:
@@ -201,8 +201,7 @@ def _write_quantised(job: Job, folder: Path, files: list[Path]) -> Verified:
         quantised.rename(files[0])
         return verified
     tensors = copies(header)
-    advance = counted(job.stages("splitting"), 2 * sum(copy.n_bytes for copy in tensors))
+    advance = counted(job.stages("splitting"), sum(copy.n_bytes for copy in tensors))
     shards = pieces(header.version, header.metadata, tensors, header.alignment, job.request.split_max_size)
     write_pieces(shards, files, advance)
-    same_bytes(read_model(files[0]), tensors, advance)
     return verified

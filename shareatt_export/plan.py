@@ -7,7 +7,6 @@ out, verify.py holds the written file against it.
 import math
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import gguf
 from gguf import GGMLQuantizationType
@@ -35,14 +34,18 @@ TAG = "shared-attention"
 
 @dataclass(frozen=True)
 class Copy:
-    """A tensor of the SA file, and where its bytes stand in the input. `shape` is in ggml order."""
+    """A tensor of the SA file: the last bytes of a tensor of the input, mostly all. `shape` is in ggml order."""
 
     name: str
     shape: tuple[int, ...]
     type: GGMLQuantizationType
-    source: Path
-    source_offset: int
     n_bytes: int
+    origin: TensorInfo
+
+    @property
+    def skipped(self) -> int:
+        """Bytes of `origin` before those."""
+        return self.origin.n_bytes - self.n_bytes
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def _parts(name: str) -> tuple[int | None, str, str]:
 
 
 def _whole(info: TensorInfo) -> Copy:
-    return Copy(info.name, info.shape, info.type, info.path, info.offset, info.n_bytes)
+    return Copy(info.name, info.shape, info.type, info.n_bytes, info)
 
 
 def _check_heads(dense: Header, facts: Facts, span: Span) -> None:
@@ -168,9 +171,7 @@ def _v_rows(dense: Header, facts: Facts, arch: Architecture, fused: TensorInfo, 
     n_qkv = facts.n_embd_q(layer) + facts.n_embd_k(layer) + n_v
     if fused.shape[-1] != n_qkv:
         raise BadInput(f"{dense.path}: tensor '{fused.name}': {fused.shape[-1]} rows, expected {n_qkv}")
-    n_bytes = fused.n_bytes // n_qkv * n_v
-    offset = fused.offset + fused.n_bytes - n_bytes
-    return Copy(name, (*fused.shape[:-1], n_v), fused.type, fused.path, offset, n_bytes)
+    return Copy(name, (*fused.shape[:-1], n_v), fused.type, fused.n_bytes // n_qkv * n_v, fused)
 
 
 def _metadata(plan: Plan) -> dict[str, RawValue]:

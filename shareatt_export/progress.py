@@ -10,6 +10,7 @@ with steps(err) as step:
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import Lock
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -44,12 +45,13 @@ class Stages:
 
 def counted(watch: Fraction, total: int) -> Advance:
     """Tells `watch` of bytes, of which there are `total`."""
-    done = 0
+    done, lock = 0, Lock()
 
-    def advance(n_bytes: int) -> None:
+    def advance(n_bytes: int) -> None:  # on several threads
         nonlocal done
-        done += n_bytes
-        watch(min(1.0, done / total) if total else 1.0)
+        with lock:
+            done += n_bytes
+            watch(min(1.0, done / total) if total else 1.0)
 
     return advance
 

@@ -39,14 +39,15 @@ def verify(out: Path, dense: Path, advance: Advance = nothing) -> Verified:
         raise VerifyFailed(f"{out}: has {sa_facts.n_layer} layers, {dense} has {dense_facts.n_layer}")
     spans = added(dense_facts.source_layers, sa_facts.source_layers)
     plan = with_identity(make_plan(dense_header, dense_facts, spans), identity(dense_header, advance))
-    return hold_against(sa, plan, advance)
+    verified = hold_against(sa, plan)
+    same_bytes(sa, plan.tensors, advance)
+    return verified
 
 
-def hold_against(sa: Header, plan: Plan, advance: Advance = nothing) -> Verified:
-    """The written file against its plan, which knows the identity. `advance` is told of the plan's weight bytes."""
+def hold_against(sa: Header, plan: Plan) -> Verified:
+    """The header of a written file against its plan, which knows the identity; its bytes were compared, or will be."""
     same_inventory(sa, plan.tensors)
     _metadata(sa, plan)
-    same_bytes(sa, plan.tensors, advance)
     return Verified(plan, len(plan.tensors), plan.weight_bytes_after, sa.text(KEY_SOURCE_SHA256))
 
 
@@ -82,7 +83,7 @@ def same_bytes(sa: Header, copies: Sequence[Copy], advance: Advance = nothing) -
         for copy in copies:
             info = sa.tensors[copy.name]
             ours = read_range(inputs.open(info.path), info.offset, copy.n_bytes)
-            theirs = read_range(inputs.open(copy.source), copy.source_offset, copy.n_bytes)
+            theirs = read_range(inputs.open(copy.origin.path), copy.origin.offset + copy.skipped, copy.n_bytes)
             for a, b in zip_longest(ours, theirs, fillvalue=b""):
                 if a != b:
                     raise VerifyFailed(

@@ -1,39 +1,51 @@
-"""Carry out a plan: tensors streamed from the files they stand in to the files of the output.
+"""Carry out a plan: headers first, then each tensor to where the header of the output says.
 
-Memory does not grow with the model: tensor bytes go from file to file inside the kernel.
+Each byte of the input is read once: hashed, written, read back and compared. Memory does not grow with the model.
 """
 
 import hashlib
+import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
 from threading import Event
 
 from .errors import VerifyFailed
 from .facts import KEY_SOURCE_SHA256, key_source_layers
-from .files import Advance, Inputs, copy_range, hash_range, nothing
-from .header import Header, pad
+from .files import Advance, nothing, read_range, write_at
+from .header import Header, TensorInfo
 from .plan import Copy, Plan, with_identity
-from .shards import Piece
+from .shards import Piece, read_model
 
 Written = Callable[[Path], object]
+N_THREADS = min(4, os.cpu_count() or 1)
 
 
 def identity(header: Header, advance: Advance = nothing) -> str:
-    """Identity of a dense model's weights: SHA-256 over name, type, shape and bytes of every tensor, in order.
+    """Identity of a dense model's weights: SHA-256 over name, type, shape and SHA-256 of every tensor, in order.
 
     An SA file knows that of the model it was made from.
     """
-    if {key_source_layers(header.text("general.architecture")), KEY_SOURCE_SHA256} <= header.metadata.keys():
-        return header.text(KEY_SOURCE_SHA256)
+    if (known := _known_identity(header)) is not None:
+        return known
+    digests = transfer(header.tensors.values(), {}, {}, True, advance)
+    return _identity(header, digests)
+
+
+def _known_identity(header: Header) -> str | None:
+    shared = key_source_layers(header.text("general.architecture")) in header.metadata
+    return header.text(KEY_SOURCE_SHA256) if shared and KEY_SOURCE_SHA256 in header.metadata else None
+
+
+def _identity(header: Header, digests: Mapping[str, bytes]) -> str:
     digest = hashlib.sha256()
-    with Inputs() as inputs:
-        for info in header.tensors.values():
-            name = info.name.encode()
-            digest.update(struct.pack(f"<Q{len(name)}sI{len(info.shape)}Q", len(name), name, info.type, *info.shape))
-            hash_range(inputs.open(info.path), info.offset, info.n_bytes, digest, advance)
+    for info in header.tensors.values():
+        name = info.name.encode()
+        digest.update(struct.pack(f"<Q{len(name)}sI{len(info.shape)}Q", len(name), name, info.type, *info.shape))
+        digest.update(digests[info.name])
     return digest.hexdigest()
 
 
@@ -44,24 +56,14 @@ def write_plan(
     advance: Advance = nothing,
     written: Written = lambda path: None,
 ) -> Plan:
-    """Write the files of a plan, and hash its input meanwhile; the plan with that identity.
+    """Write the files of a plan; the plan with the identity of its input, which only reading all of it can tell.
 
-    `advance` is told of plan.weight_bytes_before + plan.weight_bytes_after bytes.
+    `advance` is told of plan.weight_bytes_before bytes, `written` of a file after each tensor.
+    Raises VerifyFailed where a byte is not what it should be.
     """
-    stop = Event()
-
-    def watched(n_bytes: int) -> None:
-        if stop.is_set():
-            raise InterruptedError
-        advance(n_bytes)
-
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            hashing = pool.submit(identity, plan.dense, watched)
-            write_pieces(plan.pieces(max_bytes), paths, advance, written)
-            plan = with_identity(plan, hashing.result())
-        finally:
-            stop.set()
+    known = _known_identity(plan.dense)
+    digests = _fill(plan.pieces(max_bytes), paths, plan.dense.tensors.values(), known is None, advance, written)
+    plan = with_identity(plan, known or _identity(plan.dense, digests))
     for piece, path in zip(plan.pieces(max_bytes), paths, strict=True):
         with path.open("r+b") as file:  # as long as before
             file.write(piece.header)
@@ -74,16 +76,84 @@ def write_pieces(
     advance: Advance = nothing,
     written: Written = lambda path: None,
 ) -> None:
-    """Write each piece to its path; `advance` is told of tensor bytes, `written` of the file after each tensor."""
-    with Inputs() as inputs:
-        for piece, path in zip(made, paths, strict=True):
-            with path.open("wb") as file:
-                file.write(piece.header)
-                for copy in piece.tensors:
-                    copy_range(inputs.open(copy.source), copy.source_offset, copy.n_bytes, file, advance)
-                    file.write(b"\0" * (pad(copy.n_bytes, piece.alignment) - copy.n_bytes))
-                    file.flush()
-                    written(path)
+    """Write each piece to its path, compared; `advance` is told of tensor bytes."""
+    origins = [copy.origin for piece in made for copy in piece.tensors]
+    _fill(made, paths, origins, False, advance, written)
+
+
+def _fill(
+    made: Sequence[Piece[Copy]],
+    paths: Sequence[Path],
+    origins: Iterable[TensorInfo],
+    hashes: bool,
+    advance: Advance,
+    written: Written,
+) -> dict[str, bytes]:
+    for piece, path in zip(made, paths, strict=True):
+        with path.open("wb") as file:
+            file.write(piece.header)
+            file.truncate(piece.file_size)
+    copies = {copy.origin.name: copy for piece in made for copy in piece.tensors}
+    return transfer(origins, copies, read_model(paths[0]).tensors, hashes, advance, written)
+
+
+def transfer(
+    origins: Iterable[TensorInfo],
+    copies: Mapping[str, Copy],
+    targets: Mapping[str, TensorInfo],
+    hashes: bool,
+    advance: Advance = nothing,
+    written: Written = lambda path: None,
+) -> dict[str, bytes]:
+    """Read tensors, on several threads: write those of `copies` (by name of their origin) to `targets` (by their own
+    name), and return the SHA-256 of each if it `hashes`."""
+    stop = Event()
+
+    def watched(n_bytes: int) -> None:
+        if stop.is_set():
+            raise InterruptedError
+        advance(n_bytes)
+
+    def one(info: TensorInfo) -> tuple[str, bytes]:
+        digest = hashlib.sha256() if hashes else None
+        copy = copies.get(info.name)
+        _one(info, copy, targets[copy.name] if copy else None, digest, watched)
+        if copy:
+            written(targets[copy.name].path)
+        return info.name, digest.digest() if digest else b""
+
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        try:
+            return dict(pool.map(one, origins))
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _one(
+    info: TensorInfo, copy: Copy | None, target: TensorInfo | None, digest: "hashlib._Hash | None", advance: Advance
+) -> None:
+    with ExitStack() as files:
+        source = files.enter_context(info.path.open("rb", buffering=0))
+        out = files.enter_context(target.path.open("r+b", buffering=0)) if target else None
+        done = 0
+        for chunk in read_range(source, info.offset, info.n_bytes):
+            if digest:
+                digest.update(chunk)
+            if copy and target and out and done + len(chunk) > copy.skipped:
+                kept = chunk if done >= copy.skipped else chunk[copy.skipped - done :]
+                _put(out, target, max(0, done - copy.skipped), kept)
+            done += len(chunk)
+            advance(len(chunk))
+        if done != info.n_bytes:
+            raise VerifyFailed(f"{info.path}: became shorter while it was copied")
+
+
+def _put(out: FileIO, target: TensorInfo, at: int, data: bytes | bytearray) -> None:
+    write_at(out, target.offset + at, data)
+    if next(read_range(out, target.offset + at, len(data)), b"") != data:
+        raise VerifyFailed(f"{target.path}: tensor '{target.name}': its bytes differ from those of the dense file")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ def test_export_as_a_function(tmp_path):
         str(dense), "6-9", str(tmp_path / "out.gguf"), progress=lambda *step: seen.append(step)
     )
     assert done.files == (tmp_path / "out.gguf",) and done.job.plan.spans_text == "6-9"
-    assert {what for what, _ in seen} == {"writing", "verifying"}
+    assert {what for what, _ in seen} == {"writing"}
     fractions = [fraction for _, fraction in seen]
     assert fractions == sorted(fractions) and fractions[-1] == 1
 

@@ -247,14 +247,15 @@ def test_a_failed_export_leaves_nothing_new(dense, tmp_path, monkeypatch, error,
     out = tmp_path / "out.gguf"
     if old:
         out.write_bytes(old)
-    copied = []
+    write_at, done = write.write_at, []
 
     def fail_half_way(*arguments: object) -> None:
-        copied.append(1)
-        if len(copied) > 20:
+        write_at(*arguments)
+        done.append(1)
+        if len(done) > 20:
             raise error
 
-    monkeypatch.setattr(write, "copy_range", fail_half_way)
+    monkeypatch.setattr(write, "write_at", fail_half_way)
     before = names(tmp_path)
     with pytest.raises((KeyboardInterrupt, SystemExit, OutputRefused)):
         export(dense, out, force=True)
@@ -262,14 +263,8 @@ def test_a_failed_export_leaves_nothing_new(dense, tmp_path, monkeypatch, error,
 
 
 def test_a_file_that_fails_verification_gets_no_name(dense, tmp_path, monkeypatch):
-    copy, out = write.copy_range, tmp_path / "out.gguf"
-
-    def copy_wrongly(source, offset, n_bytes, file, advance):
-        copy(source, offset, n_bytes, file, advance)
-        file.seek(-1, os.SEEK_END)
-        file.write(b"\x55")
-
-    monkeypatch.setattr(write, "copy_range", copy_wrongly)
+    write_at, out = write.write_at, tmp_path / "out.gguf"
+    monkeypatch.setattr(write, "write_at", lambda file, at, data: write_at(file, at, data[:-1] + bytes([data[-1] ^ 1])))
     with pytest.raises(VerifyFailed, match=f"{out}: tensor '.*': its bytes differ .*; nothing was written"):
         export(dense, out)
     assert names(tmp_path) == {"dense.gguf"}
@@ -308,13 +303,13 @@ def test_a_name_taken_meanwhile_is_left_alone(tmp_path, monkeypatch):
 
 
 def test_a_dense_file_that_changes_meanwhile(dense, tmp_path, monkeypatch):
-    copy = write.copy_range
+    write_at = write.write_at
 
-    def copy_and_touch(*arguments: object) -> None:
-        copy(*arguments)
+    def write_and_touch(*arguments: object) -> None:
+        write_at(*arguments)
         os.utime(dense, ns=(1, 1))
 
-    monkeypatch.setattr(write, "copy_range", copy_and_touch)
+    monkeypatch.setattr(write, "write_at", write_and_touch)
     with pytest.raises(VerifyFailed, match="was changed by another program"):
         export(dense, tmp_path / "out.gguf")
     assert names(tmp_path) == {"dense.gguf"}
