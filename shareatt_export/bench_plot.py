@@ -7,10 +7,10 @@ from .bench_rows import Row
 from .errors import RuntimeProblem
 
 
-def require_matplotlib() -> None:
+def require_matplotlib(option: str) -> None:
     """Raises RuntimeProblem that says how to get it; called before minutes of measurement."""
     if find_spec("matplotlib") is None:
-        raise RuntimeProblem("matplotlib is needed for --plot; pip install 'shareatt-export[plot]'")
+        raise RuntimeProblem(f"matplotlib is needed for {option}; pip install 'shareatt-export[plot]'")
 
 
 def plot(rows: list[Row], title: str, out: Path) -> None:

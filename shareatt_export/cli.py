@@ -124,6 +124,29 @@ def verify_command(file: Path, against: Path, as_json: bool, quiet: bool) -> Non
     run_verify(file, against, as_json, quiet)
 
 
+@cli.command("analyze", short_help="Show which layers attend alike, and what sharing would cost.")
+@click.argument("model", type=FILE)
+@click.option("--text", type=FILE, metavar="FILE", help="Text to measure with.  [default: Python's documentation]")
+@click.option("-o", "--output", type=FILE, metavar="DIR", help="Write analysis.json and heatmaps there.")
+@click.option("--ctx", "n_ctx", type=click.IntRange(8), default=256, show_default=True, help="Tokens of a window.")
+@click.option("--windows", "n_windows", type=click.IntRange(1), default=16, show_default=True, help="At most so many.")
+@click.option("--reach", type=click.IntRange(1), default=8, show_default=True,
+              help="Layers from a source to its follower, at most.")  # fmt: skip
+@click.option("--threads", "n_threads", type=click.IntRange(1), default=os.cpu_count() or 2, show_default=True)
+@click.option("--force", is_flag=True, help="Overwrite the files in DIR.")
+@json_option
+@quiet_option
+def analyze_command(**options: Any) -> None:
+    """Show how alike the layers of MODEL, a dense GGUF, attend, and what it would cost each to share.
+
+    The similarity of attention weights is that of arXiv 2407.12866. The errors say more: how much of a layer's
+    attention output would be missing with the weights of another layer, beside how much without any attention.
+    """
+    from .commands import run_analyze
+
+    run_analyze(**options)
+
+
 @cli.command("run", short_help="Generate text with a GGUF.")
 @click.argument("file", type=FILE)
 @click.option("-p", "--prompt", required=True)

@@ -10,12 +10,14 @@ import click
 from gguf import GGMLQuantizationType
 from rich.console import Console
 
-from . import bench, bench_plot, bench_rows, pipeline, report, runtime, verify, wheel
+from . import analysis_report, analyze, bench, bench_plot, bench_rows, pipeline, report, runtime, verify, wheel
 from .card import model_card
+from .errors import OutputRefused
 from .facts import read_facts
 from .files import check_output, write_text
 from .progress import counted, steps
 from .shards import read_model
+from .texts import read_text
 
 out = Console(width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
@@ -69,9 +71,31 @@ def run_verify(file: Path, against: Path, as_json: bool, quiet: bool) -> None:
         click.echo(f"{file}: {done.n_tensors} tensors, {done.n_bytes} bytes, as in {against}")
 
 
+def run_analyze(
+    model: Path, text: Path | None, output: Path | None, force: bool, as_json: bool, quiet: bool, **options: Any
+) -> None:
+    files = [output / name for name in analysis_report.FILES] if output else []
+    if output:
+        bench_plot.require_matplotlib("-o")
+        if not output.is_dir():
+            raise OutputRefused(f"{output}: no such folder")
+    for path in files:
+        check_output(path, [], force)
+    with steps(err, quiet) as step:
+        analysis = analyze.analyze(analyze.Request(model, read_text(text), **options), step)
+    data = analysis_report.as_dict(analysis)
+    if output:
+        analysis_report.write(analysis, data, output, force)
+    if as_json:
+        _print_json(data)
+    else:
+        analysis_report.show(analysis, out)
+        click.echo("".join(f"{path}\n" for path in files), nl=False)
+
+
 def run_bench(plot: Path | None, as_json: bool, quiet: bool, type_k: str, type_v: str, **options: Any) -> None:
     if plot is not None:
-        bench_plot.require_matplotlib()
+        bench_plot.require_matplotlib("--plot")
     k, v = (GGMLQuantizationType[name.upper()] for name in (type_k, type_v))
     with steps(err, quiet) as step:
         measured = bench.measure(bench.Request(type_k=k, type_v=v, **options), step)

@@ -72,7 +72,7 @@ class Model:
     def __init__(
         self, lib: ModuleType, path: Path, source_layers: tuple[int, ...] | None = None, **params: Any
     ) -> None:
-        self.lib = lib
+        self.lib, self.path = lib, path
         lib.llama_backend_init()
         fields = lib.llama_model_default_params()
         _set_fields(fields, params)
@@ -83,7 +83,8 @@ class Model:
             raise BadInput(f"{path}: {log.error()}")
         if source_layers is not None:
             self.share(source_layers)
-        self.n_vocab = int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.handle)))
+        self._vocab = lib.llama_model_get_vocab(self.handle)
+        self.n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
         self.n_layer = int(lib.llama_model_n_layer(self.handle))
 
     def share(self, source_layers: tuple[int, ...]) -> None:
@@ -94,6 +95,20 @@ class Model:
         with Log(self.lib) as log:
             if not shared.set(self.handle, source_layers):
                 raise RuntimeProblem(log.error())
+
+    @property
+    def bos(self) -> int | None:
+        """The token that a text begins with, if the model wants one."""
+        return int(self.lib.llama_vocab_bos(self._vocab)) if self.lib.llama_vocab_get_add_bos(self._vocab) else None
+
+    def tokenize(self, text: str) -> list[int]:
+        """Without BOS. Raises BadInput if the model has no tokenizer."""
+        if not self.lib.llama_vocab_type(self._vocab):
+            raise BadInput(f"{self.path}: tokenizer.ggml.model: has no tokenizer to read a text with")
+        data = text.encode()
+        tokens = (ctypes.c_int32 * (len(data) + 8))()
+        n = self.lib.llama_tokenize(self._vocab, data, len(data), tokens, len(tokens), False, False)
+        return list(tokens[:n])
 
     def source_layers(self) -> tuple[int, ...]:
         shared = SharedAttention.of(self.lib)

@@ -8,7 +8,6 @@ upstream's test-llama-archs where an architecture insists on a key.
 
 import ctypes
 import tempfile
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import gguf
 import numpy as np
 
 from shareatt_export import runtime
+from shareatt_export.taps import Tensor, ggml_base
 
 from . import parity
 
@@ -130,31 +130,13 @@ def write(arch: str, path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> No
     writer.close()
 
 
-class Tensor(ctypes.Structure):
-    """The first fields of ggml_tensor."""
-
-    _fields_ = [
-        ("type", ctypes.c_int),
-        ("buffer", ctypes.c_void_p),
-        ("ne", ctypes.c_int64 * 4),
-        ("nb", ctypes.c_size_t * 4),
-    ]
-
-
 class GgufParams(ctypes.Structure):
     _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
 
 
-@cache
-def ggml_base() -> ctypes.CDLL:
-    base = ctypes.CDLL(str(runtime.require().bin / "libggml-base.so"))
-    base.ggml_get_name.argtypes, base.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
-    return base
-
-
 def shapes(arch: str) -> dict[str, tuple[int, ...]]:
     """Every tensor of the model, in ggml order, by llama_model_init_from_user, which asks for the data of each."""
-    lib, base = parity.lib(), ggml_base()
+    lib, base = parity.lib(), ggml_base(runtime.require().bin)
     found: dict[str, tuple[int, ...]] = {}
     base.ggml_n_dims.argtypes = [ctypes.c_void_p]
     base.gguf_init_from_file.argtypes, base.gguf_init_from_file.restype = [ctypes.c_char_p, GgufParams], ctypes.c_void_p

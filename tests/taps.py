@@ -4,8 +4,6 @@ It looks at the nodes of the graph while it runs (kq_soft_max of the source, Vcu
 no second implementation of the model.
 """
 
-import ctypes
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,46 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shareatt_export import runtime
 from shareatt_export.engine import Context, Model, Token
+from shareatt_export.taps import Taps
 
 from . import parity
-from .dummies import Tensor, ggml_base
 
 N_TOKENS = 24
 Array = npt.NDArray[np.floating[Any]]
-TAPS = re.compile(r"(kq_soft_max|Vcur|kqv)(?:_pos)?-(\d+)")
-
-
-class Taps:
-    """The last tensor of each name that TAPS knows, copied when it was computed."""
-
-    def __init__(self) -> None:
-        self.base = ggml_base()
-        self.base.ggml_nbytes.argtypes, self.base.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
-        self.base.ggml_backend_tensor_get.argtypes = [
-            ctypes.c_void_p,
-            ctypes.c_void_p,
-            ctypes.c_size_t,
-            ctypes.c_size_t,
-        ]
-        self.base.ggml_backend_tensor_get.restype = None
-        self.found: dict[tuple[str, int], Array] = {}
-        self.callback = parity.lib().ggml_backend_sched_eval_callback(self._look)
-
-    def _look(self, tensor: int, ask: bool, data: object) -> bool:
-        name = TAPS.fullmatch(self.base.ggml_get_name(tensor).decode())
-        if name and not ask:
-            self.found[name[1], int(name[2])] = self._copy(tensor)
-        return bool(name) or not ask
-
-    def _copy(self, tensor: int) -> Array:
-        """A view of the tensor's bytes with its strides, in numpy's order of dimensions."""
-        fields = Tensor.from_address(tensor)
-        dtype = {0: np.float32, 1: np.float16}[fields.type]
-        buffer = np.empty(self.base.ggml_nbytes(tensor), np.uint8)
-        self.base.ggml_backend_tensor_get(tensor, buffer.ctypes.data, 0, buffer.size)
-        shape, strides = tuple(fields.ne)[::-1], tuple(fields.nb)[::-1]
-        return np.lib.stride_tricks.as_strided(buffer.view(dtype), shape, strides).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -63,7 +29,13 @@ class Run:
 
 def run(file: Path, path: str = "plain", causal: bool = True) -> Run:
     flash_attn, variables = parity.PATHS[path]
-    taps = Taps()
+    found: dict[tuple[str, int], Array] = {}
+    taps = Taps(
+        parity.lib(),
+        runtime.require().bin,
+        ["kq_soft_max", "Vcur", "kqv"],
+        lambda name, layer, values: found.update({(name, layer): values.astype(np.float64)}),
+    )
     params: dict[str, Any] = {"type_k": 0, "type_v": 0, "n_ctx": 256, "cb_eval": taps.callback}
     if not causal:
         params |= {"embeddings": True, "pooling_type": 0}
@@ -71,12 +43,13 @@ def run(file: Path, path: str = "plain", causal: bool = True) -> Run:
         parity.environment(variables),
         Model(parity.lib(), file) as model,
         Context(model, flash_attn, **params) as context,
+        taps,
     ):
         rng = np.random.default_rng(3)
         batch = [Token(int(t), i) for i, t in enumerate(rng.integers(0, model.n_vocab, N_TOKENS))]
         output = context.decode(batch) if causal else context.embed(batch)
     output[np.abs(output) > 1e30] = 0  # what Chameleon says of image tokens
-    return Run(output, taps.found)
+    return Run(output, found)
 
 
 def product(weights: Array, values: Array, head_dim: int) -> Array:
