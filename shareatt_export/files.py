@@ -12,14 +12,13 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from io import BufferedReader, FileIO
+from io import FileIO
 from pathlib import Path
 
 from .errors import OutputRefused
 
 CHUNK = 1 << 20  # small enough for the cache of a processor
 Advance = Callable[[int], None]  # told the number of bytes just done
-Readable = FileIO | BufferedReader
 
 
 def nothing(n_bytes: int) -> None:
@@ -158,22 +157,15 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def hash_range(
-    source: Readable, offset: int, n_bytes: int, digest: "hashlib._Hash", advance: Advance = nothing
-) -> None:
-    for chunk in read_range(source, offset, n_bytes):
-        digest.update(chunk)
-        advance(len(chunk))
-
-
 def sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        hash_range(file, 0, path.stat().st_size, digest)
+    with path.open("rb", buffering=0) as file:
+        for chunk in read_range(file, 0, path.stat().st_size):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
-def read_range(source: Readable, offset: int, n_bytes: int) -> Iterator[bytearray | bytes]:
+def read_range(source: FileIO, offset: int, n_bytes: int) -> Iterator[bytearray | bytes]:
     """The bytes in chunks, each good until the next one is asked for; fewer only if the file is shorter."""
     source.seek(offset)
     buffer = bytearray(min(CHUNK, n_bytes))
