@@ -147,6 +147,27 @@ def analyze_command(**options: Any) -> None:
     run_analyze(**options)
 
 
+@cli.command("eval", short_help="Measure what SA models lose in quality.")
+@click.argument("dense", type=FILE)
+@click.argument("others", type=FILE, nargs=-1, required=True, metavar="SA...")
+@click.option("--text", type=FILE, metavar="FILE", help="Text to measure with.  [default: Python's documentation]")
+@click.option("--ctx", "n_ctx", type=click.IntRange(8), default=512, show_default=True, help="Tokens of a window.")
+@click.option("--windows", "n_windows", type=click.IntRange(1), default=16, show_default=True, help="At most so many.")
+@click.option("--baselines/--no-baselines", default=True, show_default=True,
+              help="Also the dense model with its K cache as q8_0 and q4_0.")  # fmt: skip
+@click.option("--threads", "n_threads", type=click.IntRange(1), default=os.cpu_count() or 2, show_default=True)
+@json_option
+@quiet_option
+def eval_command(**options: Any) -> None:
+    """Measure what SA models lose against DENSE, the GGUF they were made from: perplexity, KL, agreement.
+
+    Also what the dense model loses with a quantised K cache, which saves memory too.
+    """
+    from .commands import run_eval
+
+    run_eval(**options)
+
+
 @cli.command("run", short_help="Generate text with a GGUF.")
 @click.argument("file", type=FILE)
 @click.option("-p", "--prompt", required=True)

@@ -10,7 +10,20 @@ import click
 from gguf import GGMLQuantizationType
 from rich.console import Console
 
-from . import analysis_report, analyze, bench, bench_plot, bench_rows, pipeline, report, runtime, verify, wheel
+from . import (
+    analysis_report,
+    analyze,
+    bench,
+    bench_plot,
+    bench_rows,
+    evaluate,
+    evaluate_report,
+    pipeline,
+    report,
+    runtime,
+    verify,
+    wheel,
+)
 from .card import model_card
 from .errors import OutputRefused
 from .facts import read_facts
@@ -91,6 +104,15 @@ def run_analyze(
     else:
         analysis_report.show(analysis, out)
         click.echo("".join(f"{path}\n" for path in files), nl=False)
+
+
+def run_eval(text: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    with steps(err, quiet) as step:
+        done = evaluate.evaluate(evaluate.Request(text=read_text(text), **options), step)
+    if as_json:
+        _print_json(evaluate_report.as_dict(done))
+    else:
+        evaluate_report.show(done, out)
 
 
 def run_bench(plot: Path | None, as_json: bool, quiet: bool, type_k: str, type_v: str, **options: Any) -> None:

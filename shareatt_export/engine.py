@@ -110,6 +110,12 @@ class Model:
         n = self.lib.llama_tokenize(self._vocab, data, len(data), tokens, len(tokens), False, False)
         return list(tokens[:n])
 
+    def n_bytes(self, tokens: Sequence[int]) -> int:
+        """Of the text that the tokens stand for."""
+        buffer = ctypes.create_string_buffer(4096)
+        piece = self.lib.llama_token_to_piece
+        return sum(max(0, int(piece(self._vocab, token, buffer, len(buffer), 0, False))) for token in tokens)
+
     def source_layers(self) -> tuple[int, ...]:
         shared = SharedAttention.of(self.lib)
         layers = range(self.n_layer)

@@ -33,13 +33,14 @@ def read_text(path: Path | None) -> Text:
 def windows(model: Model, text: Text, n_ctx: int, n_windows: int | None = None) -> list[list[int]]:
     """The text's tokens in windows of n_ctx, spread evenly over it; each begins with BOS if the model wants that.
 
-    As llama-perplexity does it, the first token of a window is overwritten. Raises BadInput if not one window fits.
+    As in llama-perplexity, the text has one, and so the first token of each further window is overwritten.
+    Raises BadInput if not one window fits.
     """
-    tokens = model.tokenize(text.content)
+    first = [model.bos] if model.bos is not None else []
+    tokens = [*first, *model.tokenize(text.content)]
     starts = list(range(0, len(tokens) - n_ctx + 1, n_ctx))
     if not starts:
         raise BadInput(f"{text.name}: {len(tokens)} tokens; a window takes {n_ctx}")
     if n_windows is not None and len(starts) > n_windows:
         starts = [starts[i * len(starts) // n_windows] for i in range(n_windows)]
-    first = [model.bos] if model.bos is not None else []
     return [[*first, *tokens[start + len(first) : start + n_ctx]] for start in starts]
