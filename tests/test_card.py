@@ -45,6 +45,12 @@ def test_a_file_gets_one_when_it_is_asked_for(run, dense, tmp_path):
     assert (tmp_path / "README.md").exists()
 
 
+def test_another_site_is_no_base_model(run, tmp_path):
+    dense = small.write_dense(tmp_path / "dense.gguf", general_repo_url="https://example.invalid/org/Small")
+    run(dense, "--spans", "6-9", "-o", tmp_path / "a.gguf", "--card")
+    assert ModelCard.load(tmp_path / "README.md").data.base_model is None
+
+
 def test_text_of_a_stranger_stays_text(run, tmp_path):
     evil = small.write_dense(tmp_path / "dense.gguf", general_license='x"\ninjected: true')
     run(evil, "--spans", "6-9", "-o", tmp_path / "a.gguf", "--card")

@@ -302,6 +302,17 @@ def test_a_name_taken_meanwhile_is_left_alone(tmp_path, monkeypatch):
     assert first.read_bytes() == b"theirs" and names(tmp_path) == {"1.gguf"}
 
 
+def test_a_model_is_there_when_its_first_shard_is(tmp_path, monkeypatch):
+    take_name, seen = files._take_name, []
+    monkeypatch.setattr(files, "_take_name", lambda *arguments: seen.append(arguments[1]) or take_name(*arguments))
+    shards = [tmp_path / f"{i}.gguf" for i in range(3)]
+    with staged(shards[0]) as folder:
+        for i in range(3):
+            (folder / str(i)).write_bytes(b"")
+        publish({folder / str(i): path for i, path in enumerate(shards)}, [], False)
+    assert seen == shards[::-1]
+
+
 def test_a_dense_file_that_changes_meanwhile(dense, tmp_path, monkeypatch):
     write_at = write.write_at
 
