@@ -7,6 +7,7 @@ having no attention in layer l at all. Similarity alone misleads: layers that on
 One pass over the text in windows; what is kept of a window is gone when the next one begins.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +30,7 @@ from .texts import Text, windows
 
 Matrix = npt.NDArray[np.float64]
 SINK = 0.1  # of the attention of later tokens, mean over layers and heads: what makes a token a sink
-WEIGHTS_KEPT = 32  # output projections in memory
+WEIGHTS_KEPT = 256 << 20  # bytes of output projections in memory
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,9 @@ def candidates(facts: Facts, reach: int) -> list[tuple[int, int]]:
 
 
 def _output_weights(header: Header):  # type: ignore[no-untyped-def]
-    @lru_cache(WEIGHTS_KEPT)
+    largest = max(math.prod(info.shape) for name, info in header.tensors.items() if ".attn_output." in name)
+
+    @lru_cache(max(1, WEIGHTS_KEPT // (4 * largest)))
     def weights(layer: int) -> npt.NDArray[np.float32]:
         """[n_embd, n_head * head_dim]"""
         info = header.tensors[f"blk.{layer}.attn_output.weight"]
