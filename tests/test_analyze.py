@@ -105,5 +105,7 @@ def test_what_cannot_be_analysed(run, demo_dense, tmp_path):
     assert run("analyze", demo_dense, "--text", bad).error == f"Error: {bad}: not UTF-8 text"
     bad.write_text("short")
     assert "tokens; a window takes 256" in run("analyze", demo_dense, "--text", bad).error
+    encoder = small.write_dense(tmp_path / "bert.gguf", arch="bert")
+    assert "'bert' is an encoder; only language models" in run("analyze", encoder).error
     model = small.write_dense(tmp_path / "small.gguf")
     assert "has no tokenizer to read a text with" in run("analyze", model).error
