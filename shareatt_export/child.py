@@ -1,4 +1,4 @@
-"""A child process that is watched line by line, and never outlives us."""
+"""A child process that is watched line by line, and stopped if what watches it is (but not if that is killed)."""
 
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
