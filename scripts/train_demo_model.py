@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Train the demo model on the sources of the Python standard library.
+"""Train the demo models on the sources of the Python standard library.
 
     python scripts/train_demo_model.py --work build/demo --out tests/models/stdlib-5m
     python scripts/train_demo_model.py --work build/demo --out tests/models/stdlib-5m --resume
+    python scripts/train_demo_model.py --shape mha-3m --work build/demo --out tests/models/stdlib-3m-mha
     python scripts/train_demo_model.py --out tests/models/stdlib-5m --evaluate
 
-Reads only the standard library of the running interpreter. One epoch takes 60 to 90 minutes on two cores;
-a checkpoint every few minutes makes it resumable. Needs torch, transformers and sentencepiece.
+Reads only the standard library of the running interpreter. One epoch of the first takes 60 to 90 minutes on two cores,
+the half epoch of the second one hour on one core; a checkpoint every few minutes makes it resumable. With the same
+--work they have the same tokenizer. Needs torch, transformers and sentencepiece.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import shutil
 import sys
 import sysconfig
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,20 +40,35 @@ SAMPLE_BYTES = 200_000
 SEED = 1
 BOS, EOS = 1, 2
 
-CONFIG = LlamaConfig(
-    vocab_size=VOCAB,
-    hidden_size=192,
-    intermediate_size=512,
-    num_hidden_layers=12,
-    num_attention_heads=6,
-    num_key_value_heads=3,
-    max_position_embeddings=CONTEXT,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=True,
-    bos_token_id=BOS,
-    eos_token_id=EOS,
-    dtype="bfloat16",
-)
+
+@dataclass(frozen=True)
+class Shape:
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    epochs: float = 1.0
+
+    def config(self) -> LlamaConfig:
+        fields = asdict(self)
+        del fields["epochs"]
+        return LlamaConfig(
+            **fields,
+            vocab_size=VOCAB,
+            max_position_embeddings=CONTEXT,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=True,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+            dtype="bfloat16",
+        )
+
+
+SHAPES = {
+    "gqa-5m": Shape(192, 512, 12, 6, 3),
+    "mha-3m": Shape(128, 352, 16, 4, 4, epochs=0.5),
+}
 
 
 # ---------------------------------------------------------------- corpus
@@ -121,13 +139,13 @@ def tokenize(texts: list[str], tokenizer: sentencepiece.SentencePieceProcessor) 
 # ---------------------------------------------------------------- training
 
 
-def build_model() -> LlamaForCausalLM:
+def build_model(shape: Shape) -> LlamaForCausalLM:
     torch.manual_seed(SEED)
-    model = LlamaForCausalLM(CONFIG).float()
+    model = LlamaForCausalLM(shape.config()).float()
     # Residual projections start smaller, as in GPT-2, so that depth does not inflate the residual stream.
     for name, weight in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
-            weight.data.mul_(1 / math.sqrt(2 * CONFIG.num_hidden_layers))
+            weight.data.mul_(1 / math.sqrt(2 * shape.num_hidden_layers))
     return model
 
 
@@ -146,14 +164,13 @@ def lr_scale(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARMUP) * (1 - step / steps)
 
 
-def train(stream: np.ndarray, work: Path, resume: bool) -> LlamaForCausalLM:
-    model = build_model()
+def train(shape: Shape, stream: np.ndarray, checkpoint: Path, resume: bool) -> LlamaForCausalLM:
+    model = build_model(shape)
     opts = optimizers(model)
     base_lr = [group["lr"] for opt in opts for group in opt.param_groups]
     windows = len(stream) // CONTEXT
     order = np.random.default_rng(SEED).permutation(windows)
-    steps, first = windows // BATCH, 0
-    checkpoint = work / "checkpoint.pt"
+    steps, first = int(windows * shape.epochs) // BATCH, 0
     if resume and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
@@ -249,6 +266,7 @@ def evaluate(model_dir: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/demo"), help="checkpoints and the token stream")
+    parser.add_argument("--shape", choices=SHAPES, default="gqa-5m")
     parser.add_argument("--out", type=Path, required=True, help="the Hugging Face directory to write")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --work")
     parser.add_argument("--evaluate", action="store_true", help="only print the held-out figures of --out")
@@ -260,11 +278,12 @@ def main() -> None:
     train_paths, heldout_paths = stdlib_files()
     texts = read_texts(train_paths)
     prefix, stream_file = args.work / "tokenizer", args.work / "stream.npy"
-    if not (args.resume and stream_file.exists()):
+    if not stream_file.exists():
         train_tokenizer(texts, prefix)
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=f"{prefix}.model")
         np.save(stream_file, tokenize(texts, tokenizer))
-    model = train(np.load(stream_file), args.work, args.resume)
+    checkpoint = args.work / f"{args.shape}.pt"
+    model = train(SHAPES[args.shape], np.load(stream_file), checkpoint, args.resume)
     save(model, prefix.with_suffix(".model"), heldout_sample(read_texts(heldout_paths)), args.out)
     evaluate(args.out)
 
