@@ -18,14 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from . import runtime
-from .bindings import load
-from .engine import Context, Model, Token
-from .errors import RuntimeProblem, Unsupported
+from .errors import Unsupported
 from .facts import Facts, read_facts, require_exportable
 from .header import Header
+from .observer import Layer, Observer
 from .progress import Step, silent
 from .shards import read_model
-from .taps import Taps
 from .texts import Text, windows
 
 Matrix = npt.NDArray[np.float64]
@@ -76,14 +74,6 @@ class Analysis:
         )
 
 
-class _Layer:
-    """What one window shows of a layer."""
-
-    weights: npt.NDArray[np.float32]  # [n_head, n_tokens, n_tokens]
-    values: npt.NDArray[np.float32]  # [n_head_kv, n_tokens, head_dim]
-    input: npt.NDArray[np.float32]  # [n_tokens, n_embd], the residual stream; not of layer 0
-
-
 def analyze(request: Request, step: Step = silent) -> Analysis:
     """Raises BadInput or Unsupported if the model cannot be analysed."""
     header = read_model(request.model)
@@ -93,39 +83,15 @@ def analyze(request: Request, step: Step = silent) -> Analysis:
     if facts.is_shared:
         raise Unsupported(f"{request.model}: shares attention already; analyse the dense model it was made from")
     built = runtime.require()
-    lib = load(built.python, built.bin)
     step("reading the model", None)
     sums = _Sums(facts, candidates(facts, request.reach), _output_weights(header))
-    layers = [_Layer() for _ in range(facts.n_layer)]
-
-    def take(name: str, layer: int, values: npt.NDArray[np.floating]) -> None:
-        if name == "kq_soft_max":
-            layers[layer].weights = values[0, :, :, : request.n_ctx].astype(np.float32)
-        elif name == "Vcur":
-            layers[layer].values = _by_head(values, request.n_ctx, facts.n_head_kv[layer])
-        elif layer + 1 < facts.n_layer:
-            layers[layer + 1].input = values.reshape(request.n_ctx, -1).astype(np.float32)
-
-    taps = Taps(lib, built.bin, ["kq_soft_max", "Vcur", "l_out"], take)
-    n = request.n_ctx
-    params = {"n_ctx": n, "n_batch": n, "n_ubatch": n, "type_k": 0, "type_v": 0, "cb_eval": taps.callback}
-    threads = {"n_threads": request.n_threads, "n_threads_batch": request.n_threads}
-    with Model(lib, request.model) as model, Context(model, False, **params, **threads) as context, taps:
-        parts = windows(model, request.text, n, request.n_windows)
+    with Observer(built, request.model, facts, request.n_ctx, request.n_threads) as observer:
+        parts = windows(observer.model, request.text, request.n_ctx, request.n_windows)
         for i, tokens in enumerate(parts):
             step("analysing", i / len(parts))
-            lib.llama_memory_clear(context.memory, True)
-            context.decode([Token(token, position) for position, token in enumerate(tokens)], last_only=True)
-            if not hasattr(layers[1], "input"):
-                raise RuntimeProblem(f"{request.model}: '{facts.arch}' does not name the output of its layers")
-            sums.add(layers)
+            sums.add(observer.layers(tokens))
     step("analysing", 1.0)
     return sums.analysis(request, len(parts))
-
-
-def _by_head(values: npt.NDArray[np.floating], n_tokens: int, n_head_kv: int) -> npt.NDArray[np.float32]:
-    """V of a batch, [n_tokens, n_embd_v] in whatever shape -> [n_head_kv, n_tokens, head_dim]"""
-    return values.astype(np.float32).reshape(n_tokens, n_head_kv, -1).transpose(1, 0, 2)
 
 
 def candidates(facts: Facts, reach: int) -> list[tuple[int, int]]:
@@ -163,7 +129,7 @@ class _Sums:
         self.heads = {pair: np.zeros((facts.n_head[pair[1]],) * 2) for pair in candidates}
         self.attention, self.residual = np.zeros(n), np.zeros(n)
 
-    def add(self, layers: list[_Layer]) -> None:
+    def add(self, layers: list[Layer]) -> None:
         sinks = self._sinks(layers)
         self.n_sinks += int(sinks.sum())
         first = np.arange(len(sinks)) == 0
@@ -176,7 +142,7 @@ class _Sums:
                 self.heads[source, follower] += _head_similarity(layers[source].weights, layers[follower].weights)
 
     @staticmethod
-    def _sinks(layers: list[_Layer]) -> npt.NDArray[np.bool_]:
+    def _sinks(layers: list[Layer]) -> npt.NDArray[np.bool_]:
         """[n_tokens]: much looked at by the tokens after it, mean over layers and heads; never by itself alone."""
         n = layers[0].weights.shape[-1]
         received = np.mean([layer.weights.mean(0) for layer in layers], axis=0)
@@ -184,7 +150,7 @@ class _Sums:
         sinks: npt.NDArray[np.bool_] = (received * later).sum(0) / np.maximum(later.sum(0), 1) > SINK
         return sinks
 
-    def _add_errors(self, layers: list[_Layer], sources: list[int], follower: int) -> None:
+    def _add_errors(self, layers: list[Layer], sources: list[int], follower: int) -> None:
         ours = layers[follower]
         own = _attend(ours.weights, ours.values)
         projection = self.output_weights(follower).T
@@ -225,7 +191,7 @@ def _normalised(weights: npt.NDArray[np.float32], hidden: npt.NDArray[np.bool_])
     return rows
 
 
-def _similarity(layers: list[_Layer], hidden: npt.NDArray[np.bool_]) -> Matrix:
+def _similarity(layers: list[Layer], hidden: npt.NDArray[np.bool_]) -> Matrix:
     """[n_layer, n_layer]: cosine of attention weights, mean over heads and tokens; 0 where the numbers of heads differ.
 
     `hidden` [n_tokens] are positions that do not count.

@@ -22,6 +22,9 @@ def export(
     imatrix: Path | None = None,
     threads: int | None = None,
     split_max_size: int | None = None,
+    align: bool = False,
+    refit: bool = False,
+    text: Path | None = None,
     force: bool = False,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -30,7 +33,8 @@ def export(
     """Make an SA GGUF, as `shareatt-export export` does: whole, verified, or not at all.
 
     `model` is a Hugging Face folder, a GGUF file (the first of shards) or the id of a model on the hub; `out` a file or
-    a folder. `outtype` is 'auto' or a name that llama-quantize knows; `split_max_size` counts bytes of tensors.
+    a folder. `outtype` is 'auto' or a name that llama-quantize knows; `split_max_size` counts bytes of tensors;
+    `text` is what `align` and `refit` fit the followers to.
     `progress` is told what is being done, and the fraction that is done. Raises ShareattError,
     or ValueError for another outtype.
     """
@@ -43,6 +47,9 @@ def export(
         imatrix=imatrix,
         threads=threads,
         split_max_size=split_max_size,
+        align=align,
+        refit=refit,
+        text=text,
         force=force,
         revision=revision,
         trust_remote_code=trust_remote_code,

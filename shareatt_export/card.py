@@ -46,10 +46,12 @@ def model_card(done: Exported, data: dict[str, Any]) -> str:
 
 def _about(done: Exported, plan: Plan) -> list[str]:
     followers = sum(len(span.followers) for span in plan.spans)
+    but = f", but for {len(plan.fitted)} that were fitted to it ({plan.fitting})" if plan.fitting else ""
+    rest = f"The other weights are those of the dense model{but}."
     return [
         f"{followers} of {plan.facts.n_layer} layers reuse the attention weights of another layer"
-        " ([Shared Attention](https://arxiv.org/abs/2407.12866)): they have no Q and K projection and no K cache. The"
-        " other weights are those of the dense model. What this costs in quality was not measured here.",
+        " ([Shared Attention](https://arxiv.org/abs/2407.12866)): they have no Q and K projection and no K cache. "
+        f"{rest} What this costs in quality was not measured here.",
     ]
 
 

@@ -68,7 +68,11 @@ def cli() -> None:
 @click.option("--outtype", type=OutType(), default="auto", show_default=True,
               help="Weight type: auto (as it is), f16, q8_0, Q4_K_M and whatever llama-quantize knows.")  # fmt: skip
 @click.option("--imatrix", type=FILE, metavar="FILE", help="Importance matrix of llama-imatrix, for --outtype.")
-@click.option("--threads", type=click.IntRange(1), help="Threads for --outtype.  [default: all]")
+@click.option("--threads", type=click.IntRange(1), help="Threads for --outtype, --align, --refit.  [default: all]")
+@click.option("--align", is_flag=True, help="Put the heads of followers in the order that suits their source best.")
+@click.option("--refit", is_flag=True, help="Solve for followers' output projections anew, to come closest to MODEL.")
+@click.option("--text", type=FILE, metavar="FILE",
+              help="Text for --align and --refit.  [default: Python's documentation]")  # fmt: skip
 @click.option("--split-max-size", type=SplitSize(), help="Write shards of at most N megabytes (M) or gigabytes (G).")
 @click.option("--card/--no-card", default=None,
               help="Write README.md, a model card, beside the output.  [default: if -o is a folder]")  # fmt: skip

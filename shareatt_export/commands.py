@@ -49,6 +49,8 @@ def run_export(
             report.show_plan(job, err if request.out else out)
         if request.out:
             done = pipeline.export(job)
+            if done.followers and not as_json and not quiet:
+                report.show_followers(done, err)
             data |= report.exported_dict(done, hashed=as_json or bool(card_file) or bool(report_file))
             if card_file:
                 write_text(card_file, model_card(done, data), request.force)

@@ -5,10 +5,12 @@ with opened(request) as job:       # fetched and converted if need be
     done = export(job)
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import hub, quantize, runtime
 from .convert import OUTTYPES, check_checkpoint, checkpoint_files, converted
@@ -17,13 +19,17 @@ from .facts import read_facts
 from .files import Writeback, check_output, publish, staged
 from .header import Header, read_header
 from .names import destination
-from .plan import Plan, copies, make_plan
+from .plan import Fitting, Plan, copies, make_plan
 from .progress import Stages, Step, counted, silent
 from .quantize import Prediction, Quantisation
 from .shards import piece_names, pieces, read_model
 from .spans import SourceMode, parse_spans
+from .texts import Text, read_text
 from .verify import Verified, hold_against, same_inventory
 from .write import Written, unchanged, write_pieces, write_plan
+
+if TYPE_CHECKING:
+    from .fit import Follower
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,9 @@ class Request:
     imatrix: Path | None = None
     threads: int | None = None
     split_max_size: int | None = None  # bytes of tensors in one file
+    align: bool = False
+    refit: bool = False
+    text: Path | None = None  # to align and refit with
     force: bool = False
     llama_cpp: Path | None = None
     trust_remote_code: bool = False
@@ -61,6 +70,7 @@ class Job:
     quantisation: Quantisation | None
     prediction: Prediction | None  # of the quantisation
     sizes: tuple[int, ...]  # bytes of the files that it will write
+    text: Text | None  # to fit with
     stages: Stages
 
     @property
@@ -78,6 +88,7 @@ class Exported:
     files: tuple[Path, ...]
     source_sha256: str
     n_bytes: int  # copied and compared, byte by byte
+    followers: "tuple[Follower, ...]" = ()  # what was fitted
 
 
 @contextmanager
@@ -89,14 +100,17 @@ def opened(request: Request, step: Step = silent) -> Iterator[Job]:
         model = hub.fetch(repo, request.revision, request.trust_remote_code)
     if not model.exists():
         raise BadInput(f"{model}: no such file or folder")
-    if request.imatrix is not None and not request.imatrix.is_file():
-        raise BadInput(f"{request.imatrix}: no such file")
+    for path in filter(None, (request.imatrix, request.text)):
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file")
+    if request.align or request.refit:
+        runtime.require()  # before anything that takes long
     if model.is_dir():
         yield from _of_checkpoint(model, repo, request, step)
         return
     _check_out(request, [model])
     how = _quantisation(request) if request.outtype != "AUTO" else None
-    stages = _stages(step, converts=False, quantises=how is not None, splits=request.split_max_size is not None)
+    stages = _stages(step, request, converts=False, quantises=how is not None)
     header = read_model(model)
     yield _job(header, header.files, None, request, how, stages)
 
@@ -108,7 +122,7 @@ def _of_checkpoint(model: Path, repo: str | None, request: Request, step: Step) 
     if n_layer is not None:
         parse_spans(request.spans, n_layer, request.source)  # before minutes of conversion
     how = _quantisation(request) if request.outtype != request.converts_to else None
-    stages = _stages(step, converts=True, quantises=how is not None, splits=request.split_max_size is not None)
+    stages = _stages(step, request, converts=True, quantises=how is not None)
     near = None if request.out is None else request.out if request.out.is_dir() else request.out.parent
     outtype = request.converts_to.lower()
     with converted(model, near, outtype, request.llama_cpp, request.verbose, stages("converting")) as dense:
@@ -129,9 +143,10 @@ def _quantisation(request: Request) -> Quantisation:
     return Quantisation(request.outtype, request.imatrix, request.threads)
 
 
-def _stages(step: Step, converts: bool, quantises: bool, splits: bool) -> Stages:
+def _stages(step: Step, request: Request, converts: bool, quantises: bool) -> Stages:
     """Shares are times beside that of writing, roughly."""
-    shares = {"converting": 6.0 * converts, "writing": 1, "quantising": 20 * quantises}
+    fits, splits = request.align or request.refit, request.split_max_size is not None
+    shares = {"converting": 6.0 * converts, "fitting": 100 * fits, "writing": 1, "quantising": 20 * quantises}
     return Stages(step, shares | {"splitting": 1.5 * (splits and quantises)})
 
 
@@ -144,13 +159,15 @@ def _job(
     stages: Stages,
 ) -> Job:
     facts = read_facts(header)
-    plan = make_plan(header, facts, parse_spans(request.spans, facts.n_layer, request.source, facts.is_swa))
+    text = read_text(request.text) if request.align or request.refit else None
+    fitting = Fitting(request.align, request.refit, text.sha256) if text else None
+    plan = make_plan(header, facts, parse_spans(request.spans, facts.n_layer, request.source, facts.is_swa), fitting)
     prediction = None
     if how is not None:
         quantize.check_input(header)
         prediction = quantize.predict(plan, how)
     planned = prediction.pieces(request.split_max_size) if prediction else plan.pieces(request.split_max_size)
-    job = Job(request, repo, inputs, plan, how, prediction, tuple(piece.file_size for piece in planned), stages)
+    job = Job(request, repo, inputs, plan, how, prediction, tuple(piece.file_size for piece in planned), text, stages)
     if request.out is not None:
         for path in job.outputs:
             check_output(path, inputs, request.force)
@@ -164,6 +181,7 @@ def export(job: Job) -> Exported:
         files = [folder / path.name for path in outputs]
         try:
             with unchanged(job.plan.dense.files):
+                job, followers = _fitted(job, folder / ".fitted")
                 if job.prediction:
                     verified = _write_quantised(job, folder, files)
                 else:
@@ -173,7 +191,19 @@ def export(job: Job) -> Exported:
             told = str(error).replace(str(folder), str(outputs[0].parent))
             raise VerifyFailed(f"{told}; nothing was written") from None
         publish(dict(zip(files, outputs, strict=True)), job.inputs, job.request.force)
-    return Exported(job, outputs, verified.source_sha256, verified.n_bytes)
+    return Exported(job, outputs, verified.source_sha256, verified.n_bytes, followers)
+
+
+def _fitted(job: Job, store: Path) -> "tuple[Job, tuple[Follower, ...]]":
+    """The job with the weights that its plan asks for, which stand in `store`."""
+    if job.plan.fitting is None or job.text is None:
+        return job, ()
+    from . import fit  # it takes a while to import
+
+    watch = job.stages("fitting")
+    request = fit.Request(job.plan.fitting, job.text, n_threads=job.request.threads or os.cpu_count() or 2)
+    done = fit.fit(job.plan, request, runtime.require(), watch)
+    return replace(job, plan=fit.store(job.plan, done, store)), done.followers
 
 
 def _write_sa(job: Job, files: list[Path], written: Written = lambda path: None) -> Verified:

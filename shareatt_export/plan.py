@@ -6,6 +6,7 @@ out, verify.py holds the written file against it.
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import gguf
@@ -18,6 +19,10 @@ from .errors import BadInput, Unsupported
 from .facts import (
     FORMAT_VERSION,
     KEY_EXPORTER,
+    KEY_FIT,
+    KEY_FIT_SHA256,
+    KEY_FIT_TENSORS,
+    KEY_FIT_TEXT,
     KEY_FORMAT_VERSION,
     KEY_SOURCE_SHA256,
     KEY_SPANS,
@@ -49,6 +54,39 @@ class Copy:
 
 
 @dataclass(frozen=True)
+class Fitting:
+    """How the weights of followers are to be fitted, and the text for it."""
+
+    align: bool
+    refit: bool
+    text_sha256: str
+
+    def __str__(self) -> str:
+        return ",".join(name for name in ("align", "refit") if getattr(self, name))
+
+    @classmethod
+    def of(cls, header: Header) -> "Fitting | None":
+        """What an SA file says was done to it."""
+        if KEY_FIT not in header.metadata:
+            return None
+        names = header.text(KEY_FIT).split(",")
+        return cls("align" in names, "refit" in names, header.text(KEY_FIT_TEXT, ""))
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Of a follower: what makes its V, and what its heads' outputs go through."""
+
+    v: Copy
+    v_bias: Copy | None
+    output: Copy
+
+    def changed(self, fitting: Fitting) -> tuple[Copy, ...]:
+        """Those that a fit may change."""
+        return (*(copy for copy in (self.v, self.v_bias) if copy and fitting.align), self.output)
+
+
+@dataclass(frozen=True)
 class Plan:
     """`dense` is the input; it may share attention in some spans already, and `spans` are all of the output's."""
 
@@ -59,6 +97,7 @@ class Plan:
     metadata: dict[str, RawValue]
     tensors: tuple[Copy, ...]
     dropped: tuple[TensorInfo, ...]
+    fitting: Fitting | None = None
 
     @property
     def weight_bytes_before(self) -> int:
@@ -77,6 +116,14 @@ class Plan:
         return self.facts.kv_bytes_per_token(self.source_layers)
 
     @property
+    def fitted(self) -> tuple[Copy, ...]:
+        """Tensors of new followers whose values will not be the dense file's."""
+        if self.fitting is None:
+            return ()
+        new = (i for i, source in enumerate(self.source_layers) if source != self.facts.source_layers[i])
+        return tuple(copy for i in new for copy in projections(self.dense, self.facts, i).changed(self.fitting))
+
+    @property
     def spans_text(self) -> str:
         return ",".join(map(str, self.spans))
 
@@ -85,10 +132,12 @@ class Plan:
         return pieces(self.dense.version, self.metadata, self.tensors, self.dense.alignment, max_bytes)
 
 
-def make_plan(dense: Header, facts: Facts, spans: tuple[Span, ...]) -> Plan:
+def make_plan(dense: Header, facts: Facts, spans: tuple[Span, ...], fitting: Fitting | None = None) -> Plan:
     """Raises Unsupported, BadInput or BadSpans where the model cannot be exported with these spans (further ones, if it
     shares attention already)."""
     arch = require_exportable(dense, facts)
+    if fitting and facts.is_shared:
+        raise Unsupported(f"{dense.path}: shares attention already; fit the dense model, with all spans at once")
     source_layers = extended(facts.source_layers, spans)
     for span in spans:
         _check_heads(dense, facts, span)
@@ -107,7 +156,7 @@ def make_plan(dense: Header, facts: Facts, spans: tuple[Span, ...]) -> Plan:
             tensors.append(_whole(info))
     _check_inventory(dense, arch, spans)
 
-    plan = Plan(dense, facts, spans_of(source_layers), source_layers, {}, tuple(tensors), tuple(dropped))
+    plan = Plan(dense, facts, spans_of(source_layers), source_layers, {}, tuple(tensors), tuple(dropped), fitting)
     return replace(plan, metadata=_metadata(plan))
 
 
@@ -116,9 +165,31 @@ def with_identity(plan: Plan, source_sha256: str) -> Plan:
     return replace(plan, metadata=plan.metadata | {KEY_SOURCE_SHA256: raw_string(source_sha256)})
 
 
+def with_fit(plan: Plan, fitted: Mapping[Copy, TensorInfo], sha256: Sequence[str]) -> Plan:
+    """The plan with the tensors of plan.fitted taken from where their new values stand, with their SHA-256 in order."""
+    tensors = tuple(replace(copy, origin=fitted[copy]) if copy in fitted else copy for copy in plan.tensors)
+    return replace(plan, tensors=tensors, metadata=plan.metadata | {KEY_FIT_SHA256: raw_string_array(sha256)})
+
+
 def copies(header: Header) -> tuple[Copy, ...]:
     """Every tensor of a file, as it stands there."""
     return tuple(map(_whole, header.tensors.values()))
+
+
+def projections(dense: Header, facts: Facts, layer: int) -> Projections:
+    """Those of any layer, if it were a follower. Raises Unsupported where it has no output projection."""
+    arch = require_exportable(dense, facts)
+
+    def v(suffix: str) -> Copy | None:
+        if (fused := dense.tensors.get(f"blk.{layer}.{arch.fused_qkv}.{suffix}")) is not None:
+            return _v_rows(dense, facts, arch, fused, layer, suffix)
+        info = dense.tensors.get(f"blk.{layer}.{arch.v}.{suffix}")
+        return _whole(info) if info else None
+
+    weight, output = v("weight"), dense.tensors.get(f"blk.{layer}.attn_output.weight")
+    if weight is None or output is None:
+        raise Unsupported(f"{dense.path}: layer {layer}: '{facts.arch}' has no attn_output.weight to fit")
+    return Projections(weight, v("bias"), _whole(output))
 
 
 def _parts(name: str) -> tuple[int | None, str, str]:
@@ -194,6 +265,14 @@ def _metadata(plan: Plan) -> dict[str, RawValue]:
     tags = dense.value("general.tags")
     known = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
     metadata["general.tags"] = raw_string_array([*known, *([] if TAG in known else [TAG])])
+    if plan.fitting:
+        names = [copy.name for copy in plan.fitted]
+        metadata |= {
+            KEY_FIT: raw_string(str(plan.fitting)),
+            KEY_FIT_TEXT: raw_string(plan.fitting.text_sha256),
+            KEY_FIT_TENSORS: raw_string_array(names),
+            KEY_FIT_SHA256: raw_string_array(["0" * 64] * len(names)),  # until with_fit
+        }
     return metadata | {
         key_source_layers(plan.facts.arch): raw_array_i32(plan.source_layers),
         KEY_FORMAT_VERSION: raw_u32(FORMAT_VERSION),

@@ -1,6 +1,7 @@
 """What the commands say: each report as a table for people and as a dict for --json."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich import box
@@ -75,6 +76,9 @@ def job_dict(job: Job) -> dict[str, Any]:
             "after": plan.kv_bytes_per_token_after * facts.n_ctx_train,
         },
         "outtype": job.request.outtype.lower(),
+        "fit": {"how": str(plan.fitting), "text": job.text.name, "sha256": job.text.sha256}
+        if plan.fitting and job.text
+        else None,
         "file_bytes": list(job.sizes),
         "needs": NEEDS,
     }
@@ -85,7 +89,27 @@ def exported_dict(done: Exported, hashed: bool) -> dict[str, Any]:
     files = [{"file": str(file), "bytes": file.stat().st_size} for file in done.files]
     if hashed:
         files = [of | {"sha256": sha256(file)} for of, file in zip(files, done.files, strict=True)]
-    return {"outputs": files, "source_sha256": done.source_sha256, "verified_bytes": done.n_bytes}
+    data = {"outputs": files, "source_sha256": done.source_sha256, "verified_bytes": done.n_bytes}
+    return data | ({"followers": [asdict(follower) for follower in done.followers]} if done.followers else {})
+
+
+def show_followers(done: Exported, console: Console) -> None:
+    """What a fit has done to each."""
+    columns = ("follower", "source", "its heads, in the order used", "error before", "after refit", "ridge")
+    rows = [
+        (
+            str(of.layer),
+            str(of.source),
+            "as they were" if of.heads == tuple(range(len(of.heads))) else " ".join(map(str, of.heads)),
+            "" if of.error_before is None else f"{of.error_before:.3f}",
+            "" if of.error is None else f"{of.error:.3f}",
+            "" if of.ridge is None else f"{of.ridge:g}",
+        )
+        for of in done.followers
+    ]
+    console.print(table(rows, columns), highlight=False)
+    if done.job.plan.fitting and done.job.plan.fitting.refit:
+        console.print("Errors are of a follower's attention output, relative to the dense model's, on held-out text.")
 
 
 def show_plan(job: Job, console: Console) -> None:

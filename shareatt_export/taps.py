@@ -19,26 +19,39 @@ import numpy.typing as npt
 Array = npt.NDArray[np.floating[Any]]
 Take = Callable[[str, int, Array], object]
 FLOATS = {0: np.float32, 1: np.float16}  # ggml_type
+END = object()  # what `take` returns when it wants nothing further
 
 
 class Tensor(ctypes.Structure):
-    """The first fields of ggml_tensor."""
+    """ggml_tensor up to its name, as in ggml.h."""
 
     _fields_ = (
         ("type", ctypes.c_int),
         ("buffer", ctypes.c_void_p),
         ("ne", ctypes.c_int64 * 4),
         ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
     )
 
 
 @cache
 def ggml_base(bin: Path) -> ctypes.CDLL:
     base = ctypes.CDLL(str(bin / "libggml-base.so"))
-    base.ggml_get_name.argtypes, base.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
     base.ggml_nbytes.argtypes, base.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
-    base.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
-    base.ggml_backend_tensor_get.restype = None
+    for move in (base.ggml_backend_tensor_get, base.ggml_backend_tensor_set):
+        move.argtypes, move.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t], None
+    base.ggml_quantize_chunk.argtypes = [
+        *(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p),
+        *(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p),
+    ]
+    base.ggml_quantize_chunk.restype = ctypes.c_size_t
     return base
 
 
@@ -46,14 +59,19 @@ class Taps:
     """Gives `take` the name, the layer and the values of tensors called NAME-LAYER or NAME_pos-LAYER.
 
     Values come as they are in the graph, in numpy's order of dimensions (the reverse of ggml's), f32 or f16. A name may
-    come more than once for a layer: the last one is what the next node reads.
+    come more than once for a layer: the last one is what the next node reads. Once `take` returns END, nothing further
+    is computed, and logits mean nothing.
     """
 
     def __init__(self, lib: ModuleType, bin: Path, names: Sequence[str], take: Take) -> None:
         self._base, self._take = ggml_base(bin), take
         self._failure: Exception | None = None
-        self._name = re.compile(rf"({'|'.join(map(re.escape, names))})(?:_pos)?-(\d+)")
+        self._name = re.compile(self._pattern("|".join(map(re.escape, names))))
         self.callback = lib.ggml_backend_sched_eval_callback(self._look)
+
+    @staticmethod
+    def _pattern(names: str) -> str:
+        return rf"(?P<name>{names})(_pos)?-(?P<layer>\d+)"
 
     def __enter__(self) -> Self:
         return self
@@ -63,19 +81,40 @@ class Taps:
         if self._failure is not None:
             raise self._failure
 
-    def _look(self, tensor: int, ask: bool, data: object) -> bool:
-        name = self._name.fullmatch(self._base.ggml_get_name(tensor).decode())
-        if name and not ask:
-            try:
-                self._take(name[1], int(name[2]), self._copy(tensor))
-            except Exception as error:
-                self._failure = error
-                return False  # ends the computation
-        return bool(name) or not ask
+    def _named(self, node: Tensor) -> tuple[str, Tensor] | None:
+        """The name that is looked for, and the tensor to copy."""
+        return node.name.decode(), node
 
-    def _copy(self, tensor: int) -> Array:
-        fields = Tensor.from_address(tensor)
-        buffer = np.empty(self._base.ggml_nbytes(tensor), np.uint8)
-        self._base.ggml_backend_tensor_get(tensor, buffer.ctypes.data, 0, buffer.size)
-        shape, strides = tuple(fields.ne)[::-1], tuple(fields.nb)[::-1]
-        return np.lib.stride_tricks.as_strided(buffer.view(FLOATS[fields.type]), shape, strides)
+    def _look(self, address: int, ask: bool, data: object) -> bool:
+        named = self._named(Tensor.from_address(address))
+        found = self._name.fullmatch(named[0]) if named else None
+        if named is None or found is None:
+            return not ask
+        if ask:
+            return True
+        try:
+            return self._take(found["name"], int(found["layer"]), self._copy(named[1])) is not END
+        except Exception as error:
+            self._failure = error
+            return False
+
+    def _copy(self, tensor: Tensor) -> Array:
+        address = ctypes.addressof(tensor)
+        buffer = np.empty(self._base.ggml_nbytes(address), np.uint8)
+        self._base.ggml_backend_tensor_get(address, buffer.ctypes.data, 0, buffer.size)
+        shape, strides = tuple(tensor.ne)[::-1], tuple(tensor.nb)[::-1]
+        return np.lib.stride_tricks.as_strided(buffer.view(FLOATS[tensor.type]), shape, strides)
+
+
+class InputTaps(Taps):
+    """The same for what is multiplied with the weights blk.LAYER.NAME.weight, whatever the graph calls it."""
+
+    @staticmethod
+    def _pattern(names: str) -> str:
+        return rf"blk\.(?P<layer>\d+)\.(?P<name>{names})\.weight"
+
+    def _named(self, node: Tensor) -> tuple[str, Tensor] | None:
+        weights, values = node.src[0], node.src[1]
+        if not weights or not values:
+            return None
+        return Tensor.from_address(weights).name.decode(), Tensor.from_address(values)

@@ -3,6 +3,7 @@
 read_model has already refused wrong offsets, gaps and truncation, with the rules of llama.cpp's own loader.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -10,10 +11,10 @@ from pathlib import Path
 
 from .encode import Tensor
 from .errors import VerifyFailed
-from .facts import KEY_EXPORTER, KEY_SOURCE_SHA256, KEY_SPANS, key_source_layers, read_facts
+from .facts import KEY_EXPORTER, KEY_FIT_SHA256, KEY_SOURCE_SHA256, KEY_SPANS, key_source_layers, read_facts
 from .files import Advance, Inputs, nothing, read_range
 from .header import Header
-from .plan import Copy, Plan, make_plan, with_identity
+from .plan import Copy, Fitting, Plan, make_plan, with_fit, with_identity
 from .shards import read_model
 from .spans import added
 from .write import identity
@@ -25,7 +26,7 @@ OWN_WORDS = {KEY_EXPORTER, KEY_SPANS}  # another version of this tool may write 
 class Verified:
     plan: Plan
     n_tensors: int
-    n_bytes: int  # compared, byte by byte
+    n_bytes: int  # compared, byte by byte; those of fitted tensors by their SHA-256
     source_sha256: str
 
 
@@ -38,10 +39,28 @@ def verify(out: Path, dense: Path, advance: Advance = nothing) -> Verified:
     if sa_facts.n_layer != dense_facts.n_layer:
         raise VerifyFailed(f"{out}: has {sa_facts.n_layer} layers, {dense} has {dense_facts.n_layer}")
     spans = added(dense_facts.source_layers, sa_facts.source_layers)
-    plan = with_identity(make_plan(dense_header, dense_facts, spans), identity(dense_header, advance))
+    fitting = None if dense_facts.is_shared else Fitting.of(sa)
+    plan = with_identity(make_plan(dense_header, dense_facts, spans, fitting), identity(dense_header, advance))
+    digests = _fitted(sa, plan, advance)
+    plan = with_fit(plan, {}, digests) if fitting else plan
     verified = hold_against(sa, plan)
-    same_bytes(sa, plan.tensors, advance)
+    same_bytes(sa, [copy for copy in plan.tensors if copy not in plan.fitted], advance)
     return verified
+
+
+def _fitted(sa: Header, plan: Plan, advance: Advance) -> list[str]:
+    """SHA-256 of the tensors that have new values, as they are in the SA file."""
+    digests = []
+    for copy in plan.fitted:
+        if (info := sa.tensors.get(copy.name)) is None:
+            raise VerifyFailed(f"{sa.path}: tensor '{copy.name}' is missing")
+        digest = hashlib.sha256()
+        with Inputs() as inputs:
+            for chunk in read_range(inputs.open(info.path), info.offset, info.n_bytes):
+                digest.update(chunk)
+                advance(len(chunk))
+        digests.append(digest.hexdigest())
+    return digests
 
 
 def hold_against(sa: Header, plan: Plan) -> Verified:
@@ -72,7 +91,10 @@ def _metadata(sa: Header, plan: Plan) -> None:
         if key not in sa.metadata:
             raise VerifyFailed(f"{sa.path}: metadata key '{key}' is missing")
         if key not in OWN_WORDS and sa.metadata[key] != raw:
-            detail = "; another dense file" if key == KEY_SOURCE_SHA256 else ""
+            detail = {
+                KEY_SOURCE_SHA256: "; another dense file",
+                KEY_FIT_SHA256: "; a fitted tensor is not what the export wrote",
+            }.get(key, "")
             raise VerifyFailed(f"{sa.path}: metadata key '{key}' is not what {plan.dense.path} leads to{detail}")
     if extra := sa.metadata.keys() - plan.metadata.keys():
         raise VerifyFailed(f"{sa.path}: metadata key '{min(extra)}' should not be there")

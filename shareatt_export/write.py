@@ -40,12 +40,12 @@ def _known_identity(header: Header) -> str | None:
     return header.text(KEY_SOURCE_SHA256) if shared and KEY_SOURCE_SHA256 in header.metadata else None
 
 
-def _identity(header: Header, digests: Mapping[str, bytes]) -> str:
+def _identity(header: Header, digests: Mapping[TensorInfo, bytes]) -> str:
     digest = hashlib.sha256()
     for info in header.tensors.values():
         name = info.name.encode()
         digest.update(struct.pack(f"<Q{len(name)}sI{len(info.shape)}Q", len(name), name, info.type, *info.shape))
-        digest.update(digests[info.name])
+        digest.update(digests[info])
     return digest.hexdigest()
 
 
@@ -62,7 +62,9 @@ def write_plan(
     Raises VerifyFailed where a byte is not what it should be.
     """
     known = _known_identity(plan.dense)
-    digests = _fill(plan.pieces(max_bytes), paths, plan.dense.tensors.values(), known is None, advance, written)
+    fitted = {copy.origin for copy in plan.tensors} - set(plan.dense.tensors.values())
+    origins = [*plan.dense.tensors.values(), *fitted]
+    digests = _fill(plan.pieces(max_bytes), paths, origins, known is None, advance, written)
     plan = with_identity(plan, known or _identity(plan.dense, digests))
     for piece, path in zip(plan.pieces(max_bytes), paths, strict=True):
         with path.open("r+b") as file:  # as long as before
@@ -88,25 +90,25 @@ def _fill(
     hashes: bool,
     advance: Advance,
     written: Written,
-) -> dict[str, bytes]:
+) -> dict[TensorInfo, bytes]:
     for piece, path in zip(made, paths, strict=True):
         with path.open("wb") as file:
             file.write(piece.header)
             file.truncate(piece.file_size)
-    copies = {copy.origin.name: copy for piece in made for copy in piece.tensors}
+    copies = {copy.origin: copy for piece in made for copy in piece.tensors}
     return transfer(origins, copies, read_model(paths[0]).tensors, hashes, advance, written)
 
 
 def transfer(
     origins: Iterable[TensorInfo],
-    copies: Mapping[str, Copy],
+    copies: Mapping[TensorInfo, Copy],
     targets: Mapping[str, TensorInfo],
     hashes: bool,
     advance: Advance = nothing,
     written: Written = lambda path: None,
-) -> dict[str, bytes]:
-    """Read tensors, on several threads: write those of `copies` (by name of their origin) to `targets` (by their own
-    name), and return the SHA-256 of each if it `hashes`."""
+) -> dict[TensorInfo, bytes]:
+    """Read tensors, on several threads: write those of `copies` (by origin) to `targets` (by their own name), and
+    return the SHA-256 of each if it `hashes`."""
     stop = Event()
 
     def watched(n_bytes: int) -> None:
@@ -114,13 +116,13 @@ def transfer(
             raise InterruptedError
         advance(n_bytes)
 
-    def one(info: TensorInfo) -> tuple[str, bytes]:
+    def one(info: TensorInfo) -> tuple[TensorInfo, bytes]:
         digest = hashlib.sha256() if hashes else None
-        copy = copies.get(info.name)
+        copy = copies.get(info)
         _one(info, copy, targets[copy.name] if copy else None, digest, watched)
         if copy:
             written(targets[copy.name].path)
-        return info.name, digest.digest() if digest else b""
+        return info, digest.digest() if digest else b""
 
     with ThreadPoolExecutor(N_THREADS) as pool:
         try:

@@ -144,7 +144,7 @@ def shapes(arch: str) -> dict[str, tuple[int, ...]]:
 
     def take(tensor: int, data: object) -> None:
         n_dims = base.ggml_n_dims(tensor)
-        found[base.ggml_get_name(tensor).decode()] = tuple(Tensor.from_address(tensor).ne[:n_dims])
+        found[Tensor.from_address(tensor).name.decode()] = tuple(Tensor.from_address(tensor).ne[:n_dims])
 
     callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(take)
     with tempfile.TemporaryDirectory() as work:
