@@ -21,7 +21,7 @@ from . import runtime
 from .errors import Unsupported
 from .facts import Facts, read_facts, require_exportable
 from .header import Header
-from .observer import Layer, Observer
+from .observer import Layer, Observer, brought
 from .progress import Step, silent
 from .shards import read_model
 from .texts import Text, windows
@@ -152,13 +152,13 @@ class _Sums:
 
     def _add_errors(self, layers: list[Layer], sources: list[int], follower: int) -> None:
         ours = layers[follower]
-        own = _attend(ours.weights, ours.values)
+        own = brought(ours.weights, ours.values)
         projection = self.output_weights(follower).T
         self.attention[follower] += np.sum(np.square(own @ projection), dtype=np.float64)
         if follower > 0:
             self.residual[follower] += np.sum(np.square(ours.input), dtype=np.float64)
         for source in sources:
-            difference = (_attend(layers[source].weights, ours.values) - own) @ projection
+            difference = (brought(layers[source].weights, ours.values) - own) @ projection
             self.error[source, follower] += float(np.sum(np.square(difference), dtype=np.float64))
 
     def analysis(self, request: Request, n_windows: int) -> Analysis:
@@ -176,12 +176,6 @@ class _Sums:
         ]
         first, tail, no_sinks = self.similarities / n_windows
         return Analysis(request, self.facts, n_windows, self.n_sinks / n_windows, first, tail, no_sinks, tuple(pairs))
-
-
-def _attend(weights: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """[n_head, n_tokens, n_tokens] x [n_head_kv, n_tokens, head_dim] -> [n_tokens, n_head * head_dim]"""
-    by_head = np.repeat(values, len(weights) // len(values), axis=0)
-    return np.ascontiguousarray((weights @ by_head).transpose(1, 0, 2)).reshape(weights.shape[1], -1)
 
 
 def _normalised(weights: npt.NDArray[np.float32], hidden: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:

@@ -28,6 +28,20 @@ llama_cpp_option = click.option(
 )
 
 
+def budget_options(command: Any) -> Any:
+    """Where a search ends."""
+    for option in (
+        click.option("--fast", is_flag=True, help="Do not measure maps on the way: add up the errors of pairs."),
+        click.option("--kv-bytes", type=click.IntRange(1), help="Search: as few followers as make a token of the KV "
+                     "cache (f16) take at most so many bytes."),
+        click.option("--max-kl", type=click.FloatRange(0, min_open=True),
+                     help="Search: as many followers as stay below this mean KL to MODEL, in nats per token."),
+        click.option("--followers", type=click.IntRange(1), help="Search: so many followers."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         click.echo(f"shareatt-export, version {__version__}")
@@ -56,7 +70,8 @@ def cli() -> None:
 
 @cli.command("export", short_help="Make an SA GGUF (the default command).")
 @click.argument("model")
-@click.option("--spans", required=True, help="A-B, S:F-G, S:F+G, a comma list of these, or every:K.")
+@click.option("--spans", required=True,
+              help="A-B, S:F-G, S:F+G, a comma list of these, every:K, or auto (a search, see below).")  # fmt: skip
 @click.option("-o", "--output", type=FILE, help="The GGUF file to write, or a folder for it.")
 @click.option(
     "--source",
@@ -72,7 +87,8 @@ def cli() -> None:
 @click.option("--align", is_flag=True, help="Put the heads of followers in the order that suits their source best.")
 @click.option("--refit", is_flag=True, help="Solve for followers' output projections anew, to come closest to MODEL.")
 @click.option("--text", type=FILE, metavar="FILE",
-              help="Text for --align and --refit.  [default: Python's documentation]")  # fmt: skip
+              help="Text for --align, --refit and --spans auto.  [default: Python's documentation]")  # fmt: skip
+@budget_options
 @click.option("--split-max-size", type=SplitSize(), help="Write shards of at most N megabytes (M) or gigabytes (G).")
 @click.option("--card/--no-card", default=None,
               help="Write README.md, a model card, beside the output.  [default: if -o is a folder]")  # fmt: skip
@@ -92,17 +108,24 @@ def export_command(
     quiet: bool,
     card: bool | None,
     report_file: Path | None,
+    followers: int | None,
+    max_kl: float | None,
+    kv_bytes: int | None,
     **options: Any,
 ) -> None:
     """Make an SA GGUF from MODEL: a Hugging Face folder, a GGUF file (of shards, the first) or a hub id, ORG/NAME.
 
-    A GGUF that shares attention already gets the spans beside its own.
+    A GGUF that shares attention already gets the spans beside its own. '--spans auto' searches for them, as the search
+    command does, until one of --followers, --max-kl and --kv-bytes is met.
     """
     if output is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--output' (or use --dry-run).")
     from .commands import run_export
     from .pipeline import Request
+    from .search import Budget
 
+    budget = Budget(followers, max_kl, kv_bytes)
+    options["budget"] = None if budget == Budget() else budget
     run_export(Request(out=None if dry_run else output, **options), card, report_file, as_json, quiet)
 
 
@@ -149,6 +172,37 @@ def analyze_command(**options: Any) -> None:
     from .commands import run_analyze
 
     run_analyze(**options)
+
+
+@cli.command("search", short_help="Find the spans that cost least.")
+@click.argument("model", type=FILE)
+@budget_options
+@click.option("--align/--no-align", default=True, show_default=True, help="With followers' heads in the best order.")
+@click.option(
+    "--refit/--no-refit", default=True, show_default=True, help="With followers' output projections refitted."
+)
+@click.option("--text", type=FILE, metavar="FILE", help="Text to measure with.  [default: Python's documentation]")
+@click.option("-o", "--output", type=FILE, metavar="DIR",
+              help="Write search.json and pareto.png there, and what it takes to go on if interrupted.")  # fmt: skip
+@click.option("--ctx", "n_ctx", type=click.IntRange(8), default=256, show_default=True, help="Tokens of a window.")
+@click.option("--windows", "n_windows", type=click.IntRange(2), default=16, show_default=True,
+              help="At most so many to measure a map.")  # fmt: skip
+@click.option("--reach", type=click.IntRange(1), default=8, show_default=True,
+              help="Layers from a source to its follower, at most.")  # fmt: skip
+@click.option("--beam", type=click.IntRange(1), default=3, show_default=True, help="Maps that are followed up.")
+@click.option("--threads", "n_threads", type=click.IntRange(1), default=os.cpu_count() or 2, show_default=True)
+@click.option("--force", is_flag=True, help="Overwrite the files in DIR.")
+@json_option
+@quiet_option
+def search_command(**options: Any) -> None:
+    """Find the spans of MODEL, a dense GGUF, that cost least: by KL to it, on text apart from what they are fitted to.
+
+    Ends at one of --followers, --max-kl and --kv-bytes. Shows the best map for each number of followers, beside the
+    late span of arXiv 2407.12866, blocks over the whole depth, a quantised K cache, and no attention in these layers.
+    """
+    from .commands import run_search
+
+    run_search(**options)
 
 
 @cli.command("eval", short_help="Measure what SA models lose in quality.")

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from . import (
     pipeline,
     report,
     runtime,
+    search,
     verify,
     wheel,
 )
@@ -89,13 +91,7 @@ def run_verify(file: Path, against: Path, as_json: bool, quiet: bool) -> None:
 def run_analyze(
     model: Path, text: Path | None, output: Path | None, force: bool, as_json: bool, quiet: bool, **options: Any
 ) -> None:
-    files = [output / name for name in analysis_report.FILES] if output else []
-    if output:
-        bench_plot.require_matplotlib("-o")
-        if not output.is_dir():
-            raise OutputRefused(f"{output}: no such folder")
-    for path in files:
-        check_output(path, [], force)
+    files = _files_in(output, analysis_report.FILES, force)
     with steps(err, quiet) as step:
         analysis = analyze.analyze(analyze.Request(model, read_text(text), **options), step)
     data = analysis_report.as_dict(analysis)
@@ -106,6 +102,55 @@ def run_analyze(
     else:
         analysis_report.show(analysis, out)
         click.echo("".join(f"{path}\n" for path in files), nl=False)
+
+
+def run_search(
+    model: Path,
+    text: Path | None,
+    output: Path | None,
+    followers: int | None,
+    max_kl: float | None,
+    kv_bytes: int | None,
+    beam: int,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    from . import finder, search_report  # they take a while to import
+
+    files = _files_in(output, search_report.FILES, force)
+    request = finder.Request(
+        model,
+        read_text(text),
+        search.Budget(followers, max_kl, kv_bytes),
+        settings=search.Settings(beam=beam),
+        state=output / search_report.STATE if output else None,
+        **options,
+    )
+    with steps(err, quiet) as step:
+        found = finder.find(request, step)
+    data = search_report.as_dict(found)
+    if output:
+        search_report.write(found, data, output, force)
+    if as_json:
+        _print_json(data)
+    else:
+        search_report.show(found, out)
+        click.echo("".join(f"{path}\n" for path in files), nl=False)
+
+
+def _files_in(folder: Path | None, names: Sequence[str], force: bool) -> list[Path]:
+    """Files that will be written to a folder, pictures among them; looked at before anything that takes long."""
+    if folder is None:
+        return []
+    bench_plot.require_matplotlib("-o")
+    if not folder.is_dir():
+        raise OutputRefused(f"{folder}: no such folder")
+    files = [folder / name for name in names]
+    for path in files:
+        check_output(path, [], force)
+    return files
 
 
 def run_eval(text: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:

@@ -70,3 +70,14 @@ class Observer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stack.__exit__(kind, error, at)
+
+
+def brought(
+    weights: npt.NDArray[np.float32], values: npt.NDArray[np.float32], positions: npt.NDArray[np.intp] | None = None
+) -> npt.NDArray[np.float32]:
+    """What the heads bring to W_O: [n_head, n_tokens, n_tokens] x [n_head_kv, n_tokens, head_dim]
+    -> [n_tokens, n_head * head_dim]. `positions`: where heads were moved, the head of V for each of the weights."""
+    by_head = np.repeat(values, len(weights) // len(values), axis=0)
+    if positions is not None:
+        by_head = by_head[positions]
+    return np.ascontiguousarray((weights @ by_head).transpose(1, 0, 2)).reshape(weights.shape[1], -1)

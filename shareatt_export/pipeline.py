@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from . import hub, quantize, runtime
 from .convert import OUTTYPES, check_checkpoint, checkpoint_files, converted
-from .errors import BadInput, ShareattError, VerifyFailed
+from .errors import BadInput, BadSpans, ShareattError, VerifyFailed
 from .facts import read_facts
 from .files import Writeback, check_output, publish, staged
 from .header import Header, read_header
@@ -22,8 +22,9 @@ from .names import destination
 from .plan import Fitting, Plan, copies, make_plan
 from .progress import Stages, Step, counted, silent
 from .quantize import Prediction, Quantisation
+from .search import Budget
 from .shards import piece_names, pieces, read_model
-from .spans import SourceMode, parse_spans
+from .spans import AUTO, SourceMode, parse_spans
 from .texts import Text, read_text
 from .verify import Verified, hold_against, same_inventory
 from .write import Written, unchanged, write_pieces, write_plan
@@ -46,7 +47,9 @@ class Request:
     split_max_size: int | None = None  # bytes of tensors in one file
     align: bool = False
     refit: bool = False
-    text: Path | None = None  # to align and refit with
+    text: Path | None = None  # to align, refit and search with
+    budget: Budget | None = None  # for spans "auto"
+    fast: bool = False
     force: bool = False
     llama_cpp: Path | None = None
     trust_remote_code: bool = False
@@ -103,7 +106,9 @@ def opened(request: Request, step: Step = silent) -> Iterator[Job]:
     for path in filter(None, (request.imatrix, request.text)):
         if not path.is_file():
             raise BadInput(f"{path}: no such file")
-    if request.align or request.refit:
+    if (request.spans == AUTO) != (request.budget is not None):
+        raise BadSpans("--spans auto and one of --followers, --max-kl, --kv-bytes belong together")
+    if request.align or request.refit or request.spans == AUTO:
         runtime.require()  # before anything that takes long
     if model.is_dir():
         yield from _of_checkpoint(model, repo, request, step)
@@ -119,7 +124,9 @@ def _of_checkpoint(model: Path, repo: str | None, request: Request, step: Step) 
     inputs = checkpoint_files(model)
     _check_out(request, inputs)
     n_layer = check_checkpoint(model, request.trust_remote_code)
-    if n_layer is not None:
+    if request.spans == AUTO and request.out is None:
+        raise BadInput(f"{model}: --spans auto: a dry run of a checkpoint reads no weights; convert it to GGUF first")
+    if n_layer is not None and request.spans != AUTO:
         parse_spans(request.spans, n_layer, request.source)  # before minutes of conversion
     how = _quantisation(request) if request.outtype != request.converts_to else None
     stages = _stages(step, request, converts=True, quantises=how is not None)
@@ -146,8 +153,15 @@ def _quantisation(request: Request) -> Quantisation:
 def _stages(step: Step, request: Request, converts: bool, quantises: bool) -> Stages:
     """Shares are times beside that of writing, roughly."""
     fits, splits = request.align or request.refit, request.split_max_size is not None
-    shares = {"converting": 6.0 * converts, "fitting": 100 * fits, "writing": 1, "quantising": 20 * quantises}
-    return Stages(step, shares | {"splitting": 1.5 * (splits and quantises)})
+    shares = {
+        "converting": 6.0 * converts,
+        "searching": 400 * (request.spans == AUTO),
+        "fitting": 100 * fits,
+        "writing": 1,
+        "quantising": 20 * quantises,
+        "splitting": 1.5 * (splits and quantises),
+    }
+    return Stages(step, shares)
 
 
 def _job(
@@ -159,9 +173,10 @@ def _job(
     stages: Stages,
 ) -> Job:
     facts = read_facts(header)
-    text = read_text(request.text) if request.align or request.refit else None
-    fitting = Fitting(request.align, request.refit, text.sha256) if text else None
-    plan = make_plan(header, facts, parse_spans(request.spans, facts.n_layer, request.source, facts.is_swa), fitting)
+    text = read_text(request.text) if request.align or request.refit or request.spans == AUTO else None
+    fitting = Fitting(request.align, request.refit, text.sha256) if text and (request.align or request.refit) else None
+    spans = _search(header, request, text, stages) if text and request.spans == AUTO else request.spans
+    plan = make_plan(header, facts, parse_spans(spans, facts.n_layer, request.source, facts.is_swa), fitting)
     prediction = None
     if how is not None:
         quantize.check_input(header)
@@ -172,6 +187,23 @@ def _job(
         for path in job.outputs:
             check_output(path, inputs, request.force)
     return job
+
+
+def _search(header: Header, request: Request, text: Text, stages: Stages) -> str:
+    from . import finder  # it takes a while to import
+
+    assert request.budget is not None  # noqa: S101  (opened() has looked)
+    watch = stages("searching")
+    ask = finder.Request(
+        header.path,
+        text,
+        request.budget,
+        request.align,
+        request.refit,
+        fast=request.fast,
+        n_threads=request.threads or os.cpu_count() or 2,
+    )
+    return finder.find(ask, lambda what, fraction: watch(fraction or 0.0)).spans_text
 
 
 def export(job: Job) -> Exported:

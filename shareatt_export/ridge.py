@@ -4,6 +4,7 @@ The solution stays near the weights that are there: it minimises |F W' - Y|^2 + 
 pieces that took no part in it.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,19 @@ class Normal:
         error = np.sum(weights @ self.gram * weights) - 2 * np.sum(weights.T * self.cross) + self.target
         return max(0.0, float(error)) / self.target if self.target else 0.0
 
+    def path(self, before: Matrix, ridges: Sequence[float]) -> Iterator[tuple[float, Matrix]]:
+        """The weights [m, k] for each ridge, from one decomposition."""
+        values, vectors = np.linalg.eigh(self.gram)
+        values = np.maximum(values, 0)
+        missing = vectors.T @ (self.cross - self.gram @ before.T)
+        scale = values.mean() or 1.0
+        for ridge in ridges:
+            yield ridge, before + (vectors @ (missing / (values + ridge * scale)[:, None])).T
+
+    def solved(self, before: Matrix, ridge: float) -> Matrix:
+        ((_, weights),) = self.path(before, [ridge])
+        return weights
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -52,19 +66,7 @@ class Solution:
 def solve(fit: Normal, heldout: Normal, before: Matrix) -> Solution:
     """The ridge that serves the held-out pieces best, and with it the weights [m, k] from all pieces."""
     error_before = heldout.error(before)
-    tried = [(heldout.error(weights), ridge) for ridge, weights in _path(fit, before)]
-    error, ridge = min(tried)
+    error, ridge = min((heldout.error(weights), ridge) for ridge, weights in fit.path(before, RIDGES))
     if error >= error_before:
         return Solution(before, None, error_before, error_before)
-    ((_, weights),) = _path(fit + heldout, before, (ridge,))
-    return Solution(weights, ridge, error_before, error)
-
-
-def _path(normal: Normal, before: Matrix, ridges: tuple[float, ...] = RIDGES):  # type: ignore[no-untyped-def]
-    """The weights for each ridge, from one decomposition."""
-    values, vectors = np.linalg.eigh(normal.gram)
-    values = np.maximum(values, 0)
-    missing = vectors.T @ (normal.cross - normal.gram @ before.T)
-    scale = values.mean() or 1.0
-    for ridge in ridges:
-        yield ridge, before + (vectors @ (missing / (values + ridge * scale)[:, None])).T
+    return Solution((fit + heldout).solved(before, ridge), ridge, error_before, error)

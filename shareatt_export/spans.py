@@ -24,6 +24,7 @@ from .errors import BadSpans
 SourceMode = Literal["first", "previous"]
 SourceMap = tuple[int, ...]
 
+AUTO = "auto"  # spans that a search finds
 SYNTAX = "use A-B, S:F-G, S:F+G or every:K, separated by commas"
 _NUMBER = r"[0-9]{1,6}"
 _RANGE = re.compile(rf"({_NUMBER})(?:-({_NUMBER}))?")
