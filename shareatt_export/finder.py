@@ -117,7 +117,7 @@ def _check_budget(request: Request, facts: Facts, pairs: Sequence[Pair]) -> None
         raise BadInput(f"{request.model}: --followers {budget.followers}: at most {most} layers could follow")
     least = facts.kv_bytes_per_token((0,) * facts.n_layer)
     if budget.kv_bytes is not None and budget.kv_bytes < least:
-        raise BadInput(f"{request.model}: --kv-bytes {budget.kv_bytes}: V alone takes {least} per token")
+        raise BadInput(f"{request.model}: --kv-bytes {budget.kv_bytes}: a token takes {least} at least")
 
 
 def _split(trial: Trial, request: Request) -> tuple[list[list[int]], ...]:
