@@ -114,7 +114,7 @@ def analyze(request: Request, step: Step = silent) -> Analysis:
         parts = windows(model, request.text, n, request.n_windows)
         for i, tokens in enumerate(parts):
             step("analysing", i / len(parts))
-            lib.llama_memory_clear(context.memory, True)
+            context.clear()
             context.decode([Token(token, position) for position, token in enumerate(tokens)], last_only=True)
             if not hasattr(layers[1], "input"):
                 raise RuntimeProblem(f"{request.model}: '{facts.arch}' does not name the output of its layers")
