@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .evaluate import Answers, Evaluation, Score
-from .intervals import sign_test, wilson
+from .intervals import Mean, sign_test, wilson
 from .positions import At, Bucket
 from .report import plain, table
 
@@ -34,6 +34,10 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
     return data
 
 
+def _mean_dict(mean: Mean) -> dict[str, float | None]:
+    return {"mean": mean.value, "half_ci95": None if math.isnan(mean.half) else mean.half}
+
+
 def _score_dict(score: Score) -> dict[str, Any]:
     return {
         "name": score.subject.name,
@@ -41,10 +45,10 @@ def _score_dict(score: Score) -> dict[str, Any]:
         "type_k": score.subject.type_k.name.lower(),
         "file_bytes": score.file_bytes,
         "kv_bytes_per_token": score.subject.kv_bytes_per_token,
-        "nll": {"mean": score.nll.value, "half_ci95": score.nll.half},
+        "nll": _mean_dict(score.nll),
         "perplexity": score.perplexity,
         "bits_per_byte": score.bits_per_byte,
-        "kl": {"mean": score.kl.value, "half_ci95": score.kl.half, "p99": score.kl_p99, "max": score.kl_max},
+        "kl": _mean_dict(score.kl) | {"p99": score.kl_p99, "max": score.kl_max},
         "same_top": score.same_top,
     }
 
@@ -53,9 +57,9 @@ def _bucket_dict(bucket: Bucket, names: list[str]) -> dict[str, Any]:
     def model(name: str, at: At) -> dict[str, Any]:
         return {
             "name": name,
-            "nll": {"mean": at.nll.value, "half_ci95": at.nll.half},
-            "kl": {"mean": at.kl.value, "half_ci95": at.kl.half},
-            "log_perplexity_ratio": {"mean": at.log_ratio.value, "half_ci95": at.log_ratio.half},
+            "nll": _mean_dict(at.nll),
+            "kl": _mean_dict(at.kl),
+            "log_perplexity_ratio": _mean_dict(at.log_ratio),
         }
 
     models = [model(name, at) for name, at in zip(names, bucket.models, strict=True)]

@@ -209,6 +209,12 @@ def test_the_command(run, demo_dense, shared, tmp_path):
     assert any(row.startswith(f"128-159 {math.exp(at['nll']['mean']):.2f} {ratio:.3f} ± ") for row in rows)
 
 
+def test_one_window_has_no_interval_and_is_json_all_the_same(run, demo_dense, shared):
+    done = run("eval", demo_dense, shared, "--ctx", 16, "--windows", 1, "--no-baselines", "--json")
+    data = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert all(score["kl"]["half_ci95"] is None and score["kl"]["mean"] is not None for score in data["scores"])
+
+
 def test_matplotlib_is_asked_for_before_anything_is_measured(run, demo_dense, shared, tmp_path, monkeypatch):
     monkeypatch.setattr(bench_plot, "find_spec", lambda name: None)
     done = run("eval", demo_dense, shared, "--plot", tmp_path / "out.png")
