@@ -15,6 +15,7 @@ from gguf import GGUFValueType
 import shareatt_export
 from shareatt_export import runtime
 from shareatt_export.answers import answer, context_params, encode, generate, log_likelihoods
+from shareatt_export.convert import converted
 from shareatt_export.engine import Context, Model, Token, log_softmax
 from shareatt_export.errors import BadInput
 from shareatt_export.header import RawValue
@@ -177,6 +178,18 @@ def test_log_likelihoods_are_those_of_whole_texts(model):
             found = log_likelihoods(context, item.prompt, item.choices)
             expected = [of_whole_text(model, item.prompt + choice, len(item.prompt)) for choice in item.choices]
             assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_log_likelihoods_where_attention_slides(built, tmp_path):
+    """A prompt longer than the window, and choices beside one another in one cache."""
+    with converted(tiny.save(tiny.build_sliding("gemma2"), tmp_path / "hf"), tmp_path, "auto", None) as dense:
+        (file,) = shareatt_export.export(dense, "2-7", tmp_path / "sa.gguf").files
+    rng = np.random.default_rng(0)
+    prompt, *choices = (rng.integers(3, 2048, n).tolist() for n in (3 * tiny.N_SWA, 5, 40, 1))
+    with Model(parity.lib(), file) as model:
+        with Context(model, True, n_ctx=256, n_seq_max=3, kv_unified=True, **EXACT) as context:
+            found = log_likelihoods(context, prompt, choices)
+        assert found == pytest.approx([of_whole_text(model, prompt + c, len(prompt)) for c in choices], abs=0.02)
 
 
 def right(model, *items):
