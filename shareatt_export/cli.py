@@ -211,13 +211,18 @@ def search_command(**options: Any) -> None:
 @click.option("--text", type=FILE, metavar="FILE", help="Text to measure with.  [default: Python's documentation]")
 @click.option("--ctx", "n_ctx", type=click.IntRange(8), default=512, show_default=True, help="Tokens of a window.")
 @click.option("--windows", "n_windows", type=click.IntRange(1), default=16, show_default=True, help="At most so many.")
+@click.option("--tasks", type=FILE, multiple=True, metavar="FILE",
+              help="JSON lines of multiple choice or exact match to score as well; repeatable.")  # fmt: skip
+@click.option("--positions", is_flag=True, help="Also by position in the window: does the loss grow with depth?")
+@click.option("--plot", type=FILE, metavar="PNG", help="Draw the perplexity, relative to DENSE, over position.")
 @click.option("--baselines/--no-baselines", default=True, show_default=True,
-              help="Also the dense model with its K cache as q8_0 and q4_0.")  # fmt: skip
+              help="Also DENSE with the best quantised K cache that takes no more bytes, for each SA.")  # fmt: skip
+@click.option("--combined", is_flag=True, help="Also each SA with its own K cache as q8_0.")
 @click.option("--threads", "n_threads", type=click.IntRange(1), default=os.cpu_count() or 2, show_default=True)
 @json_option
 @quiet_option
 def eval_command(**options: Any) -> None:
-    """Measure what SA models lose against DENSE, the GGUF they were made from: perplexity, KL, agreement.
+    """Measure what SA models lose against DENSE, the GGUF they were made from: perplexity, KL, agreement, tasks.
 
     Also what the dense model loses with a quantised K cache, which saves memory too.
     """

@@ -18,6 +18,7 @@ from . import (
     bench_plot,
     bench_rows,
     evaluate,
+    evaluate_plot,
     evaluate_report,
     pipeline,
     report,
@@ -32,6 +33,7 @@ from .facts import read_facts
 from .files import check_output, write_text
 from .progress import counted, steps
 from .shards import read_model
+from .tasks import read_tasks
 from .texts import read_text
 
 out = Console(width=None if sys.stdout.isatty() else 120)
@@ -153,13 +155,26 @@ def _files_in(folder: Path | None, names: Sequence[str], force: bool) -> list[Pa
     return files
 
 
-def run_eval(text: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:
+def run_eval(
+    text: Path | None,
+    tasks: tuple[Path, ...],
+    positions: bool,
+    plot: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    if plot is not None:
+        bench_plot.require_matplotlib("--plot")
+    request = evaluate.Request(text=read_text(text), tasks=tuple(map(read_tasks, tasks)), **options)
     with steps(err, quiet) as step:
-        done = evaluate.evaluate(evaluate.Request(text=read_text(text), **options), step)
+        done = evaluate.evaluate(request, step)
+    if plot is not None:
+        evaluate_plot.plot(done, plot)
     if as_json:
         _print_json(evaluate_report.as_dict(done))
     else:
-        evaluate_report.show(done, out)
+        evaluate_report.show(done, positions, out)
 
 
 def run_bench(plot: Path | None, as_json: bool, quiet: bool, type_k: str, type_v: str, **options: Any) -> None:

@@ -1,23 +1,14 @@
 """How far the next-token distributions of a model are from those of the dense one, and how well it predicts a text."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from .engine import Logits
+from .engine import Logits, log_softmax
+from .intervals import Mean, mean
 
-Z95 = 1.96  # standard errors in half of a 95 % confidence interval
 ROWS = 32  # tokens whose distributions are in memory in double precision
-
-
-@dataclass(frozen=True)
-class Mean:
-    """Over windows; `half` is half of the 95 % confidence interval, nan for a single window."""
-
-    value: float
-    half: float
 
 
 @dataclass(frozen=True)
@@ -40,41 +31,25 @@ class Quality:
         return self.perplexity * float(np.expm1(self.nll.half))
 
 
-@dataclass
 class Divergence:
-    """Sums over windows."""
+    """Of one model, [n_windows, n_tokens]: each token that was predicted."""
 
-    nll: list[npt.NDArray[np.float64]] = field(default_factory=list)  # a window each
-    kl: list[npt.NDArray[np.float64]] = field(default_factory=list)
-    same: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+    def __init__(self, n_windows: int, n_tokens: int) -> None:
+        self.nll, self.kl = np.empty((n_windows, n_tokens)), np.empty((n_windows, n_tokens))
+        self.same = np.empty((n_windows, n_tokens), np.bool_)
 
-    def add(self, logits: Logits, expected: Logits, targets: Sequence[int]) -> None:
-        """One window: [n_tokens, n_vocab] of a model and of the dense one, and the tokens that came."""
-        nll, kl = np.empty(len(targets)), np.empty(len(targets))
-        came = np.asarray(targets)
-        for start in range(0, len(targets), ROWS):
-            rows = slice(start, start + ROWS)
-            ours, theirs = _log_softmax(logits[rows]), _log_softmax(expected[rows])
-            nll[rows] = -ours[np.arange(len(ours)), came[rows]]
-            kl[rows] = (np.exp(theirs) * (theirs - ours)).sum(-1)
-        self.nll.append(nll)
-        self.kl.append(kl)
-        self.same.append(logits.argmax(-1) == expected.argmax(-1))
+    def add(self, window: int, start: int, logits: Logits, expected: Logits, targets: npt.NDArray[np.int64]) -> None:
+        """[n_tokens, n_vocab] of the model and of the dense one, and the tokens that came."""
+        for first in range(0, len(targets), ROWS):
+            rows = slice(first, min(first + ROWS, len(targets)))
+            at = (window, slice(start + rows.start, start + rows.stop))
+            ours, theirs = log_softmax(logits[rows]), log_softmax(expected[rows])
+            self.nll[at] = -ours[np.arange(len(ours)), targets[rows]]
+            self.kl[at] = (np.exp(theirs) * (theirs - ours)).sum(-1)
+            self.same[at] = logits[rows].argmax(-1) == expected[rows].argmax(-1)
 
-    def quality(self) -> Quality:
-        kl = np.concatenate(self.kl)
-        same = float(np.concatenate(self.same).mean())
-        return Quality(mean(self.nll), mean(self.kl), float(np.quantile(kl, 0.99)), float(kl.max()), same)
-
-
-def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
-    shifted: npt.NDArray[np.float64] = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return shifted
-
-
-def mean(per_window: Sequence[npt.NDArray[np.float64]]) -> Mean:
-    """Windows are the sample: tokens of one window hang together."""
-    means = np.array([window.mean() for window in per_window])
-    half = Z95 * float(means.std(ddof=1)) / len(means) ** 0.5 if len(means) > 1 else float("nan")
-    return Mean(float(means.mean()), half)
+    def quality(self, first: int = 0) -> Quality:
+        """Of the columns from `first` on."""
+        nll, kl = self.nll[:, first:], self.kl[:, first:]
+        same = float(self.same[:, first:].mean())
+        return Quality(mean(nll), mean(kl), float(np.quantile(kl, 0.99)), float(kl.max()), same)

@@ -5,7 +5,7 @@ with Model(lib, path) as model, Context(model, n_ctx=256) as context:
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -18,6 +18,13 @@ from .bindings import SharedAttention
 from .errors import BadInput, RuntimeProblem
 
 Logits = npt.NDArray[np.float32]
+
+
+def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
+    """Of each row, in double precision."""
+    shifted: npt.NDArray[np.float64] = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return shifted
 
 
 @dataclass(frozen=True)
@@ -101,20 +108,25 @@ class Model:
         """The token that a text begins with, if the model wants one."""
         return int(self.lib.llama_vocab_bos(self._vocab)) if self.lib.llama_vocab_get_add_bos(self._vocab) else None
 
-    def tokenize(self, text: str) -> list[int]:
-        """Without BOS. Raises BadInput if the model has no tokenizer."""
+    def tokenize(self, text: str, special: bool = False) -> list[int]:
+        """Without BOS; with `special`, names of control tokens stand for those. Raises BadInput without a tokenizer."""
         if not self.lib.llama_vocab_type(self._vocab):
             raise BadInput(f"{self.path}: tokenizer.ggml.model: has no tokenizer to read a text with")
         data = text.encode()
         tokens = (ctypes.c_int32 * (len(data) + 8))()
-        n = self.lib.llama_tokenize(self._vocab, data, len(data), tokens, len(tokens), False, False)
+        n = self.lib.llama_tokenize(self._vocab, data, len(data), tokens, len(tokens), False, special)
         return list(tokens[:n])
 
-    def n_bytes(self, tokens: Sequence[int]) -> int:
-        """Of the text that the tokens stand for."""
+    def text(self, tokens: Iterable[int]) -> bytes:
+        """What the tokens stand for; control tokens for nothing."""
         buffer = ctypes.create_string_buffer(4096)
         piece = self.lib.llama_token_to_piece
-        return sum(max(0, int(piece(self._vocab, token, buffer, len(buffer), 0, False))) for token in tokens)
+        sizes = (piece(self._vocab, token, buffer, len(buffer), 0, False) for token in tokens)
+        return b"".join(buffer.raw[: max(0, size)] for size in sizes)
+
+    def ends(self, token: int) -> bool:
+        """Whether generation ends with this token."""
+        return bool(self.lib.llama_vocab_is_eog(self._vocab, token))
 
     def source_layers(self) -> tuple[int, ...]:
         shared = SharedAttention.of(self.lib)
@@ -182,6 +194,13 @@ class Context:
     @property
     def memory(self) -> Any:
         return self.lib.llama_get_memory(self.handle)
+
+    def copy_sequence(self, source: int, target: int) -> None:
+        """Let `target` have all that `source` has; a unified cache keeps it once."""
+        self.lib.llama_memory_seq_cp(self.memory, source, target, -1, -1)
+
+    def clear(self) -> None:
+        self.lib.llama_memory_clear(self.memory, True)
 
     def sequence_state(self, sequence: int = 0) -> bytes:
         buffer = (ctypes.c_uint8 * self.lib.llama_state_seq_get_size(self.handle, sequence))()

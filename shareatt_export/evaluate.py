@@ -1,30 +1,37 @@
-"""How well SA models predict a text, beside the dense model they were made from and that with a quantised K cache.
+"""How well SA models predict a text and answer tasks, beside the dense model and that with a quantised K cache.
 
 Each model reads the same windows. As in llama-perplexity the second half of a window is scored, so that every token has
-at least half of it before it. KL is that of the next-token distributions, from the dense model's to the other's.
+at least half of it before it; by position all of it is. KL is that of the next-token distributions, from the dense
+model's to the other's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from . import runtime
+from .answers import Encoded, answer, context_params, encode
 from .bindings import load
+from .divergence import Divergence, Quality
 from .engine import Context, Model, Token
 from .errors import BadInput
-from .facts import F16, read_facts
+from .facts import F16, Facts, read_facts
+from .header import Header
+from .positions import Bucket, buckets
 from .progress import Step, silent
 from .shards import read_model
+from .tasks import Tasks
 from .texts import Text, windows
 
-Q8_0, Q4_0 = GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0
-Z95 = 1.96  # standard errors in half of a 95 % confidence interval
-ROWS = 32  # tokens whose distributions are in memory in double precision
+Q8_0 = GGMLQuantizationType.Q8_0
+# K caches that flash attention reads, from the largest to the smallest; q4_0 takes as much as iq4_nl and loses more
+K_TYPES = (F16, Q8_0, *(GGMLQuantizationType[name] for name in ("Q5_1", "Q5_0", "Q4_1", "IQ4_NL")))
+BATCH = 512  # tokens whose logits are in memory
 
 
 @dataclass(frozen=True)
@@ -35,44 +42,41 @@ class Request:
     n_ctx: int = 512
     n_windows: int = 16
     n_threads: int = 2
-    baselines: bool = True  # the dense model with its K cache quantised
+    baselines: bool = True  # for each other, the dense model with a K cache so quantised that it takes no more bytes
+    combined: bool = False  # the others with K cache q8_0
+    tasks: tuple[Tasks, ...] = ()
 
 
 @dataclass(frozen=True)
 class Subject:
     name: str
     model: Path
+    facts: Facts
     type_k: GGMLQuantizationType = F16
 
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return self.facts.kv_bytes_per_token(self.facts.source_layers, self.type_k)
+
+    def with_k(self, type_k: GGMLQuantizationType) -> "Subject":
+        return Subject(f"{self.name}, K cache {type_k.name.lower()}", self.model, self.facts, type_k)
+
 
 @dataclass(frozen=True)
-class Mean:
-    """Over windows; `half` is half of the 95 % confidence interval, nan for a single window."""
-
-    value: float
-    half: float
-
-
-@dataclass(frozen=True)
-class Score:
+class Score(Quality):
     subject: Subject
     file_bytes: int
-    kv_bytes_per_token: int
-    nll: Mean  # nats per token
     bits_per_byte: float
-    kl: Mean
-    kl_p99: float
-    kl_max: float
-    same_top: float  # share of tokens for which both would choose the same next one
 
-    @property
-    def perplexity(self) -> float:
-        return float(np.exp(self.nll.value))
 
-    @property
-    def perplexity_half(self) -> float:
-        """Half of its confidence interval, which is symmetric for the logarithm only."""
-        return self.perplexity * float(np.expm1(self.nll.half))
+@dataclass(frozen=True)
+class Answers:
+    """To the items of one kind in one file."""
+
+    tasks: Tasks
+    metric: str
+    lines: tuple[int, ...]
+    right: tuple[npt.NDArray[np.bool_], ...]  # of each subject
 
 
 @dataclass(frozen=True)
@@ -81,105 +85,114 @@ class Evaluation:
     n_windows: int
     n_tokens: int  # scored
     scores: tuple[Score, ...]  # the dense model's first
+    others: tuple[Subject, ...]
+    baselines: tuple[Subject | None, ...]  # of the others, if asked for
+    positions: tuple[Bucket, ...]
+    answers: tuple[Answers, ...]
 
 
-@dataclass
-class _Sums:
-    nll: list[npt.NDArray[np.float64]] = field(default_factory=list)  # a window each
-    kl: list[npt.NDArray[np.float64]] = field(default_factory=list)
-    same: list[npt.NDArray[np.bool_]] = field(default_factory=list)
-
-
-def subjects(request: Request) -> Iterator[Subject]:
-    yield Subject("dense", request.dense)
-    for model in request.others:
-        yield Subject(model.name, model)
-    if request.baselines:
-        yield Subject("dense, K cache q8_0", request.dense, Q8_0)
-        yield Subject("dense, K cache q4_0", request.dense, Q4_0)
+def baseline(dense: Subject, kv_bytes_per_token: int) -> Subject | None:
+    """The dense model with the best K cache that takes no more bytes; None where even the smallest takes more."""
+    for type_k in K_TYPES:
+        fits = dense.facts.head_dim_k % GGML_QUANT_SIZES[type_k][0] == 0
+        subject = dense if type_k == F16 else dense.with_k(type_k)
+        if fits and subject.kv_bytes_per_token <= kv_bytes_per_token:
+            return subject
+    return None
 
 
 def evaluate(request: Request, step: Step = silent) -> Evaluation:
-    """Raises BadInput if the models do not have the same vocabulary, or the text is too short."""
+    """Raises BadInput if the models do not have the same vocabulary, the text is too short, or a task too long."""
     built = runtime.require()
     lib = load(built.python, built.bin)
     step("reading the models", None)
-    everyone = list(subjects(request))
-    sums = [_Sums() for _ in everyone]
-    n = request.n_ctx
-    threads = {"n_threads": request.n_threads, "n_threads_batch": request.n_threads}
+    half = request.n_ctx // 2
+    headers = {path: read_model(path) for path in (request.dense, *request.others)}
+    dense, *others = _subjects(request, headers)
+    found = [baseline(dense, other.kv_bytes_per_token) for other in others] if request.baselines else []
+    combined = [other.with_k(Q8_0) for other in others] if request.combined else []
+    everyone = list(dict.fromkeys([dense, *others, *combined, *filter(None, found)]))
     with ExitStack() as stack:
-        models = {path: stack.enter_context(Model(lib, path)) for path in dict.fromkeys(s.model for s in everyone)}
-        dense = models[request.dense]
+        models = {path: stack.enter_context(Model(lib, path)) for path in headers}
+        base = models[request.dense]
         for path, model in models.items():
-            if model.n_vocab != dense.n_vocab:
-                raise BadInput(f"{path}: has {model.n_vocab} tokens, {request.dense} has {dense.n_vocab}")
-        contexts = [
-            stack.enter_context(
-                Context(models[s.model], True, n_ctx=n, n_batch=n, n_ubatch=min(n, 512), type_k=s.type_k, **threads)
-            )
-            for s in everyone
-        ]
-        parts = windows(dense, request.text, n, request.n_windows)
-        n_bytes = 0
-        for i, tokens in enumerate(parts):
-            step("evaluating", i / len(parts))
-            batch = [Token(token, position) for position, token in enumerate(tokens)]
-            targets = np.array(tokens[n // 2 + 1 :])
-            n_bytes += dense.n_bytes(targets.tolist())
-            expected = None
-            for context, total in zip(contexts, sums, strict=True):
-                lib.llama_memory_clear(context.memory, True)
-                logits = context.decode(batch)[n // 2 : -1]
-                expected = logits if expected is None else expected
-                _add(total, logits, expected, targets)
-    step("evaluating", 1.0)
-    n_tokens = sum(len(window) for window in sums[0].nll)
-    scores = tuple(_score(s, total, n_tokens, n_bytes) for s, total in zip(everyone, sums, strict=True))
-    return Evaluation(request, len(parts), n_tokens, scores)
-
-
-def _add(
-    sums: _Sums, logits: npt.NDArray[np.float32], expected: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]
-) -> None:
-    """One window: [n_tokens, n_vocab] of a model and of the dense one, and the tokens that came."""
-    nll, kl = np.empty(len(targets)), np.empty(len(targets))
-    for start in range(0, len(targets), ROWS):
-        rows = slice(start, start + ROWS)
-        ours, theirs = _log_softmax(logits[rows]), _log_softmax(expected[rows])
-        nll[rows] = -ours[np.arange(len(ours)), targets[rows]]
-        kl[rows] = (np.exp(theirs) * (theirs - ours)).sum(-1)
-    sums.nll.append(nll)
-    sums.kl.append(kl)
-    sums.same.append(logits.argmax(-1) == expected.argmax(-1))
-
-
-def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    shifted: npt.NDArray[np.float64] = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return shifted
-
-
-def mean(per_window: Sequence[npt.NDArray[np.float64]]) -> Mean:
-    """Windows are the sample: tokens of one window hang together."""
-    means = np.array([window.mean() for window in per_window])
-    half = Z95 * float(means.std(ddof=1)) / len(means) ** 0.5 if len(means) > 1 else float("nan")
-    return Mean(float(means.mean()), half)
-
-
-def _score(subject: Subject, sums: _Sums, n_tokens: int, n_bytes: int) -> Score:
-    header = read_model(subject.model)
-    facts = read_facts(header)
-    kl = np.concatenate(sums.kl)
-    nll = mean(sums.nll)
-    return Score(
-        subject,
-        header.file_size,
-        facts.kv_bytes_per_token(facts.source_layers, subject.type_k),
-        nll,
-        nll.value * n_tokens / n_bytes / float(np.log(2)),
-        mean(sums.kl),
-        float(np.quantile(kl, 0.99)),
-        float(kl.max()),
-        float(np.concatenate(sums.same).mean()),
+            if model.n_vocab != base.n_vocab:
+                raise BadInput(f"{path}: has {model.n_vocab} tokens, {request.dense} has {base.n_vocab}")
+        sheets = [encode(base, tasks, dense.facts.n_ctx_train) for tasks in request.tasks]
+        parts = windows(base, request.text, request.n_ctx, request.n_windows)
+        loaded = [(models[s.model], s.type_k) for s in everyone]
+        sums = _predict(request, loaded, parts, step)
+        n_bytes = len(base.text(token for part in parts for token in part[half + 1 :]))
+        answers = list(_answer(request, loaded, sheets, step))
+    scores = [
+        _score(s, headers[s.model].file_size, total, half, n_bytes) for s, total in zip(everyone, sums, strict=True)
+    ]
+    positions = buckets([total.nll for total in sums], [total.kl for total in sums])
+    n_tokens = len(parts) * (request.n_ctx - 1 - half)
+    return Evaluation(
+        request, len(parts), n_tokens, tuple(scores), tuple(others), tuple(found), positions, tuple(answers)
     )
+
+
+def _subjects(request: Request, headers: Mapping[Path, Header]) -> Iterator[Subject]:
+    yield Subject("dense", request.dense, read_facts(headers[request.dense]))
+    names = [path.name for path in request.others]
+    for path in request.others:
+        yield Subject(path.name if names.count(path.name) == 1 else str(path), path, read_facts(headers[path]))
+
+
+Loaded = tuple[Model, GGMLQuantizationType]  # and the type of its K cache
+
+
+def _context(request: Request, loaded: Loaded, **params: int | bool) -> Context:
+    model, type_k = loaded
+    threads = {"n_threads": request.n_threads, "n_threads_batch": request.n_threads}
+    return Context(model, True, type_k=type_k, **threads, **params)
+
+
+def _predict(request: Request, loaded: Sequence[Loaded], parts: Sequence[list[int]], step: Step) -> list[Divergence]:
+    n = request.n_ctx
+    sums = [Divergence(len(parts), n - 1) for _ in loaded]
+    batch_size = min(n, BATCH)
+    with ExitStack() as stack:
+        contexts = [
+            stack.enter_context(_context(request, one, n_ctx=n, n_batch=batch_size, n_ubatch=batch_size))
+            for one in loaded
+        ]
+        for i, tokens in enumerate(parts):
+            for context in contexts:
+                context.clear()
+            for start in range(0, n - 1, batch_size):
+                step("evaluating", (i + start / n) / len(parts))
+                end = min(start + batch_size, n - 1)
+                batch = [Token(tokens[position], position) for position in range(start, end)]
+                targets = np.array(tokens[start + 1 : end + 1])
+                expected = None
+                for context, total in zip(contexts, sums, strict=True):
+                    logits = context.decode(batch)
+                    expected = logits if expected is None else expected
+                    total.add(i, start, logits, expected, targets)
+    step("evaluating", 1.0)
+    return sums
+
+
+def _score(subject: Subject, file_bytes: int, sums: Divergence, first: int, n_bytes: int) -> Score:
+    """Of the columns from `first` on."""
+    bits = float(sums.nll[:, first:].sum()) / n_bytes / float(np.log(2))
+    return Score(**vars(sums.quality(first)), subject=subject, file_bytes=file_bytes, bits_per_byte=bits)
+
+
+def _answer(
+    request: Request, loaded: Sequence[Loaded], sheets: Sequence[list[Encoded]], step: Step
+) -> Iterator[Answers]:
+    """All models answer one file after the other, in contexts that its longest item fits in."""
+    n_rounds = len(sheets) * len(loaded)
+    for i, (tasks, sheet) in enumerate(zip(request.tasks, sheets, strict=True)):
+        given = []
+        for j, one in enumerate(loaded):
+            step("answering", (i * len(loaded) + j) / n_rounds)
+            with _context(request, one, **context_params(sheet)) as context:
+                given.append(answer(context, sheet))
+        for metric, by_line in given[0].items():
+            right = tuple(np.array(list(each[metric].values())) for each in given)
+            yield Answers(tasks, metric, tuple(by_line), right)

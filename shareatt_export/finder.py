@@ -258,9 +258,10 @@ class Meter:
             pairs = [(source, layer) for layer, source in enumerate(source_layers) if source != layer]
             changes = {copy: raw for pair in pairs for copy, raw in self._fit(pair).items()}
         self._trial.set(source_layers, changes)
-        sums, half = Divergence(), self._request.n_ctx // 2
-        for logits, dense, tokens in zip(self._logits(type_k), self._dense, self._parts, strict=True):
-            sums.add(logits, dense, tokens[half + 1 :])
+        first = self._request.n_ctx // 2 + 1
+        sums = Divergence(*self._dense.shape[:2])
+        for i, logits in enumerate(self._logits(type_k)):
+            sums.add(i, 0, logits, self._dense[i], np.array(self._parts[i][first:]))
         return sums.quality()
 
     def zeros(self, copies: Iterable[Copy]) -> dict[Copy, Raw]:
@@ -276,5 +277,5 @@ class Meter:
         params = {"n_batch": n, "n_ubatch": min(n, 512), "n_threads": threads, "n_threads_batch": threads}
         with Context(self._trial.model, True, n_ctx=n, type_k=type_k, **params) as context:
             for tokens in self._parts:
-                context.lib.llama_memory_clear(context.memory, True)
+                context.clear()
                 yield context.decode([Token(token, i) for i, token in enumerate(tokens)])[n // 2 : -1]

