@@ -101,10 +101,6 @@ class Healed:
     settings: Mapping[str, Any]
     result: Result
 
-    @property
-    def n_token(self) -> int:
-        return self.result.steps * self.job.request.batch * self.job.request.n_ctx
-
 
 def planned(request: Request) -> Job:
     """Reads no weights: refusals come before what takes long. Raises ShareattError."""
@@ -216,19 +212,23 @@ def _digest(arrays: Mapping[str, npt.NDArray[np.floating]]) -> str | None:
 
 
 def as_dict(done: Healed) -> dict[str, Any]:
-    before, after = done.result.before, done.result.after
+    tokens_per_step = done.job.request.batch * done.job.request.n_ctx
     return {
         **done.settings,
         "trained": list(done.job.names),
         "n_trained": done.job.n_trained,
-        "steps_done": done.result.steps,
-        "tokens": done.n_token,
+        "tokens": done.result.steps * tokens_per_step,
         "seconds": round(done.result.seconds, 1),
-        "held_out": {
-            "perplexity_dense": math.exp(before.nll_teacher),
-            "before": {"perplexity": math.exp(before.nll), "kl": before.kl},
-            "after": {"perplexity": math.exp(after.nll), "kl": after.kl},
-        },
+        "perplexity_dense": math.exp(done.result.curve[0].scores.nll_teacher),
+        "held_out": [
+            {
+                "tokens": point.step * tokens_per_step,
+                "seconds": round(point.seconds, 1),
+                "perplexity": math.exp(point.scores.nll),
+                "kl": point.scores.kl,
+            }
+            for point in done.result.curve
+        ],
     }
 
 

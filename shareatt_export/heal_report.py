@@ -27,11 +27,11 @@ def show_plan(job: Job, console: Console) -> None:
 
 
 def show(done: Healed, console: Console) -> None:
-    request, scores = done.job.request, as_dict(done)["held_out"]
-    before, after = scores["before"], scores["after"]
+    request, data = done.job.request, as_dict(done)
+    before, after = data["held_out"][0], data["held_out"][-1]
     console.print(
-        f"{done.result.steps} steps, {done.n_token:,} tokens, {done.result.seconds / 60:.1f} minutes; on held-out windows "
-        f"perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f} (dense {scores['perplexity_dense']:.2f}), "
+        f"{done.result.steps} steps, {data['tokens']:,} tokens, {data['seconds'] / 60:.1f} minutes; held-out windows: "
+        f"perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f} (dense {data['perplexity_dense']:.2f}), "
         f"KL {before['kl']:.3f} -> {after['kl']:.3f}",
         highlight=False,
     )

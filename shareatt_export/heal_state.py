@@ -4,7 +4,7 @@ Batches are a function of seed and step and nothing else is random, so the step 
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ FILE = "state.pt"
 class Progress:
     step: int  # the next one
     seconds: float  # of training so far
-    before: Mapping[str, float]  # the scores without healing
+    curve: Sequence[dict[str, Any]]  # the scores at 0, 10, 20 ... per cent
     leaves: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
 

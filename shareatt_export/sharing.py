@@ -66,9 +66,10 @@ class Sharing:
     ) -> Tensor:
         """What the layer does to its V. The weights it returns may lack what scales its output afterwards (the sinks
         of Granite SWA); then V is replaced by the unit matrix, which costs far more. The first forward decides."""
-        index = self.source_layers[int(layer.layer_idx)]  # type: ignore[arg-type]
+        index = int(layer.layer_idx)  # type: ignore[arg-type]
         if index not in self._complete:
-            self._complete[index] = torch.equal(_product(weights, value), output)
+            with torch.no_grad():  # a layer that is computed again for its gradients has to do the same again
+                self._complete[index] = torch.equal(_product(weights, value), output)
         if self._complete[index]:
             return weights
         each = torch.eye(key.shape[2], dtype=value.dtype, device=value.device).expand(*key.shape[:3], -1)
