@@ -55,10 +55,10 @@ class Request:
     train_mlp: bool = False
     learning_rate: float | None = None
     n_ctx: int = 256
-    batch: int = 8
+    batch: int = 4
     minutes: float | None = None
     steps: int | None = None
-    dtype: str = "auto"
+    dtype: str = "bf16"
     device: str = "auto"
     checkpointing: bool = False
     seed: int = 0
@@ -88,7 +88,7 @@ class Job:
 
     @property
     def dtype(self) -> torch.dtype:
-        return DTYPES["bf16" if self.request.dtype == "auto" else self.request.dtype]
+        return DTYPES[self.request.dtype]
 
     @property
     def learning_rate(self) -> float:

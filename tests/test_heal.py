@@ -184,6 +184,14 @@ def test_windows_are_apart_and_each_is_seen_once_before_any_is_seen_twice():
     assert not torch.equal(made.batch(0, 5, seed=0), made.batch(0, 5, seed=1))
 
 
+def test_a_run_ends_with_the_first_limit_and_its_rate_rises_and_falls():
+    both = heal_train.Schedule(1.0, 1, 0, minutes=1, steps=100)
+    assert [both.done(25, 30), both.done(50, 15), both.done(100, 0), both.done(0, 61)] == [0.5, 0.5, 1, 1]
+    assert heal_train.Schedule(1.0, 1, 0, None, 10).done(3, 1e9) == 0.3
+    rates = [both.rate(done) for done in (0, 0.025, 0.05, 0.5, 0.99)]
+    assert rates[0] < rates[1] < rates[2] and rates[2:] == pytest.approx([0.95, 0.5, 0.01])
+
+
 # ---------------------------------------------------------------- the folder
 
 
@@ -348,6 +356,11 @@ def test_killed_there_is_no_output(model, tmp_path):
 
 
 # ---------------------------------------------------------------- the command line
+
+
+def test_other_commands_do_without_torch():
+    script = "import sys; from shareatt_export import commands; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_dry_run_writes_nothing(run, model):
