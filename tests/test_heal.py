@@ -206,11 +206,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def healed(model: Path) -> tuple[Path, dict]:
-    """By three steps of the command in a process of its own."""
+    """By three steps, and what the record says of it."""
     out = model.parent / "healed"
-    command = [sys.executable, "-m", "shareatt_export", "heal", model, "--spans", SPANS, "-o", out, "--json"]
-    done = subprocess.run([*map(str, command), *OPTIONS, "--steps", "3"], capture_output=True, text=True, check=True)
-    return out, json.loads(done.stdout)
+    heal.heal(heal.planned(request(model, out, steps=3)))
+    return out, json.loads((out / heal.RECORD).read_text())
 
 
 def test_only_what_is_trained_changes(model, healed):
@@ -230,11 +229,10 @@ def test_only_what_is_trained_changes(model, healed):
     assert sorted(path.name for path in model.parent.iterdir()) == ["healed", "model"]
 
 
-def test_the_record_is_what_the_command_says(healed):
-    out, said = healed
+def test_the_record(healed):
+    said = healed[1]
     assert [point["tokens"] for point in said["held_out"]] == [0, 32, 64, 96] and said["tokens"] == 96
     assert said["n_trained"] == 3 * 128 * (128 + 64) and said["spans"] == SPANS
-    assert json.loads((out / heal.RECORD).read_text()) == {k: v for k, v in said.items() if k != "output"}
     assert said["text"] == [{"name": str(tiny.DEMO / "LICENSE"), "sha256": read_text(tiny.DEMO / "LICENSE").sha256}]
 
 
@@ -381,6 +379,9 @@ def test_the_command_says_how_to_export(run, model, tmp_path):
     assert (done.status, done.stdout) == (0, f"{out}\n"), done.stderr
     assert f"shareatt-export {out} --spans 3-4 --source previous -o {out}.gguf" in done.stderr
     assert "perplexity" in done.stderr
+    done = run("heal", model, "--spans", SPANS, "-o", out, "--steps", "1", "--json", "--force", "-q", *OPTIONS)
+    record = json.loads((out / heal.RECORD).read_text())
+    assert json.loads(done.stdout) == {"output": str(out), **record} and done.stderr == ""
 
 
 def config(folder: Path, **changes: object) -> None:
