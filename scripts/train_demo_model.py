@@ -5,6 +5,7 @@
     python scripts/train_demo_model.py --work build/demo --out tests/models/stdlib-5m --resume
     python scripts/train_demo_model.py --shape mha-3m --work build/demo --out tests/models/stdlib-3m-mha
     python scripts/train_demo_model.py --out tests/models/stdlib-5m --evaluate
+    python scripts/train_demo_model.py --training-text train.txt
 
 Reads only the standard library of the running interpreter. One epoch of the first takes 60 to 90 minutes on two cores,
 the half epoch of the second one hour on one core; a checkpoint every few minutes makes it resumable. With the same
@@ -267,10 +268,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/demo"), help="checkpoints and the token stream")
     parser.add_argument("--shape", choices=SHAPES, default="gqa-5m")
-    parser.add_argument("--out", type=Path, required=True, help="the Hugging Face directory to write")
+    parser.add_argument("--training-text", type=Path, metavar="FILE", help="only write the text it trains on to FILE")
+    parser.add_argument("--out", type=Path, help="the Hugging Face directory to write")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --work")
     parser.add_argument("--evaluate", action="store_true", help="only print the held-out figures of --out")
     args = parser.parse_args()
+    if args.training_text:
+        args.training_text.write_text("".join(read_texts(stdlib_files()[0])), encoding="utf-8")
+        return None
+    if args.out is None:
+        parser.error("--out is needed")
     if args.evaluate:
         return evaluate(args.out)
 
@@ -285,7 +292,7 @@ def main() -> None:
     checkpoint = args.work / f"{args.shape}.pt"
     model = train(SHAPES[args.shape], np.load(stream_file), checkpoint, args.resume)
     save(model, prefix.with_suffix(".model"), heldout_sample(read_texts(heldout_paths)), args.out)
-    evaluate(args.out)
+    return evaluate(args.out)
 
 
 if __name__ == "__main__":

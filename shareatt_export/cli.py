@@ -23,6 +23,13 @@ CACHE_TYPE = click.Choice(CACHE_TYPES)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Only results and errors.")
+source_option = click.option(
+    "--source",
+    type=click.Choice(["first", "previous"]),
+    default="first",
+    show_default=True,
+    help="Which layer a range A-B reuses: its first, or the one before it (as the paper's code counts).",
+)
 llama_cpp_option = click.option(
     "--llama-cpp", type=FILE, metavar="DIR", help="A llama.cpp checkout of your own instead of the pinned source."
 )
@@ -73,13 +80,7 @@ def cli() -> None:
 @click.option("--spans", required=True,
               help="A-B, S:F-G, S:F+G, a comma list of these, every:K, or auto (a search, see below).")  # fmt: skip
 @click.option("-o", "--output", type=FILE, help="The GGUF file to write, or a folder for it.")
-@click.option(
-    "--source",
-    type=click.Choice(["first", "previous"]),
-    default="first",
-    show_default=True,
-    help="Which layer a range A-B reuses: its first, or the one before it (as the paper's code counts).",
-)
+@source_option
 @click.option("--outtype", type=OutType(), default="auto", show_default=True,
               help="Weight type: auto (as it is), f16, q8_0, Q4_K_M and whatever llama-quantize knows.")  # fmt: skip
 @click.option("--imatrix", type=FILE, metavar="FILE", help="Importance matrix of llama-imatrix, for --outtype.")
@@ -229,6 +230,45 @@ def eval_command(**options: Any) -> None:
     from .commands import run_eval
 
     run_eval(**options)
+
+
+@cli.command("heal", short_help="Train a model to do with shared attention.")
+@click.argument("model", type=FILE)
+@click.option("--spans", required=True, help="As for the export.")
+@click.option("-o", "--output", type=FILE, metavar="DIR", help="The Hugging Face folder to write.")
+@source_option
+@click.option("--text", "texts", type=FILE, metavar="FILE", multiple=True,
+              help="Text to train with; repeatable.  [default: Python's documentation]")  # fmt: skip
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Train so long.  [default: 15, or --steps]")
+@click.option("--steps", type=click.IntRange(1), help="Train so many steps, at most.")
+@click.option("--method", type=click.Choice(["full", "lora"]), default="full", show_default=True,
+              help="Train matrices, or low-rank differences, which take less memory.")  # fmt: skip
+@click.option("--rank", type=click.IntRange(1), default=16, show_default=True, help="Of --method lora.")
+@click.option("--train-mlp", is_flag=True, help="Also the MLPs of the spans' layers.")
+@click.option("--lr", "learning_rate", type=click.FloatRange(0, min_open=True), help="Learning rate.  [default: 0.003]")
+@click.option("--ctx", "n_ctx", type=click.IntRange(8), default=256, show_default=True, help="Tokens of a window.")
+@click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Windows of a step.")
+@click.option("--dtype", type=click.Choice(["f32", "bf16"]), default="bf16", show_default=True,
+              help="What the model computes in; what is trained is in f32 at any rate.")  # fmt: skip
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--checkpointing", is_flag=True, help="Compute layers again for the backward pass: slower, less memory.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same settings.")
+@click.option("--dry-run", is_flag=True, help="Print what would be trained, and write nothing.")
+@json_option
+@click.option("--force", is_flag=True, help="Replace DIR, if it is a healed model, or an interrupted run.")
+@quiet_option
+def heal_command(output: Path | None, dry_run: bool, **options: Any) -> None:
+    """Train MODEL, a Hugging Face folder, to do with shared attention in the spans what it did without.
+
+    Its unchanged weights are the teacher. Trained are V and output projections of the layers that reuse attention
+    weights, and Q and K of the layer that computes them. DIR then exports with the same spans.
+    """
+    if output is None and not dry_run:
+        raise click.UsageError("Missing option '-o' / '--output' (or use --dry-run).")
+    from .commands import run_heal
+
+    run_heal(None if dry_run else output, **options)
 
 
 @cli.command("run", short_help="Generate text with a GGUF.")

@@ -28,6 +28,7 @@ from . import (
     wheel,
 )
 from .card import model_card
+from .convert import require_hf
 from .errors import OutputRefused
 from .facts import read_facts
 from .files import check_output, write_text
@@ -175,6 +176,33 @@ def run_eval(
         _print_json(evaluate_report.as_dict(done))
     else:
         evaluate_report.show(done, positions, out)
+
+
+def run_heal(
+    output: Path | None, texts: tuple[Path, ...], minutes: float | None, as_json: bool, quiet: bool, **options: Any
+) -> None:
+    """Without `output`, what would be trained is shown."""
+    require_hf()
+    from . import heal, heal_report  # torch takes seconds to import
+
+    if minutes is None and options["steps"] is None:
+        minutes = 15
+    request = heal.Request(out=output, texts=tuple(map(read_text, texts or (None,))), minutes=minutes, **options)
+    job = heal.planned(request)
+    if not as_json and not quiet:
+        heal_report.show_plan(job, err if output else out)
+    if output is None:
+        if as_json:
+            _print_json(heal_report.plan_dict(job))
+        return
+    with steps(err, quiet) as step:
+        done = heal.heal(job, step)
+    if not quiet:
+        heal_report.show(done, err)
+    if as_json:
+        _print_json({"output": str(output), **heal.as_dict(done)})
+    else:
+        click.echo(str(output))
 
 
 def run_bench(plot: Path | None, as_json: bool, quiet: bool, type_k: str, type_v: str, **options: Any) -> None:

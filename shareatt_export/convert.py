@@ -49,11 +49,8 @@ def check_checkpoint(folder: Path, trust_remote_code: bool) -> int | None:
     Raises BadInput or Unsupported where `folder` is no checkpoint that can be converted without running its code.
     """
     config = _config(folder)
-    if not trust_remote_code:
-        code = sorted(path.name for path in folder.rglob("*.py"))
-        if "auto_map" in config or "auto_map" in _json(folder / "tokenizer_config.json") or code:
-            what = code[0] if code else "auto_map in a config"
-            raise Unsupported(f"{folder}: brings code of its own ({what}); if you trust it, add --trust-remote-code")
+    if not trust_remote_code and (what := own_code(folder)):
+        raise Unsupported(f"{folder}: brings code of its own ({what}); if you trust it, add --trust-remote-code")
     if not list(folder.glob("model*.safetensors")):  # the converter's rule; with none it would read the pickles
         if list(folder.glob("*.bin")) + list(folder.glob("*.pt")) + list(folder.glob("*.pth")):
             raise Unsupported(
@@ -63,6 +60,14 @@ def check_checkpoint(folder: Path, trust_remote_code: bool) -> int | None:
     _check_shards(folder)
     n_layer = config.get("num_hidden_layers")
     return n_layer if isinstance(n_layer, int) else None
+
+
+def own_code(folder: Path) -> str | None:
+    """The file or field by which transformers would run code of the folder."""
+    for path in sorted(folder.rglob("*.py")):
+        return path.name
+    configs = (_config(folder), _json(folder / "tokenizer_config.json"))
+    return "auto_map in a config" if any("auto_map" in config for config in configs) else None
 
 
 def _config(folder: Path) -> dict[str, object]:
@@ -93,6 +98,12 @@ def _check_shards(folder: Path) -> None:
             raise BadInput(f"{folder / INDEX}: weight_map: '{name}' is not a file of this folder")
 
 
+def require_hf() -> None:
+    """Raises RuntimeProblem where the extra [hf] is not installed."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise RuntimeProblem(f"{missing[0]} is needed to read Hugging Face models; pip install 'shareatt-export[hf]'")
+
+
 def checkpoint_files(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.is_file()]
 
@@ -110,8 +121,7 @@ def converted(
 
     The folder is made in `near`; without that, the weights are left away, and the file takes neither time nor space.
     """
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise RuntimeProblem(f"{missing[0]} is needed to read Hugging Face models; pip install 'shareatt-export[hf]'")
+    require_hf()
     script = stock_source(llama_cpp) / "convert_hf_to_gguf.py"
     log: list[str] = []
 

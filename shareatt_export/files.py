@@ -81,6 +81,39 @@ def publish(names: Mapping[Path, Path], inputs: Iterable[Path], force: bool) -> 
         _sync_folder(parent)
 
 
+def check_output_folder(path: Path, source: Path, force: bool, mark: str) -> None:
+    """check_output() for a folder; only one that has the file `mark`, which says who made it, is ever replaced."""
+    if not path.parent.is_dir():
+        raise OutputRefused(f"{path}: the folder {path.parent} does not exist")
+    if path.resolve().is_relative_to(source.resolve()) or source.resolve().is_relative_to(path.resolve()):
+        raise OutputRefused(f"{path}: is the input itself, or within it, or around it; name another folder")
+    if not os.path.lexists(path):
+        return
+    if not force:
+        raise OutputRefused(f"{path}: exists already; use --force to replace it")
+    if path.is_symlink() or not (path / mark).is_file():
+        raise OutputRefused(f"{path}: is not a folder with a {mark}, so --force does not replace it; name another")
+
+
+def publish_folder(temporary: Path, path: Path, source: Path, force: bool, mark: str) -> None:
+    """Give a finished folder its name. What it replaces moves beside `temporary`, into the staging folder."""
+    check_output_folder(path, source, force, mark)
+    for file in temporary.iterdir():
+        _sync(file)
+    _sync_folder(temporary)
+    temporary.chmod(0o777 & ~_umask())
+    before = temporary.with_name(f"{temporary.name}.before")
+    if os.path.lexists(path):
+        path.rename(before)
+    try:
+        temporary.rename(path)
+    except OSError:
+        if before.is_dir():
+            before.rename(path)
+        raise
+    _sync_folder(path.parent)
+
+
 def write_text(path: Path, text: str, force: bool) -> None:
     """A small file, whole or not at all."""
     with staged(path) as folder:
@@ -101,9 +134,13 @@ def _mode(path: Path) -> int:
     """That of the file to be replaced, else what the umask gives a new file."""
     if path.exists():
         return path.stat().st_mode & 0o777
+    return 0o666 & ~_umask()
+
+
+def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
-    return 0o666 & ~umask
+    return umask
 
 
 def _take_name(temporary: Path, path: Path, force: bool) -> None:

@@ -75,7 +75,10 @@ def steps(console: Console, quiet: bool = False) -> Iterator[Step]:
 
 
 def _lines(console: Console) -> Step:
-    """A line for each step, and then for each tenth of all if that takes long enough to be wanted."""
+    """A line for each step, and then for each tenth of all if that takes long enough to be wanted.
+
+    What follows a comma is a figure that changes all the time, and makes no step of its own.
+    """
     said: set[str] = set()
     spoke = start = float("-inf")
     last = ""
@@ -84,16 +87,19 @@ def _lines(console: Console) -> Step:
         nonlocal spoke, start, last
         now = time.monotonic()
         line, left = what, ""
+        name = what.partition(",")[0]
+        key = name
         if fraction is not None:
-            line = f"{what}: {int(10 * fraction) * 10} %"
+            percent = f": {int(10 * fraction) * 10} %"
+            line, key = what + percent, name + percent
             if start < 0:
                 start = now
             elif fraction > 0:
                 left = f", about {(now - start) * (1 - fraction) / fraction / 60:.0f} minutes left"
-        if line in said or (what == last and now - spoke < PATIENCE):
+        if key in said or (name == last and now - spoke < PATIENCE):
             return
-        said.add(line)
-        spoke, last = now, what
+        said.add(key)
+        spoke, last = now, name
         console.print(line + left, highlight=False)
 
     return say

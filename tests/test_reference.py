@@ -1,5 +1,7 @@
 """The torch reference on many architectures: exact where nothing is shared, blind to a follower's own Q and K."""
 
+import sys
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -67,6 +69,26 @@ def test_a_followers_own_query_and_key_do_not_matter(arch):
     assert torch.equal(logits(model, (0, 1, 1, 3)), shared)
     scramble(model, 1)
     assert not torch.allclose(logits(model, (0, 1, 1, 3)), shared, rtol=1e-3)
+
+
+def test_followers_reuse_what_the_source_does_to_its_v(monkeypatch):
+    """Not only the weights that it returns: a gate or a sink may scale the output afterwards."""
+    module = sys.modules["transformers.models.llama.modeling_llama"]
+    eager = module.eager_attention_forward
+
+    def gated(*args, **kwargs):
+        output, weights = eager(*args, **kwargs)
+        return output * 0.5, weights
+
+    model, reference = build("llama"), SharedReference((0, 1, 1, 3))
+    with reference.on(model):
+        model(TOKENS)
+        assert torch.allclose(reference.weights[1].sum(-1), torch.tensor(1.0))
+        monkeypatch.setattr(module, "eager_attention_forward", gated)
+    reference = SharedReference((0, 1, 1, 3))
+    with reference.on(model):
+        model(TOKENS)
+        assert torch.allclose(reference.weights[1].sum(-1), torch.tensor(0.5))
 
 
 def scramble(model: torch.nn.Module, layer: int) -> None:
