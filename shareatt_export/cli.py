@@ -234,7 +234,9 @@ def eval_command(**options: Any) -> None:
 
 @cli.command("heal", short_help="Train a model to do with shared attention.")
 @click.argument("model", type=FILE)
-@click.option("--spans", required=True, help="As for the export.")
+@click.option("--spans", help="As for the export.")
+@click.option("--from", "begin", type=FILE, metavar="SA",
+              help="Begin with spans and followers of an SA GGUF that --align or --refit made of MODEL.")  # fmt: skip
 @click.option("-o", "--output", type=FILE, metavar="DIR", help="The Hugging Face folder to write.")
 @source_option
 @click.option("--text", "texts", type=FILE, metavar="FILE", multiple=True,

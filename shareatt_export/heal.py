@@ -22,14 +22,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from . import __version__, heal_state, heal_text
+from . import __version__, heal_begin, heal_state, heal_text
 from .convert import check_checkpoint, own_code
 from .distill import Distiller
-from .errors import BadInput, Unsupported
+from .errors import BadInput, BadSpans, Unsupported
 from .files import check_output_folder, publish_folder, sha256, staged
+from .header import Header
 from .heal_train import Result, Schedule, train
 from .progress import Step, silent
 from .rewrite import Slot, copy_with, find_tensors
+from .shards import read_model
 from .sharing import Sharing
 from .spans import SourceMode, Span, parse_spans, source_map
 from .texts import Text
@@ -46,7 +48,7 @@ class Request:
     """What the user asks for, as the options of `shareatt-export heal` say it."""
 
     model: Path
-    spans: str
+    spans: str | None  # None: those of `begin`
     out: Path | None  # not needed for a plan alone
     texts: tuple[Text, ...] = ()
     source: SourceMode = "first"
@@ -64,7 +66,7 @@ class Request:
     seed: int = 0
     resume: bool = False
     force: bool = False
-    initial: Mapping[str, npt.NDArray[np.floating]] | None = None  # by parameter, where the student begins
+    begin: Path | None = None  # an SA GGUF whose followers the student begins with
 
     @property
     def n_rank(self) -> int | None:
@@ -79,6 +81,8 @@ class Job:
     names: tuple[str, ...]
     slots: Mapping[str, Slot]
     n_trained: int  # numbers that the optimizer changes
+    begin: Header | None
+    initial: Mapping[str, npt.NDArray[np.floating]]  # by parameter
 
     @property
     def device(self) -> torch.device:
@@ -123,13 +127,25 @@ def planned(request: Request) -> Job:
     n_layer, n_most = config.num_hidden_layers, getattr(config, "max_position_embeddings", None) or request.n_ctx
     if request.n_ctx > n_most:
         raise BadInput(f"{folder}: --ctx {request.n_ctx}: the model takes {n_most} tokens")
-    spans = parse_spans(request.spans, n_layer, request.source, _is_swa(config, n_layer))
+    begin = read_model(request.begin) if request.begin else None
+    spans = _spans(request, begin, n_layer, _is_swa(config, n_layer))
     try:
         names = trained_names(skeleton, spans, request.train_mlp)
     except Unsupported as error:
         raise Unsupported(f"{folder}: {error}") from None
     slots = find_tensors(folder, names)
-    return Job(request, config, spans, names, slots, Weights(skeleton, names, request.n_rank).n_trained)
+    initial = heal_begin.fitted_weights(begin, skeleton) if begin else {}
+    return Job(request, config, spans, names, slots, Weights(skeleton, names, request.n_rank).n_trained, begin, initial)
+
+
+def _spans(request: Request, begin: Header | None, n_layer: int, is_swa: tuple[bool, ...] | None) -> tuple[Span, ...]:
+    if (request.spans is None) == (begin is None):
+        raise BadSpans("one of --spans and --from is needed")
+    if request.spans is not None:
+        return parse_spans(request.spans, n_layer, request.source, is_swa)
+    assert begin is not None  # noqa: S101  (the condition above)
+    spans = heal_begin.spans_in(begin)
+    return spans
 
 
 def _config(folder: Path) -> Any:
@@ -200,7 +216,7 @@ def settings_of(job: Job) -> dict[str, Any]:
         "dtype": str(job.dtype).removeprefix("torch."),
         "device": job.device.type,
         "seed": request.seed,
-        "initial": _digest(request.initial or {}),
+        "initial": _digest(job.initial),
     }
 
 
@@ -235,9 +251,11 @@ def as_dict(done: Healed) -> dict[str, Any]:
 def _distiller(job: Job) -> Distiller:
     request = job.request
     model = load(request.model, job.config, job.dtype)
+    if job.begin:
+        heal_begin.check_origin(job.begin, model)
     model.to(job.device)  # type: ignore[arg-type]
     stored = {name: slot.dtype for name, slot in job.slots.items()}
-    weights = Weights(model, job.names, request.n_rank, request.initial, request.seed, stored)
+    weights = Weights(model, job.names, request.n_rank, job.initial, request.seed, stored)
     sharing = Sharing(source_map(job.spans, job.config.num_hidden_layers))
     distiller = Distiller(model, sharing, weights, request.checkpointing)
     distiller.score(torch.zeros(1, 4, dtype=torch.int64))

@@ -35,6 +35,6 @@ def show(done: Healed, console: Console) -> None:
         f"KL {before['kl']:.3f} -> {after['kl']:.3f}",
         highlight=False,
     )
-    source = [] if request.source == "first" else ["--source", request.source]
-    command = ["shareatt-export", str(request.out), "--spans", request.spans, *source, "-o", f"{request.out}.gguf"]
+    spans = ",".join(map(str, done.job.spans))
+    command = ["shareatt-export", str(request.out), "--spans", spans, "-o", f"{request.out}.gguf"]
     console.print(f"export it: {shlex.join(command)}", highlight=False, soft_wrap=True)

@@ -305,15 +305,45 @@ def test_same_seed_same_bytes_other_seed_other_bytes(model, tmp_path):
     assert made[0] == made[1] != made[2]
 
 
-def test_initial_weights_are_where_the_student_begins(model, tmp_path):
-    name = "model.layers.3.self_attn.v_proj.weight"
-    zeros = {name: torch.zeros(64, 128).numpy()}
-    heal.heal(heal.planned(request(model, tmp_path / "out", initial=zeros, steps=1, learning_rate=1e-9)))
-    values = load_file(tmp_path / "out" / "model.safetensors")[name]
-    assert values.abs().max() < 1e-6 < load_file(model / "model.safetensors")[name].abs().max()
-    for wrong in ({name: zeros[name][1:]}, {"lm_head.weight": zeros[name]}):
-        with pytest.raises(BadInput, match="initial weights: "):
-            heal.heal(heal.planned(request(model, tmp_path / "wrong", initial=wrong)))
+def converted_to(folder, out, outtype="f32"):
+    with convert.converted(folder, out.parent, outtype, None) as dense:
+        dense.replace(out)
+    return out
+
+
+def test_it_begins_where_a_fit_ended(model, tmp_path, built):
+    """With next to no training, the healed model is the one that was aligned and refitted."""
+    dense = converted_to(model, tmp_path / "dense.gguf")
+    fitted = tmp_path / "fitted.gguf"
+    shareatt_export.export(dense, SPANS, fitted, align=True, refit=True, text=tiny.DEMO / "heldout.txt")
+    asked = request(model, tmp_path / "out", spans=None, begin=fitted, steps=1, learning_rate=1e-9)
+    heal.heal(heal.planned(asked))
+    ours = shareatt_export.export(tmp_path / "out", SPANS, tmp_path / "healed.gguf", outtype="f32").files[0]
+    plain = shareatt_export.export(dense, SPANS, tmp_path / "plain.gguf").files[0]
+    assert parity.nmse(parity.logits(ours), parity.logits(fitted)) < 1e-6
+    assert parity.nmse(parity.logits(ours), parity.logits(plain)) > 1e-2
+
+
+def test_a_beginning_that_does_not_fit_is_refused(model, tmp_path, built):
+    dense = converted_to(model, tmp_path / "dense.gguf")
+    plain = shareatt_export.export(dense, SPANS, tmp_path / "plain.gguf").files[0]
+    options = {"spans": None, "steps": 1}
+    for file, message in ((plain, "is not there; --from takes what --align"), (dense, "shares no attention")):
+        with pytest.raises(BadInput, match=message):
+            heal.planned(request(model, tmp_path / "out", begin=file, **options))
+    for spans, begin in ((None, None), (SPANS, plain)):
+        with pytest.raises(ShareattError, match="one of --spans and --from"):
+            heal.planned(request(model, tmp_path / "out", spans=spans, begin=begin))
+    torch.manual_seed(77)
+    other = tiny.build(2)
+    for weight in other.parameters():
+        weight.data = weight.data[torch.randperm(len(weight))] if weight.ndim == 2 else weight.data
+    stranger = converted_to(tiny.save(other, tmp_path / "other"), tmp_path / "other.gguf")
+    fitted = tmp_path / "fitted.gguf"
+    shareatt_export.export(stranger, SPANS, fitted, align=True, text=tiny.DEMO / "heldout.txt")
+    with pytest.raises(BadInput, match=r"blk\.2\.attn_v\.weight.*was not made from this checkpoint"):
+        heal.heal(heal.planned(request(model, tmp_path / "out", begin=fitted, **options)))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("force", [False, True])
