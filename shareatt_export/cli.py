@@ -165,9 +165,9 @@ def verify_command(file: Path, against: Path, as_json: bool, quiet: bool) -> Non
 @json_option
 @quiet_option
 def analyze_command(**options: Any) -> None:
-    """Show how alike the layers of MODEL, a dense GGUF, attend, and what it would cost each to share.
+    """Show how alike the layers of MODEL (a dense GGUF or a Hugging Face folder) attend.
 
-    The similarity of attention weights is that of arXiv 2407.12866. The errors say more: how much of a layer's
+    And what it would cost each to share. The similarity of attention weights is that of arXiv 2407.12866. The errors say more: how much of a layer's
     attention output would be missing with the weights of another layer, beside how much without any attention.
     """
     from .commands import run_analyze
@@ -196,7 +196,9 @@ def analyze_command(**options: Any) -> None:
 @json_option
 @quiet_option
 def search_command(**options: Any) -> None:
-    """Find the spans of MODEL, a dense GGUF, that cost least: by KL to it, on text apart from what they are fitted to.
+    """Find the spans of MODEL (a dense GGUF or a Hugging Face folder) that cost least.
+
+    Cost is KL to the dense model, on text apart from what the followers are fitted to.
 
     Ends at one of --followers, --max-kl and --kv-bytes. Shows the best map for each number of followers, beside the
     late span of arXiv 2407.12866, blocks over the whole depth, a quantised K cache, and no attention in these layers.
@@ -223,9 +225,9 @@ def search_command(**options: Any) -> None:
 @json_option
 @quiet_option
 def eval_command(**options: Any) -> None:
-    """Measure what SA models lose against DENSE, the GGUF they were made from: perplexity, KL, agreement, tasks.
+    """Measure what SA models lose against DENSE, the GGUF or Hugging Face folder they were made from.
 
-    Also what the dense model loses with a quantised K cache, which saves memory too.
+    Perplexity, KL, agreement, tasks. Also what the dense model loses with a quantised K cache, which saves memory too.
     """
     from .commands import run_eval
 

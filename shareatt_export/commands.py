@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from . import (
     wheel,
 )
 from .card import model_card
-from .convert import require_hf
+from .convert import as_gguf, require_hf
 from .errors import OutputRefused
 from .facts import read_facts
 from .files import check_output, write_text
@@ -95,8 +96,9 @@ def run_analyze(
     model: Path, text: Path | None, output: Path | None, force: bool, as_json: bool, quiet: bool, **options: Any
 ) -> None:
     files = _files_in(output, analysis_report.FILES, force)
-    with steps(err, quiet) as step:
-        analysis = analyze.analyze(analyze.Request(model, read_text(text), **options), step)
+    request = analyze.Request(model, read_text(text), **options)
+    with steps(err, quiet) as step, as_gguf(model, step) as gguf:
+        analysis = replace(analyze.analyze(replace(request, model=gguf), step), request=request)
     data = analysis_report.as_dict(analysis)
     if output:
         analysis_report.write(analysis, data, output, force)
@@ -131,8 +133,8 @@ def run_search(
         state=output / search_report.STATE if output else None,
         **options,
     )
-    with steps(err, quiet) as step:
-        found = finder.find(request, step)
+    with steps(err, quiet) as step, as_gguf(model, step) as gguf:
+        found = replace(finder.find(replace(request, model=gguf), step), request=request)
     data = search_report.as_dict(found)
     if output:
         search_report.write(found, data, output, force)
@@ -157,6 +159,7 @@ def _files_in(folder: Path | None, names: Sequence[str], force: bool) -> list[Pa
 
 
 def run_eval(
+    dense: Path,
     text: Path | None,
     tasks: tuple[Path, ...],
     positions: bool,
@@ -167,13 +170,16 @@ def run_eval(
 ) -> None:
     if plot is not None:
         bench_plot.require_matplotlib("--plot")
-    request = evaluate.Request(text=read_text(text), tasks=tuple(map(read_tasks, tasks)), **options)
-    with steps(err, quiet) as step:
-        done = evaluate.evaluate(request, step)
+    texts, items = read_text(text), tuple(map(read_tasks, tasks))
+    with steps(err, quiet) as step, as_gguf(dense, step) as gguf:
+        done = evaluate.evaluate(evaluate.Request(gguf, text=texts, tasks=items, **options), step)
     if plot is not None:
         evaluate_plot.plot(done, plot)
     if as_json:
-        _print_json(evaluate_report.as_dict(done))
+        data = evaluate_report.as_dict(done)
+        for score in data["scores"]:
+            score["model"] = str(dense) if score["model"] == str(gguf) else score["model"]
+        _print_json(data)
     else:
         evaluate_report.show(done, positions, out)
 

@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from . import child
-from .errors import BadInput, ConversionFailed, RuntimeProblem, Unsupported
-from .progress import Fraction
+from .errors import BadInput, ConversionFailed, RuntimeProblem, ShareattError, Unsupported
+from .progress import Fraction, Step
 from .source import stock_source
 
 OUTTYPES = ("AUTO", "F32", "F16", "BF16", "Q8_0")  # that the converter writes itself
@@ -142,6 +142,24 @@ def converted(
         if status or not out.is_file():
             raise ConversionFailed(f"{folder}: convert_hf_to_gguf.py: {_last_error(log)}")
         yield out
+
+
+@contextmanager
+def as_gguf(model: Path, step: Step) -> Iterator[Path]:
+    """The model itself if it is a file; of a checkpoint a dense GGUF, for the length of the block.
+
+    Raises ShareattError, in which the model has its own name.
+    """
+    if not model.is_dir():
+        yield model
+        return
+    check_checkpoint(model, trust_remote_code=False)
+    work = Path(tempfile.gettempdir())
+    with converted(model, work, "auto", None, watch=lambda fraction: step("converting", fraction)) as dense:
+        try:
+            yield dense
+        except ShareattError as error:
+            raise type(error)(str(error).replace(str(dense), str(model))) from None
 
 
 def _last_error(log: Sequence[str]) -> str:

@@ -109,3 +109,12 @@ def test_what_cannot_be_analysed(run, demo_dense, tmp_path):
     assert "'bert' is an encoder; only language models" in run("analyze", encoder).error
     model = small.write_dense(tmp_path / "small.gguf")
     assert "has no tokenizer to read a text with" in run("analyze", model).error
+
+
+def test_a_folder_is_converted(run):
+    arguments = [tiny.DEMO, "--text", tiny.DEMO / "heldout.txt", "--ctx", 32, "--windows", 1, "--json"]
+    assert json.loads(run("analyze", *arguments).stdout)["model"] == str(tiny.DEMO)
+
+
+def test_a_folder_that_cannot_be_converted(run, tmp_path):
+    assert "not a model: neither a GGUF file nor a folder" in run("analyze", tmp_path).error

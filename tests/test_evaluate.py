@@ -231,3 +231,8 @@ def test_models_of_another_vocabulary(run, demo_dense, tmp_path):
 def test_a_text_that_is_too_short(demo_dense, shared):
     with pytest.raises(shareatt_export.ShareattError, match="tokens; a window takes 512"):
         evaluate(Request(demo_dense, (shared,), Text("short", "x = 1")))
+
+
+def test_the_dense_model_may_be_a_folder(run, shared):
+    scores = json.loads(run("eval", tiny.DEMO, shared, "--ctx", 64, "--windows", 1, "--json").stdout)["scores"]
+    assert [score["model"] for score in scores] == [str(tiny.DEMO), str(shared), str(tiny.DEMO)]
