@@ -167,8 +167,9 @@ def verify_command(file: Path, against: Path, as_json: bool, quiet: bool) -> Non
 def analyze_command(**options: Any) -> None:
     """Show how alike the layers of MODEL (a dense GGUF or a Hugging Face folder) attend.
 
-    And what it would cost each to share. The similarity of attention weights is that of arXiv 2407.12866. The errors say more: how much of a layer's
-    attention output would be missing with the weights of another layer, beside how much without any attention.
+    And what it would cost each to share. The similarity of attention weights is that of arXiv 2407.12866. The errors
+    say more: how much of a layer's attention output would be missing with the weights of another layer, beside how much
+    without any attention.
     """
     from .commands import run_analyze
 
