@@ -3,7 +3,7 @@
 
     python scripts/train_demo_model.py --training-text train.txt
     python scripts/ladder.py tests/models/stdlib-5m train.txt build/ladder-5m --followers 4
-    python scripts/ladder.py tests/models/stdlib-5m train.txt build/ladder-5m --followers 4 --table
+    python scripts/ladder.py tests/models/stdlib-5m train.txt build/ladder-5m --followers 4 --no-heal
 
 Fits and searches on the first megabyte of the training text, heals on all of it, scores on the model's held-out text.
 Every file in the work folder is kept and not made again, so an interrupted run goes on.
@@ -16,7 +16,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shareatt_export.facts import read_facts
 from shareatt_export.header import read_header
@@ -69,9 +71,9 @@ class Ladder:
         folder = self.made(f"search-{followers}", make)
         return str(json.loads((folder / "result.json").read_text())["spans"])
 
-    def healed(self, name: str, fitted: Path) -> Path:
+    def healed(self, name: str, fitted: Path, *more: str) -> Path:
         def make(out: Path) -> None:
-            options = ("--text", self.text, *self.heal_options, "-q", "-o", out)
+            options = ("--text", self.text, *self.heal_options, *more, "-q", "-o", out)
             self.tool("heal", self.model, "--from", fitted, *options)
 
         folder = self.made(name, make)
@@ -108,8 +110,10 @@ class Ladder:
             yield self.exported(f"{where}-align.gguf", spans, "--align")
             fitted = self.exported(f"{where}-refit.gguf", spans, *FIT)
             yield fitted
-            if heal and where != "every2":
+            if heal and where in ("late", "found"):
                 yield self.healed(f"{where}-healed", fitted)
+            if heal and where == "found-half":
+                yield self.healed(f"{where}-healed-mlp", fitted, "--train-mlp")
 
     def scores(self, followers: int, heal: bool) -> Path:
         files = list(self.files(followers, heal))
@@ -118,26 +122,90 @@ class Ladder:
         return self.made("scores.json", lambda out: out.write_text(self.tool("eval", self.dense, *files, *options)))
 
 
-def table(ladder: Ladder, scores: Path) -> Iterator[str]:
-    data = json.loads(scores.read_text())
-    yield "| | KV bytes per token | KL, mean | KL, p99 | perplexity | same top token |"
-    yield "| --- | --- | --- | --- | --- | --- |"
-    for score in data["scores"]:
-        path, kl = Path(score["model"]), score["kl"]
-        facts = read_facts(read_header(path))
-        followers = sum(source != layer for layer, source in enumerate(facts.source_layers))
-        name = score["name"].removesuffix(".gguf")
+@dataclass(frozen=True)
+class Row:
+    where: str  # late, found, every2, found-half; or what a baseline is called
+    step: str
+    spans: str
+    kv_bytes: int
+    score: dict[str, Any]
+
+
+STEPS = {
+    "dropped": "no attention in its followers",
+    "plain": "shared",
+    "align": "+ heads aligned",
+    "refit": "+ W_O refitted",
+    "healed": "+ healed",
+    "healed-mlp": "+ healed, MLPs too",
+}
+
+
+def rows(scores: Path) -> Iterator[Row]:
+    for score in json.loads(scores.read_text())["scores"]:
+        path, name = Path(score["model"]), score["name"].removesuffix(".gguf")
         kv = score["kv_bytes_per_token"]
-        if name.endswith("-dropped"):
-            sa = read_facts(read_header(path.with_name(path.name.replace("dropped", "plain"))))
-            gone = [layer for layer, source in enumerate(sa.source_layers) if source != layer]
-            kv -= sum(2 * (facts.n_embd_k(layer) + facts.n_embd_v(layer)) for layer in gone)
-        elif followers:
-            name += f" (`{read_header(path).text('shareatt.spans')}`)" if name.endswith("plain") else ""
-        half = kl["half_ci95"] or 0
-        perplexity = f"{score['perplexity']:.3f} ± {score['perplexity'] * score['nll']['half_ci95']:.2f}"
-        row = f"{kl['mean']:.3g} ± {half:.1g} | {kl['p99']:.2g} | {perplexity} | {100 * score['same_top']:.1f} %"
-        yield f"| {name} | {kv} | {row} |"
+        step = next((step for step in sorted(STEPS, key=len, reverse=True) if name.endswith(f"-{step}")), "")
+        where = name.removesuffix(f"-{step}")
+        spans = ""
+        if step:
+            plain = read_header(path.with_name(f"{where}-plain.gguf"))
+            spans, facts = plain.text("shareatt.spans"), read_facts(plain)
+            if step == "dropped":  # neither K nor V of these layers is kept
+                gone = [layer for layer, source in enumerate(facts.source_layers) if source != layer]
+                kv -= sum(2 * (facts.n_embd_k(layer) + facts.n_embd_v(layer)) for layer in gone)
+        yield Row(where, step, spans, kv, score)
+
+
+def table(found: list[Row]) -> Iterator[str]:
+    yield "| spans | | KV bytes per token | KL, mean | KL, p99 | perplexity | same top token |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    dense = found[0].score["perplexity"]
+    for row in found:
+        kl, perplexity = row.score["kl"], row.score["perplexity"]
+        cells = (
+            f"{row.where} `{row.spans}`" if row.step == "dropped" else "" if row.step else row.where,
+            STEPS.get(row.step, ""),
+            str(row.kv_bytes),
+            f"{kl['mean']:.2g} ± {kl['half_ci95']:.1g}",
+            f"{kl['p99']:.2g}",
+            f"{perplexity:.2f} ({100 * (perplexity / dense - 1):+.1f} %)"
+            if row is not found[0]
+            else f"{perplexity:.2f}",
+            f"{100 * row.score['same_top']:.1f} %",
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def plot(found: list[Row], title: str, out: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    places = list(dict.fromkeys(row.where for row in found if row.step))
+    for step, label in STEPS.items():
+        points = [row for row in found if row.step == step]
+        if points:
+            axes.errorbar(
+                [places.index(row.where) for row in points],
+                [row.score["kl"]["mean"] for row in points],
+                [row.score["kl"]["half_ci95"] for row in points],
+                marker="x" if step == "dropped" else "o",
+                linestyle="none",
+                capsize=3,
+                label=label,
+            )
+    for row in found:
+        if not row.step and row.score["kl"]["mean"] > 0:
+            axes.axhline(row.score["kl"]["mean"], linestyle="--", linewidth=0.8, color="grey")
+            place = (len(places) - 0.6, row.score["kl"]["mean"])
+            axes.annotate(f"{row.where} ({row.kv_bytes} bytes)", place, ha="right", va="bottom", fontsize=8)
+    labels = [next(f"{row.where}\n{row.spans}\n{row.kv_bytes} bytes" for row in found
+                   if (row.where, row.step) == (place, "plain")) for place in places]  # fmt: skip
+    axes.set_xticks(range(len(places)), labels, fontsize=8)
+    axes.set(title=title, ylabel="KL to the dense model, nats per token", yscale="log", xlim=(-0.5, len(places) - 0.5))
+    axes.legend(fontsize=8)
+    figure.savefig(out, dpi=120, format="png")
 
 
 def main() -> None:
@@ -146,11 +214,15 @@ def main() -> None:
     parser.add_argument("text", type=Path, help="training text, apart from the model's heldout.txt")
     parser.add_argument("work", type=Path)
     parser.add_argument("--followers", type=int, required=True)
+    parser.add_argument("--plot", type=Path, metavar="PNG")
     parser.add_argument("--no-heal", action="store_true")
-    parser.add_argument("--heal-minutes", type=float, default=15)
+    parser.add_argument("--heal-steps", type=int, default=2000, help="of 1024 tokens")
     args = parser.parse_args()
-    ladder = Ladder(args.model, args.text, args.work, ["--minutes", str(args.heal_minutes)])
-    print("\n".join(table(ladder, ladder.scores(args.followers, not args.no_heal))))
+    ladder = Ladder(args.model, args.text, args.work, ["--steps", str(args.heal_steps)])
+    found = list(rows(ladder.scores(args.followers, not args.no_heal)))
+    print("\n".join(table(found)))
+    if args.plot:
+        plot(found, args.model.name, args.plot)
 
 
 if __name__ == "__main__":
