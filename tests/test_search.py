@@ -16,7 +16,7 @@ from shareatt_export.finder import Meter
 from shareatt_export.header import read_header
 from shareatt_export.memo import Memo
 from shareatt_export.pairs import PairFit
-from shareatt_export.search import Budget, Search, Settings, additions, guess, n_followers, with_follower
+from shareatt_export.search import Budget, Search, Settings, Step, additions, guess, n_followers, with_follower
 from shareatt_export.spans import parse_spans, source_map, spans_of
 from shareatt_export.texts import read_text, windows
 from shareatt_export.trial import Trial
@@ -99,6 +99,16 @@ def test_a_search_comes_close_to_brute_force(n):
             assert step.cost <= path[-1].cost
         found_best += step.cost == pytest.approx(best)
     assert found_best >= 15
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_exchanges_better_a_bad_map(seed):
+    errors = pair_errors(seed)
+    cost = crooked(errors, seed)
+    worst = max(every_map(N_LAYER, 2), key=cost)
+    search = Search(N_LAYER, errors, cost, Settings())
+    search.path(lambda step: step.n_followers >= 1)
+    assert search.exchanged(Step(worst, cost(worst))).cost < cost(worst) / 2
 
 
 def test_costs_are_remembered(tmp_path):
