@@ -14,7 +14,7 @@ import click
 from click_default_group import DefaultGroup
 
 from . import __version__
-from .errors import ShareattError
+from .errors import ShareattError, one_line
 from .option_types import CACHE_TYPES, Depths, OutType, SplitSize
 from .pin import patch_id, pin
 
@@ -287,7 +287,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (ShareattError, OSError) as error:
-        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        click.echo(f"Error: {one_line(str(error))}", err=True)
         sys.exit(1)
 
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-from .errors import OutputRefused
+from .errors import BadInput, OutputRefused
 
 CHUNK = 1 << 20  # small enough for the cache of a processor
 Advance = Callable[[int], None]  # told the number of bytes just done
@@ -155,6 +155,14 @@ class Writeback(ThreadPoolExecutor):
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raises BadInput for what a clone without Git LFS has in the place of a large file."""
+    pointer = b"version https://git-lfs"
+    with path.open("rb") as file:
+        if file.read(len(pointer)) == pointer:
+            raise BadInput(f"{path}: a Git LFS pointer, not the file itself; run 'git lfs pull' in its folder")
 
 
 def sha256(path: Path) -> str:

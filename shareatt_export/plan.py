@@ -25,7 +25,7 @@ from .facts import (
     key_source_layers,
     require_exportable,
 )
-from .header import Header, RawValue, TensorInfo
+from .header import Header, RawValue, TensorInfo, damaged
 from .shards import Piece, pieces
 from .spans import SourceMap, Span, extended, spans_of
 
@@ -88,7 +88,7 @@ class Plan:
 def make_plan(dense: Header, facts: Facts, spans: tuple[Span, ...]) -> Plan:
     """Raises Unsupported, BadInput or BadSpans where the model cannot be exported with these spans (further ones, if it
     shares attention already)."""
-    arch = require_exportable(dense, facts)
+    arch = require_exportable(dense)
     source_layers = extended(facts.source_layers, spans)
     for span in spans:
         _check_heads(dense, facts, span)
@@ -159,7 +159,7 @@ def _check_inventory(dense: Header, arch: Architecture, spans: tuple[Span, ...])
                 continue
             for role in ("attn_q", "attn_k", arch.v):
                 if (name := f"blk.{layer}.{role}.weight") not in dense.tensors:
-                    raise BadInput(f"{dense.path}: tensor '{name}' is missing, but layer {layer} is in span '{span}'")
+                    raise damaged(dense.path, f"tensor '{name}'", f"is missing, but layer {layer} is in span '{span}'")
 
 
 def _v_rows(dense: Header, facts: Facts, arch: Architecture, fused: TensorInfo, layer: int, suffix: str) -> Copy:
@@ -170,7 +170,7 @@ def _v_rows(dense: Header, facts: Facts, arch: Architecture, fused: TensorInfo, 
     n_v = facts.n_embd_v(layer)
     n_qkv = facts.n_embd_q(layer) + facts.n_embd_k(layer) + n_v
     if fused.shape[-1] != n_qkv:
-        raise BadInput(f"{dense.path}: tensor '{fused.name}': {fused.shape[-1]} rows, expected {n_qkv}")
+        raise damaged(dense.path, f"tensor '{fused.name}'", f"{fused.shape[-1]} rows, expected {n_qkv}")
     return Copy(name, (*fused.shape[:-1], n_v), fused.type, fused.n_bytes // n_qkv * n_v, fused)
 
 
