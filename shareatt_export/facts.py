@@ -80,7 +80,7 @@ def read_facts(header: Header) -> Facts:
         raise damaged(header.path, f"{arch}.block_count", f"{n_layer} layers, 1 to {MAX_LAYERS} are possible")
 
     def count(key: str, default: int | None = None) -> int:
-        return _bounded(header, f"{arch}.{key}", header.integer(f"{arch}.{key}", default))
+        return _count(header, f"{arch}.{key}", default)
 
     def counts(key: str, default: tuple[int, ...]) -> tuple[int, ...]:
         if f"{arch}.{key}" not in header.metadata:
@@ -108,6 +108,10 @@ def read_facts(header: Header) -> Facts:
     )
 
 
+def _count(header: Header, key: str, default: int | None = None) -> int:
+    return _bounded(header, key, header.integer(key, default))
+
+
 def _bounded(header: Header, key: str, n: int) -> int:
     if not 0 <= n < 1 << 31:
         raise damaged(header.path, key, f"{n} is not possible")
@@ -120,13 +124,13 @@ def _is_swa(header: Header, arch: str, n_layer: int, n_layer_nextn: int) -> tupl
     if (
         sliding is None
         or sliding.n_layer not in (None, n_layer)
-        or header.integer(f"{arch}.attention.sliding_window", sliding.window) == 0
+        or _count(header, f"{arch}.attention.sliding_window", sliding.window) == 0
     ):
         return (False,) * n_layer
     key = f"{arch}.attention.sliding_window_pattern"
     if (flags := header.flags(key, n_layer)) is not None:
         return flags
-    period = header.integer(key, sliding.period or None)
+    period = _count(header, key, sliding.period or None)
     full = 0 if sliding.dense_first else period - 1
     return tuple(
         layer < n_layer - n_layer_nextn and (period == 0 or layer % period != full) for layer in range(n_layer)

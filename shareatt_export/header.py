@@ -26,6 +26,7 @@ DEFAULT_ALIGNMENT = 32
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 16  # the largest models have some thousands
 MAX_HEADER = 64 << 20  # bytes, of which vocabularies take 10 MB; sparse files declare any number for free
+MAX_STRINGS = 1 << 21  # in arrays, of which tokens and their merges have 0.8 million
 MAX_ITEMS = 1 << 16  # of an array that we look into
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_TENSOR_NAME = 63  # GGML_MAX_NAME less its terminator
@@ -154,7 +155,7 @@ class Header:
         value = self.value(key)
         if not isinstance(value, list):
             return None
-        if len(value) != count:
+        if len(value) != count or not all(isinstance(v, int) for v in value):
             raise damaged(self.path, key, f"expected {count} truth values")
         return tuple(bool(v) for v in value)
 
@@ -177,6 +178,7 @@ class _Reader:
 
     def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
         self.file, self.path, self.size, self.at = file, path, size, 0
+        self.strings = 0  # in arrays, so far
 
     def bad(self, what: str, why: str) -> BadInput:
         return damaged(self.path, what, why)
@@ -292,6 +294,9 @@ def _raw_value(reader: _Reader, type: GGUFValueType, key: str) -> bytes:
     if item_type == GGUFValueType.STRING:
         if 8 * count > reader.size - reader.at:
             raise reader.bad(key, f"{count} strings do not fit in the file")
+        reader.strings += count
+        if reader.strings > MAX_STRINGS:
+            raise reader.bad(key, f"{count} strings are more than a vocabulary has")
         strings = bytearray(head)  # objects for all strings would take many times their bytes
         for _ in range(count):
             strings += reader.string(key)

@@ -5,6 +5,7 @@ Each byte of the input is read once: hashed, written, read back and compared. Me
 
 import hashlib
 import os
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from threading import Event
 from .errors import VerifyFailed
 from .facts import KEY_SOURCE_SHA256, key_source_layers
 from .files import Advance, nothing, read_range, write_at
-from .header import Header, TensorInfo
+from .header import Header, TensorInfo, damaged
 from .plan import Copy, Plan, with_identity
 from .shards import Piece, read_model
 
@@ -37,7 +38,11 @@ def identity(header: Header, advance: Advance = nothing) -> str:
 
 def _known_identity(header: Header) -> str | None:
     shared = key_source_layers(header.text("general.architecture")) in header.metadata
-    return header.text(KEY_SOURCE_SHA256) if shared and KEY_SOURCE_SHA256 in header.metadata else None
+    if not shared or KEY_SOURCE_SHA256 not in header.metadata:
+        return None
+    if not re.fullmatch("[0-9a-f]{64}", known := header.text(KEY_SOURCE_SHA256)):
+        raise damaged(header.path, KEY_SOURCE_SHA256, "expected 64 hexadecimal digits")
+    return known
 
 
 def _identity(header: Header, digests: Mapping[str, bytes]) -> str:

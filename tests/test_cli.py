@@ -63,23 +63,6 @@ def test_relative_paths(run, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"model", "out.gguf"}
 
 
-BAD_SPANS = {
-    "reversed": ("9-6", "span '9-6': reversed; write 6-9"),
-    "out of range": ("10-12", "span '10-12': layer 12 is out of range; this model has layers 0-11"),
-    "overlapping": ("2-5,5-7", "spans '2-5' and '5-7': overlap in layer 5"),
-    "one layer": ("7", "span '7': one layer shares nothing; write 7-8 or 7:8"),
-    "text": ("late", "span 'late': cannot be read; use A-B, S:F-G, S:F+G or every:K, separated by commas"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_SPANS)
-def test_bad_spans(run, dense, tmp_path, case):
-    spans, message = BAD_SPANS[case]
-    done = run(dense, "--spans", spans, "-o", tmp_path / "out.gguf")
-    assert (done.status, done.error, done.stdout) == (1, f"Error: {message}", "")
-    assert list(tmp_path.iterdir()) == [dense]
-
-
 def test_bad_paths(run, dense, tmp_path):
     folder, existing, out = tmp_path / "folder", tmp_path / "existing.gguf", tmp_path / "out.gguf"
     folder.mkdir()
