@@ -18,7 +18,7 @@ TEXTS = {
     "-9": f"span '-9': {UNREAD}",
     "6--9": f"span '6--9': {UNREAD}",
     "6 - 9": f"span '6 - 9': {UNREAD}",
-    "6–9": f"span '6–9': {UNREAD}",
+    "6\u20139": f"span '6\u20139': {UNREAD}",
     "٦-٩": f"span '٦-٩': {UNREAD}",
     "6-9\n": None,  # spaces around a span mean nothing
     "0x6-9": f"span '0x6-9': {UNREAD}",
@@ -56,7 +56,7 @@ TEXTS = {
 PREVIOUS = {
     "0-3": "span '0-3': layer 0 has no previous layer to reuse",
     "3-4,5-6": "spans '2-4' and '4-6': overlap in layer 4",
-    "10-12": "span '9-12': layer 12 is out of range; this model has layers 0-11",
+    "10-12": "span '10-12': layer 12 is out of range; this model has layers 0-11",
 }
 
 
