@@ -7,7 +7,6 @@ here unless the user trusts it. Pickle checkpoints are never read.
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -16,7 +15,7 @@ from pathlib import Path
 from . import child
 from .errors import BadInput, ConversionFailed, RuntimeProblem, Unsupported
 from .facts import MAX_LAYERS
-from .files import refuse_lfs_pointer
+from .files import private_folder, refuse_lfs_pointer
 from .progress import Fraction
 from .safetensors_header import damaged, read_json, tensor_names
 from .source import stock_source
@@ -163,13 +162,13 @@ def converted(
         if done := re.match(r"Writing: +(\d+)%", line):
             watch(int(done[1]) / 100)
 
-    with tempfile.TemporaryDirectory(dir=near, prefix=".shareatt-") as work:
-        out = Path(work).resolve() / "dense.gguf"
+    with private_folder(near) as work:
+        out = work.resolve() / "dense.gguf"
         options = [str(folder.resolve()), "--outfile", str(out), "--outtype", outtype]
         command = [sys.executable, *([] if near else ["-c", HEADER_ONLY]), str(script), *options]
         # the converter must import the gguf-py of its own source tree, never the one from PyPI
         env = {key: value for key, value in os.environ.items() if key != "NO_LOCAL_GGUF"}
-        status = child.run(command, look, cwd=Path(work), env=env)
+        status = child.run(command, look, cwd=work, env=env)
         if status or not out.is_file():
             raise ConversionFailed(f"{folder}: convert_hf_to_gguf.py: {_last_error(log)}")
         yield out

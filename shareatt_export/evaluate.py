@@ -105,6 +105,8 @@ def evaluate(request: Request, step: Step = silent) -> Evaluation:
     lib = load(built.python, built.bin)
     step("reading the models", None)
     everyone = list(subjects(request))
+    for subject in everyone:
+        read_facts(read_model(subject.model))  # a bad file gets our message, not the library's
     sums = [_Sums() for _ in everyone]
     n = request.n_ctx
     threads = {"n_threads": request.n_threads, "n_threads_batch": request.n_threads}

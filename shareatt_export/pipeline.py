@@ -14,7 +14,7 @@ from . import hub, quantize, runtime
 from .convert import OUTTYPES, check_checkpoint, checkpoint_files, converted
 from .errors import BadInput, ShareattError, VerifyFailed
 from .facts import read_facts
-from .files import Writeback, check_output, publish, staged
+from .files import Writeback, check_output, check_space, publish, staged
 from .header import Header, read_header
 from .names import destination
 from .plan import Plan, copies, make_plan
@@ -161,6 +161,7 @@ def export(job: Job) -> Exported:
     """Write and verify in a hidden folder, and only then give the files their names."""
     outputs = job.outputs
     with staged(outputs[0]) as folder, Writeback() as writeback:
+        check_space(outputs[0], sum(job.sizes) + (job.plan.weight_bytes_after if job.quantisation else 0))
         files = [folder / path.name for path in outputs]
         try:
             with unchanged(job.plan.dense.files):

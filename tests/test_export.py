@@ -1,6 +1,5 @@
 """From dense GGUF to SA GGUF: what is dropped, what is kept to the byte, and that nothing is ever harmed."""
 
-import os
 import struct
 import subprocess
 import sys
@@ -11,11 +10,9 @@ import numpy as np
 import pytest
 
 import shareatt_export
-from shareatt_export import files, write
 from shareatt_export.encode import header_bytes, raw_u32
-from shareatt_export.errors import BadInput, OutputRefused, VerifyFailed
+from shareatt_export.errors import BadInput, VerifyFailed
 from shareatt_export.facts import read_facts
-from shareatt_export.files import publish, staged
 from shareatt_export.header import RawValue, TensorInfo, pad, read_header
 from shareatt_export.plan import Plan, make_plan
 from shareatt_export.shards import read_model
@@ -187,106 +184,6 @@ def test_verify_sees_a_wrong_inventory(dense, tmp_path):
         VerifyFailed, match=r"tensor 'blk\.7\.attn_q\.weight' stands where 'blk\.7\.attn_v\.weight' should"
     ):
         verify(marked, dense)
-
-
-# ---------------------------------------------------------------- harm
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device"), SystemExit])
-@pytest.mark.parametrize("old", [None, b"old"])
-def test_a_failed_export_leaves_nothing_new(dense, tmp_path, monkeypatch, error, old):
-    out = tmp_path / "out.gguf"
-    if old:
-        out.write_bytes(old)
-    write_at, done = write.write_at, []
-
-    def fail_half_way(*arguments: object) -> None:
-        write_at(*arguments)
-        done.append(1)
-        if len(done) > 20:
-            raise error
-
-    monkeypatch.setattr(write, "write_at", fail_half_way)
-    before = names(tmp_path)
-    with pytest.raises((KeyboardInterrupt, SystemExit, OutputRefused)):
-        export(dense, out, force=True)
-    assert names(tmp_path) == before and (out.read_bytes() if old else None) == old
-
-
-def test_a_file_that_fails_verification_gets_no_name(dense, tmp_path, monkeypatch):
-    write_at, out = write.write_at, tmp_path / "out.gguf"
-    monkeypatch.setattr(write, "write_at", lambda file, at, data: write_at(file, at, data[:-1] + bytes([data[-1] ^ 1])))
-    with pytest.raises(VerifyFailed, match=f"{out}: tensor '.*': its bytes differ .*; nothing was written"):
-        export(dense, out)
-    assert names(tmp_path) == {"dense.gguf"}
-
-
-def test_output_is_the_input(dense, tmp_path):
-    hard, soft = tmp_path / "hard.gguf", tmp_path / "soft.gguf"
-    hard.hardlink_to(dense)
-    soft.symlink_to(dense)
-    before = dense.read_bytes()
-    for out in (dense, hard, soft, tmp_path / "." / "dense.gguf"):
-        with pytest.raises(OutputRefused, match="is the input itself"):
-            export(dense, out, force=True)
-    assert dense.read_bytes() == before
-
-
-def test_overwriting_needs_force(dense, tmp_path):
-    out = tmp_path / "out.gguf"
-    out.write_bytes(b"old")
-    out.chmod(0o640)
-    with pytest.raises(OutputRefused, match="exists already; use --force"):
-        export(dense, out)
-    assert out.read_bytes() == b"old"
-    export(dense, out, force=True)
-    assert out.stat().st_mode & 0o777 == 0o640
-
-
-def test_a_name_taken_meanwhile_is_left_alone(tmp_path, monkeypatch):
-    first, second = tmp_path / "1.gguf", tmp_path / "2.gguf"
-    monkeypatch.setattr(files, "check_output", lambda *_: first.write_bytes(b"theirs"))
-    with pytest.raises(OutputRefused, match="was created by another program meanwhile"), staged(first) as folder:
-        (folder / "a").write_bytes(b"ours")
-        (folder / "b").write_bytes(b"ours")
-        publish({folder / "a": first, folder / "b": second}, [], False)  # takes the second name first
-    assert first.read_bytes() == b"theirs" and names(tmp_path) == {"1.gguf"}
-
-
-def test_a_model_is_there_when_its_first_shard_is(tmp_path, monkeypatch):
-    take_name, seen = files._take_name, []
-    monkeypatch.setattr(files, "_take_name", lambda *arguments: seen.append(arguments[1]) or take_name(*arguments))
-    shards = [tmp_path / f"{i}.gguf" for i in range(3)]
-    with staged(shards[0]) as folder:
-        for i in range(3):
-            (folder / str(i)).write_bytes(b"")
-        publish({folder / str(i): path for i, path in enumerate(shards)}, [], False)
-    assert seen == shards[::-1]
-
-
-def test_a_dense_file_that_changes_meanwhile(dense, tmp_path, monkeypatch):
-    write_at = write.write_at
-
-    def write_and_touch(*arguments: object) -> None:
-        write_at(*arguments)
-        os.utime(dense, ns=(1, 1))
-
-    monkeypatch.setattr(write, "write_at", write_and_touch)
-    with pytest.raises(VerifyFailed, match="was changed by another program"):
-        export(dense, tmp_path / "out.gguf")
-    assert names(tmp_path) == {"dense.gguf"}
-
-
-def test_new_files_follow_the_umask(dense, tmp_path):
-    old = os.umask(0o027)
-    try:
-        assert export(dense, tmp_path / "out.gguf").stat().st_mode & 0o777 == 0o640
-    finally:
-        os.umask(old)
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path):
