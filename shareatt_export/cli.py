@@ -80,6 +80,7 @@ def cli() -> None:
 @click.option("-v", "--verbose", is_flag=True, help="Show what the converter says.")
 @quiet_option
 @llama_cpp_option
+@click.option("--allow-nonfinite", is_flag=True, help="Export weights that are NaN or infinite too.")
 @click.option("--trust-remote-code", is_flag=True, help="Allow a Hugging Face folder that brings code of its own.")
 def export_command(
     output: Path | None,

@@ -216,12 +216,14 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_range(source: FileIO, offset: int, n_bytes: int) -> Iterator[bytearray | bytes]:
-    """The bytes in chunks, each good until the next one is asked for; fewer only if the file is shorter."""
+def read_range(source: FileIO, offset: int, n_bytes: int, unit: int = 1) -> Iterator[bytearray | bytes]:
+    """The bytes in chunks of whole units, each good until the next is asked for; fewer only if the file is shorter."""
     source.seek(offset)
-    buffer = bytearray(min(CHUNK, n_bytes))
+    buffer = bytearray(min(CHUNK // unit * unit, n_bytes))
     while n_bytes > 0:
-        got = source.readinto(memoryview(buffer)[:n_bytes])
+        wanted, got = memoryview(buffer)[:n_bytes], 0
+        while got < len(wanted) and (n := source.readinto(wanted[got:])):
+            got += n
         if not got:
             return
         n_bytes -= got

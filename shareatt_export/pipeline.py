@@ -43,6 +43,7 @@ class Request:
     trust_remote_code: bool = False
     revision: str | None = None
     verbose: bool = False
+    allow_nonfinite: bool = False  # weights that are NaN or infinite
 
     @property
     def converts_to(self) -> str:
@@ -181,7 +182,7 @@ def _write_sa(job: Job, files: list[Path], written: Written = lambda path: None)
     """The plan's file, or its shards."""
     max_bytes = job.request.split_max_size if len(files) > 1 else None
     advance = counted(job.stages("writing"), job.plan.weight_bytes_before)
-    plan = write_plan(job.plan, files, max_bytes, advance, written)
+    plan = write_plan(job.plan, files, max_bytes, advance, written, not job.request.allow_nonfinite)
     return hold_against(read_model(files[0]), plan)
 
 
