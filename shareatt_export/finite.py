@@ -51,20 +51,24 @@ def _bad(type: Type, block_bytes: int, data: npt.NDArray[np.uint8]) -> npt.NDArr
         return _same(bits, exponent) if bits.max(initial=0) == exponent else None
     if type == Type.F64:
         with np.errstate(over="ignore", invalid="ignore"):
-            return ~np.isfinite(data.view("<f8").astype("<f4"))  # which is what llama.cpp computes with
+            return _not_finite(data.view("<f8").astype("<f4"))  # which is what llama.cpp computes with
     blocks = data.reshape(-1, block_bytes)
     if type in SCALES:
         first, *second = (_no_f16(_words(blocks, at)) for at in SCALES[type])
         return first | second[0] if second else first
     if type == Type.Q8_K:
-        scales = np.ascontiguousarray(blocks[:, :4]).view("<f4")[:, 0]
-        return ~np.isfinite(scales)
+        return _not_finite(np.ascontiguousarray(blocks[:, :4]).view("<f4")[:, 0])
     if type == Type.IQ1_M:  # four bits of the scale in each of four words; the exponent is in the last two
         high, low = _words(blocks, 54) & np.uint16(0xF000), _words(blocks, 52) >> np.uint16(4) & np.uint16(0x0F00)
         return _no_f16(high | low)
     if type == Type.MXFP4:
         return _same(blocks[:, 0], 0xFF)
     return None
+
+
+def _not_finite(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    finite: npt.NDArray[np.bool_] = np.isfinite(numbers)
+    return ~finite
 
 
 def _same(numbers: npt.NDArray[Any], number: int) -> npt.NDArray[np.bool_]:

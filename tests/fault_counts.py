@@ -35,7 +35,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     passed: Counter[str] = Counter()
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(outcome):
-            properties = dict(report.user_properties)
+            properties = dict(getattr(report, "user_properties", ()))  # a module that cannot be imported has none
             if "fault" in properties:
                 cases[properties["fault"]] += properties.get("cases", 1)
                 passed[properties["fault"]] += properties.get("cases", 1) * (outcome == "passed")
