@@ -78,7 +78,7 @@ def analyze(request: Request, step: Step = silent) -> Analysis:
     """Raises BadInput or Unsupported if the model cannot be analysed."""
     header = read_model(request.model)
     facts = read_facts(header)
-    if not require_exportable(header, facts).causal:
+    if not require_exportable(header).causal:
         raise Unsupported(f"{request.model}: '{facts.arch}' is an encoder; only language models can be analysed")
     if facts.is_shared:
         raise Unsupported(f"{request.model}: shares attention already; analyse the dense model it was made from")

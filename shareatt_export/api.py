@@ -28,6 +28,7 @@ def export(
     force: bool = False,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    allow_nonfinite: bool = False,
     progress: Step = silent,
 ) -> Exported:
     """Make an SA GGUF, as `shareatt-export export` does: whole, verified, or not at all.
@@ -53,6 +54,7 @@ def export(
         force=force,
         revision=revision,
         trust_remote_code=trust_remote_code,
+        allow_nonfinite=allow_nonfinite,
     )
     with opened(request, progress) as job:
         return run_job(job)

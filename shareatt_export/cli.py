@@ -14,7 +14,7 @@ import click
 from click_default_group import DefaultGroup
 
 from . import __version__
-from .errors import ShareattError
+from .errors import ShareattError, one_line
 from .option_types import CACHE_TYPES, Depths, OutType, SplitSize
 from .pin import patch_id, pin
 
@@ -101,6 +101,7 @@ def cli() -> None:
 @click.option("-v", "--verbose", is_flag=True, help="Show what the converter says.")
 @quiet_option
 @llama_cpp_option
+@click.option("--allow-nonfinite", is_flag=True, help="Export weights that are NaN or infinite too.")
 @click.option("--trust-remote-code", is_flag=True, help="Allow a Hugging Face folder that brings code of its own.")
 def export_command(
     output: Path | None,
@@ -395,7 +396,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (ShareattError, OSError) as error:
-        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        click.echo(f"Error: {one_line(str(error))}", err=True)
         sys.exit(1)
 
 

@@ -4,7 +4,6 @@ The converter loads tokenizers with trust_remote_code=True, so a directory that 
 here unless the user trusts it. Pickle checkpoints are never read.
 """
 
-import json
 import os
 import re
 import sys
@@ -16,11 +15,15 @@ from pathlib import Path
 
 from . import child
 from .errors import BadInput, ConversionFailed, RuntimeProblem, ShareattError, Unsupported
+from .facts import MAX_LAYERS
+from .files import private_folder, refuse_lfs_pointer
 from .progress import Fraction, Step
+from .safetensors_header import damaged, read_json, tensor_names
 from .source import stock_source
 
 OUTTYPES = ("AUTO", "F32", "F16", "BF16", "Q8_0")  # that the converter writes itself
 INDEX = "model.safetensors.index.json"
+MAX_JSON = {INDEX: 32 << 20}  # bytes; that of the largest models has 15 MB
 NEEDED = ("torch", "transformers", "sentencepiece", "safetensors")
 
 # Runs the converter (argv[1]) with a writer that leaves tensor data away: a sparse file with everything but weights.
@@ -48,6 +51,7 @@ def check_checkpoint(folder: Path, trust_remote_code: bool) -> int | None:
 
     Raises BadInput or Unsupported where `folder` is no checkpoint that can be converted without running its code.
     """
+    _check_links(folder)
     config = _config(folder)
     if not trust_remote_code and (what := own_code(folder)):
         raise Unsupported(f"{folder}: brings code of its own ({what}); if you trust it, add --trust-remote-code")
@@ -56,18 +60,19 @@ def check_checkpoint(folder: Path, trust_remote_code: bool) -> int | None:
             raise Unsupported(
                 f"{folder}: has only pickle weights, which can run code; convert them to safetensors first"
             )
-        raise BadInput(f"{folder}: no model*.safetensors in it")
+        raise BadInput(f"{folder}: no model*.safetensors in it; download them too")
     _check_shards(folder)
     n_layer = config.get("num_hidden_layers")
-    return n_layer if isinstance(n_layer, int) else None
+    if n_layer is not None and (type(n_layer) is not int or not 1 <= n_layer <= MAX_LAYERS):
+        raise damaged(folder / "config.json", "num_hidden_layers", f"{n_layer} layers, 1 to {MAX_LAYERS} are possible")
+    return n_layer
 
 
 def own_code(folder: Path) -> str | None:
     """The file or field by which transformers would run code of the folder."""
-    for path in sorted(folder.rglob("*.py")):
-        return path.name
-    configs = (_config(folder), _json(folder / "tokenizer_config.json"))
-    return "auto_map in a config" if any("auto_map" in config for config in configs) else None
+    code = sorted(path.name for path in folder.rglob("*.py"))
+    mapped = sorted(path.name for path in folder.glob("*config*.json") if "auto_map" in _json(path))
+    return code[0] if code else f"auto_map in {mapped[0]}" if mapped else None
 
 
 def _config(folder: Path) -> dict[str, object]:
@@ -79,23 +84,57 @@ def _config(folder: Path) -> dict[str, object]:
 def _json(path: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise BadInput(f"{path}: expected a JSON object")
-    return data
+    refuse_lfs_pointer(path)
+    if (size := path.stat().st_size) > (limit := MAX_JSON.get(path.name, 4 << 20)):
+        raise damaged(path, "JSON", f"{size} bytes, at most {limit} are possible")
+    return read_json(path, path.read_bytes())
+
+
+def _check_links(folder: Path) -> None:
+    """Files may link to others of the folder, and in the hub's cache to its blobs, as all do there."""
+    inside = [folder.resolve()]
+    if inside[0].parent.name == "snapshots":
+        inside.append(inside[0].parent.parent / "blobs")
+    for path in folder.iterdir():
+        if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in inside):
+            raise Unsupported(f"{path}: links to {path.resolve()}, outside of the model's folder; copy the file there")
 
 
 def _check_shards(folder: Path) -> None:
-    """Shard names come from a file that somebody else wrote: they must stay inside the folder."""
-    weight_map = _json(folder / INDEX).get("weight_map", {})
-    if not isinstance(weight_map, dict):
-        raise BadInput(f"{folder / INDEX}: weight_map: expected a JSON object")
-    for name in {str(name) for name in weight_map.values()}:
-        if Path(name).name != name or "\\" in name or not (folder / name).is_file():
-            raise BadInput(f"{folder / INDEX}: weight_map: '{name}' is not a file of this folder")
+    """Shards must have what the index says, no more and no less; without one, no tensor may be in two of them."""
+    index = folder / INDEX
+    said = _weight_map(index) if index.is_file() else None
+    found: dict[str, str] = {}  # the file of each tensor
+    for path in sorted(folder / name for name in set(said.values())) if said else folder.glob("model*.safetensors"):
+        if not path.is_file():
+            raise damaged(path, "shard", "not a regular file")
+        for name in tensor_names(path):
+            if name in found:
+                raise damaged(path, f"tensor '{name}'", f"stands in {found[name]} too")
+            found[name] = path.name
+    if said is None:
+        return
+    for name in sorted(said.keys() | found.keys()):
+        if said.get(name) != found.get(name):
+            where = (
+                f"'{name[:64]}' is in {said.get(name, 'no file')} by the index, in {found.get(name, 'no file')} really"
+            )
+            raise damaged(index, "weight_map", where)
+    for path in sorted(folder.glob("model-*-of-*.safetensors")):
+        if path.name not in said.values():
+            raise damaged(index, "weight_map", f"{path.name} is not in it")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """File names by tensor; they come from a file that somebody else wrote, and must stay inside the folder."""
+    weight_map = _json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise damaged(index, "weight_map", "expected a JSON object of file names")
+    there = {path.name for path in index.parent.iterdir() if path.is_file()}
+    for name in map(str, weight_map.values()):
+        if name not in there:
+            raise damaged(index, "weight_map", f"'{name[:64]}' is not a file of this folder")
+    return weight_map
 
 
 def require_hf() -> None:
@@ -132,13 +171,13 @@ def converted(
         if done := re.match(r"Writing: +(\d+)%", line):
             watch(int(done[1]) / 100)
 
-    with tempfile.TemporaryDirectory(dir=near, prefix=".shareatt-") as work:
-        out = Path(work).resolve() / "dense.gguf"
+    with private_folder(near) as work:
+        out = work.resolve() / "dense.gguf"
         options = [str(folder.resolve()), "--outfile", str(out), "--outtype", outtype]
         command = [sys.executable, *([] if near else ["-c", HEADER_ONLY]), str(script), *options]
         # the converter must import the gguf-py of its own source tree, never the one from PyPI
         env = {key: value for key, value in os.environ.items() if key != "NO_LOCAL_GGUF"}
-        status = child.run(command, look, cwd=Path(work), env=env)
+        status = child.run(command, look, cwd=work, env=env)
         if status or not out.is_file():
             raise ConversionFailed(f"{folder}: convert_hf_to_gguf.py: {_last_error(log)}")
         yield out

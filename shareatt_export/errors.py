@@ -34,3 +34,9 @@ class RuntimeProblem(ShareattError):
 
 class ConversionFailed(ShareattError):
     """llama.cpp's converter refused the Hugging Face checkpoint."""
+
+
+def one_line(text: str) -> str:
+    """As one line, with names of strangers in it, that no terminal acts on."""
+    plain = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in plain)

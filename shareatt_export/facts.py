@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from .architectures import ARCHITECTURES, REFUSED, Architecture
-from .errors import BadInput, BadSpans, Unsupported
-from .header import Header
+from .errors import BadSpans, Unsupported
+from .header import Header, damaged
 from .spans import SourceMap, spans_of
 
 KEY_FORMAT_VERSION = "shareatt.format_version"
@@ -75,12 +75,16 @@ def row_bytes(n: int, type: GGMLQuantizationType) -> int:
 def read_facts(header: Header) -> Facts:
     """The facts of any GGUF language model. Raises BadInput where the metadata contradicts itself."""
     arch = header.text("general.architecture")
+    if (kind := header.text("general.type", "model")) != "model":
+        raise Unsupported(f"{header.path}: general.type: is of type '{kind}'; name the file of a language model")
+    if f"{arch}.block_count" not in header.metadata:
+        require_exportable(header)
     n_layer = header.integer(f"{arch}.block_count")
     if not 1 <= n_layer <= MAX_LAYERS:
-        raise BadInput(f"{header.path}: {arch}.block_count: {n_layer} layers; 1 to {MAX_LAYERS} are possible")
+        raise damaged(header.path, f"{arch}.block_count", f"{n_layer} layers, 1 to {MAX_LAYERS} are possible")
 
     def count(key: str, default: int | None = None) -> int:
-        return _bounded(header, f"{arch}.{key}", header.integer(f"{arch}.{key}", default))
+        return _count(header, f"{arch}.{key}", default)
 
     def counts(key: str, default: tuple[int, ...]) -> tuple[int, ...]:
         if f"{arch}.{key}" not in header.metadata:
@@ -90,7 +94,7 @@ def read_facts(header: Header) -> Facts:
     n_embd = count("embedding_length")
     n_layer_nextn = count("nextn_predict_layers", 0)
     if n_layer_nextn >= n_layer:
-        raise BadInput(f"{header.path}: {arch}.nextn_predict_layers: {n_layer_nextn} of {n_layer} layers")
+        raise damaged(header.path, f"{arch}.nextn_predict_layers", f"{n_layer_nextn} of {n_layer} layers")
     n_head = counts("attention.head_count", (0,) * n_layer)
     head_dim = n_embd // n_head[0] if n_head[0] else 0
     return Facts(
@@ -108,9 +112,13 @@ def read_facts(header: Header) -> Facts:
     )
 
 
+def _count(header: Header, key: str, default: int | None = None) -> int:
+    return _bounded(header, key, header.integer(key, default))
+
+
 def _bounded(header: Header, key: str, n: int) -> int:
     if not 0 <= n < 1 << 31:
-        raise BadInput(f"{header.path}: {key}: {n} is not possible")
+        raise damaged(header.path, key, f"{n} is not possible")
     return n
 
 
@@ -120,13 +128,13 @@ def _is_swa(header: Header, arch: str, n_layer: int, n_layer_nextn: int) -> tupl
     if (
         sliding is None
         or sliding.n_layer not in (None, n_layer)
-        or header.integer(f"{arch}.attention.sliding_window", sliding.window) == 0
+        or _count(header, f"{arch}.attention.sliding_window", sliding.window) == 0
     ):
         return (False,) * n_layer
     key = f"{arch}.attention.sliding_window_pattern"
     if (flags := header.flags(key, n_layer)) is not None:
         return flags
-    period = header.integer(key, sliding.period or None)
+    period = _count(header, key, sliding.period or None)
     full = 0 if sliding.dense_first else period - 1
     return tuple(
         layer < n_layer - n_layer_nextn and (period == 0 or layer % period != full) for layer in range(n_layer)
@@ -139,23 +147,24 @@ def _source_layers(header: Header, arch: str, n_layer: int) -> SourceMap:
         return tuple(range(n_layer))
     if (version := header.integer(KEY_FORMAT_VERSION, FORMAT_VERSION)) > FORMAT_VERSION:
         raise Unsupported(
-            f"{header.path}: {KEY_FORMAT_VERSION} is {version}; this version reads up to {FORMAT_VERSION}"
+            f"{header.path}: {KEY_FORMAT_VERSION}: is {version}, this version reads up to {FORMAT_VERSION}; upgrade it"
         )
     raw = header.metadata[key]
     if raw.type != GGUFValueType.ARRAY or raw.raw[:4] != GGUFValueType.INT32.to_bytes(4, "little"):
-        raise BadInput(f"{header.path}: {key}: must be an array of i32")
+        raise damaged(header.path, key, "must be an array of i32")
     source_layers = header.integers(key, n_layer)
     try:
         spans_of(source_layers)
     except BadSpans as error:
-        raise BadInput(f"{header.path}: {key}: {error}") from None
+        raise damaged(header.path, key, str(error)) from None
     return source_layers
 
 
-def require_exportable(header: Header, facts: Facts) -> Architecture:
+def require_exportable(header: Header) -> Architecture:
     """The architecture's row, if the model can be exported at all. Raises Unsupported."""
-    if facts.arch not in ARCHITECTURES:
-        why = f"supported: {REFUSED[facts.arch]}" if facts.arch in REFUSED else "known to this version"
+    arch = header.text("general.architecture")
+    if arch not in ARCHITECTURES:
+        why = f"supported: {REFUSED[arch]}" if arch in REFUSED else "known to this version"
         known = ", ".join(ARCHITECTURES)
-        raise Unsupported(f"{header.path}: general.architecture '{facts.arch}' is not {why} (supported: {known})")
-    return ARCHITECTURES[facts.arch]
+        raise Unsupported(f"{header.path}: general.architecture: '{arch[:64]}' is not {why} (supported: {known})")
+    return ARCHITECTURES[arch]

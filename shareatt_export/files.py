@@ -6,19 +6,24 @@ with staged(Path("out.gguf")) as folder:
 """
 
 import errno
+import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-from .errors import OutputRefused
+from .errors import BadInput, OutputRefused
 
 CHUNK = 1 << 20  # small enough for the cache of a processor
 Advance = Callable[[int], None]  # told the number of bytes just done
+PREFIX = ".shareatt-"  # of folders for files that are not finished
+FRESH = 60.0  # seconds in which the owner of such a folder will have locked it
 
 
 def nothing(n_bytes: int) -> None:
@@ -45,17 +50,55 @@ def check_output(path: Path, inputs: Iterable[Path], force: bool) -> None:
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out`, to write in what publish() will name; it is gone after the block."""
+    work: Path | None = None
     try:
-        work = tempfile.TemporaryDirectory(dir=out.parent, prefix=".shareatt-", ignore_cleanup_errors=True)
+        with private_folder(out.parent) as work:
+            yield work
     except OSError as error:
-        raise OutputRefused(f"{out}: cannot write in {out.parent}: {error.strerror}") from None
-    with work as name:
+        if work is None:
+            where = f"cannot write in {out.parent}: {error.strerror}; name another folder"
+            raise OutputRefused(f"{out}: {where}") from None
+        if error.filename is not None and not str(error.filename).startswith(str(work)):
+            raise  # another file's fault
+        raise OutputRefused(f"{out}: cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def private_folder(near: Path | None) -> Iterator[Path]:
+    """A hidden folder in `near`, else among other temporary files, that is gone after the block.
+
+    It is locked for so long. A killed program leaves its folder, but no lock: such folders in `near` are removed first.
+    """
+    for left in near.glob(f"{PREFIX}*") if near else ():
+        _remove_abandoned(left)
+    with tempfile.TemporaryDirectory(dir=near, prefix=PREFIX, ignore_cleanup_errors=True) as name:
+        lock = os.open(name, os.O_RDONLY)
         try:
+            with suppress(OSError):  # where a file system has no locks, no folder is ever taken for abandoned
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield Path(name)
-        except OSError as error:
-            if error.filename is not None and not str(error.filename).startswith(name):
-                raise  # another file's fault
-            raise OutputRefused(f"{out}: cannot be written: {error.strerror}") from None
+        finally:
+            os.close(lock)
+
+
+def _remove_abandoned(path: Path) -> None:
+    with suppress(OSError):  # it is another program's, or in use
+        if time.time() - path.lstat().st_mtime < FRESH:
+            return
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def check_space(path: Path, n_bytes: int) -> None:
+    """Raises OutputRefused where files of so many bytes beside `path` would not fit."""
+    if n_bytes > (free := shutil.disk_usage(path.parent).free):
+        raise OutputRefused(
+            f"{path}: needs {n_bytes} bytes, {path.parent} has {free}; make room or name another folder"
+        )
 
 
 def publish(names: Mapping[Path, Path], inputs: Iterable[Path], force: bool) -> None:
@@ -194,6 +237,14 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raises BadInput for what a clone without Git LFS has in the place of a large file."""
+    pointer = b"version https://git-lfs"
+    with path.open("rb") as file:
+        if file.read(len(pointer)) == pointer:
+            raise BadInput(f"{path}: a Git LFS pointer, not the file itself; run 'git lfs pull' in its folder")
+
+
 def sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
@@ -202,12 +253,14 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_range(source: FileIO, offset: int, n_bytes: int) -> Iterator[bytearray | bytes]:
-    """The bytes in chunks, each good until the next one is asked for; fewer only if the file is shorter."""
+def read_range(source: FileIO, offset: int, n_bytes: int, unit: int = 1) -> Iterator[bytearray | bytes]:
+    """The bytes in chunks of whole units, each good until the next is asked for; fewer only if the file is shorter."""
     source.seek(offset)
-    buffer = bytearray(min(CHUNK, n_bytes))
+    buffer = bytearray(min(CHUNK // unit * unit, n_bytes))
     while n_bytes > 0:
-        got = source.readinto(memoryview(buffer)[:n_bytes])
+        wanted, got = memoryview(buffer)[:n_bytes], 0
+        while got < len(wanted) and (n := source.readinto(wanted[got:])):
+            got += n
         if not got:
             return
         n_bytes -= got

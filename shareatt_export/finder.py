@@ -85,7 +85,7 @@ def find(request: Request, step: Step = silent) -> Result:
     """Raises BadInput where the budget or the text is too small, Unsupported where the model cannot share."""
     header = read_model(request.model)
     facts = read_facts(header)
-    if not require_exportable(header, facts).causal or facts.is_shared:
+    if not require_exportable(header).causal or facts.is_shared:
         raise Unsupported(f"{request.model}: a dense language model is needed to search on")
     pairs = candidates(facts, request.reach)
     _check_budget(request, facts, pairs)

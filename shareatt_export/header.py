@@ -18,12 +18,16 @@ from typing import BinaryIO, TypeVar
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from .errors import BadInput, Unsupported
+from .files import refuse_lfs_pointer
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_KEYS = 1 << 16
-MAX_TENSORS = 1 << 20
+MAX_TENSORS = 1 << 16  # the largest models have some thousands
+MAX_HEADER = 64 << 20  # bytes, of which vocabularies take 10 MB; sparse files declare any number for free
+MAX_STRINGS = 1 << 21  # in arrays, of which tokens and their merges have 0.8 million
+MAX_ITEMS = 1 << 16  # of an array that we look into
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_TENSOR_NAME = 63  # GGML_MAX_NAME less its terminator
 MAX_INT64 = (1 << 63) - 1
@@ -55,16 +59,20 @@ class RawValue:
     type: GGUFValueType
     raw: bytes
 
+    @property
+    def n_items(self) -> int:
+        """Of an array; else 1."""
+        return int.from_bytes(self.raw[4:12], "little") if self.type == GGUFValueType.ARRAY else 1
+
     def decode(self) -> Value:
         if self.type == GGUFValueType.STRING:
             return self.raw[8:].decode("utf-8")
         if self.type != GGUFValueType.ARRAY:
             return _unpack_scalar(self.type, self.raw)
         item_type = GGUFValueType(struct.unpack_from("<I", self.raw)[0])
-        (count,) = struct.unpack_from("<Q", self.raw, 4)
         if item_type == GGUFValueType.STRING:
-            return list(_strings(self.raw, 12, count))
-        return list(struct.unpack_from(f"<{count}{SCALARS[item_type]}", self.raw, 12))
+            return list(_strings(self.raw, 12, self.n_items))
+        return list(struct.unpack_from(f"<{self.n_items}{SCALARS[item_type]}", self.raw, 12))
 
 
 def _unpack_scalar(type: GGUFValueType, raw: bytes) -> Scalar:
@@ -102,6 +110,7 @@ class Header:
     alignment: int
     data_offset: int
     file_size: int
+    trailing: int = 0  # bytes of the file behind its tensors, which nothing reads
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -110,14 +119,18 @@ class Header:
 
     def value(self, key: str) -> Value | None:
         raw = self.metadata.get(key)
-        return None if raw is None else raw.decode()
+        if raw is None:
+            return None
+        if raw.n_items > MAX_ITEMS:
+            raise damaged(self.path, key, f"{raw.n_items} values, at most {MAX_ITEMS} are possible")
+        return raw.decode()
 
     def text(self, key: str, default: str | None = None) -> str:
         value = self.value(key)
         if value is None and default is not None:
             return default
         if not isinstance(value, str):
-            raise BadInput(f"{self.path}: {key}: expected a string, found {_found(value)}")
+            raise damaged(self.path, key, f"expected a string, found {_found(value)}")
         return value
 
     def integer(self, key: str, default: int | None = None) -> int:
@@ -125,7 +138,7 @@ class Header:
         if value is None and default is not None:
             return default
         if not isinstance(value, int) or isinstance(value, bool):
-            raise BadInput(f"{self.path}: {key}: expected an integer, found {_found(value)}")
+            raise damaged(self.path, key, f"expected an integer, found {_found(value)}")
         return value
 
     def integers(self, key: str, count: int, default: int | None = None) -> tuple[int, ...]:
@@ -134,7 +147,7 @@ class Header:
         if not isinstance(value, list):
             return (self.integer(key, default),) * count
         if len(value) != count or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
-            raise BadInput(f"{self.path}: {key}: expected {count} integers")
+            raise damaged(self.path, key, f"expected {count} integers")
         return tuple(int(v) for v in value)
 
     def flags(self, key: str, count: int) -> tuple[bool, ...] | None:
@@ -142,9 +155,14 @@ class Header:
         value = self.value(key)
         if not isinstance(value, list):
             return None
-        if len(value) != count:
-            raise BadInput(f"{self.path}: {key}: expected {count} truth values")
+        if len(value) != count or not all(isinstance(v, int) for v in value):
+            raise damaged(self.path, key, f"expected {count} truth values")
         return tuple(bool(v) for v in value)
+
+
+def damaged(path: Path, field: str, why: str) -> BadInput:
+    """What to raise where a file contradicts itself or the format."""
+    return BadInput(f"{path}: {field}: {why}; the file is damaged: get it or make it again")
 
 
 def _found(value: Value | None) -> str:
@@ -160,14 +178,20 @@ class _Reader:
 
     def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
         self.file, self.path, self.size, self.at = file, path, size, 0
+        self.strings = 0  # in arrays, so far
+
+    def bad(self, what: str, why: str) -> BadInput:
+        return damaged(self.path, what, why)
 
     def take(self, n: int, what: str) -> bytes:
         if n > self.size - self.at:
-            raise BadInput(f"{self.path}: {what}: needs {n} bytes, the file ends after {self.size - self.at}")
+            raise self.bad(what, f"needs {n} bytes, the file ends after {self.size - self.at}")
+        if n > MAX_HEADER - self.at:
+            raise self.bad(what, f"{n} bytes are more than the header of a model has")
         self.at += n
         data = self.file.read(n)
         if len(data) != n:
-            raise BadInput(f"{self.path}: {what}: the file became shorter while it was read")
+            raise self.bad(what, "the file became shorter while it was read")
         return data
 
     def u32(self, what: str) -> int:
@@ -183,19 +207,19 @@ class _Reader:
 
     def bounded(self, length: int, what: str) -> int:
         if length > MAX_LENGTH:
-            raise BadInput(f"{self.path}: {what}: {length} is longer than llama.cpp allows")
+            raise self.bad(what, f"{length} is longer than llama.cpp allows")
         return length
 
     def text(self, raw: bytes, what: str) -> str:
         try:
             return raw[8:].decode("utf-8")
         except UnicodeDecodeError:
-            raise BadInput(f"{self.path}: {what}: not UTF-8: {raw[8:72]!r}") from None
+            raise self.bad(what, f"not UTF-8: {raw[8:72]!r}") from None
 
     def name(self, what: str) -> str:
         text = self.text(self.string(what), what)
         if not text or "\0" in text:
-            raise BadInput(f"{self.path}: {what}: empty or with a NUL byte: {text[:64]!r}")
+            raise self.bad(what, f"empty or with a NUL byte: {text[:64]!r}")
         return text
 
     def enum(self, kind: type[Type], what: str) -> Type:
@@ -203,7 +227,9 @@ class _Reader:
         try:
             return kind(number)
         except ValueError:
-            raise Unsupported(f"{self.path}: {what}: unknown type {number}") from None
+            raise Unsupported(
+                f"{self.path}: {what}: unknown type {number}; get the file again, or a later version of this tool"
+            ) from None
 
 
 def read_header(path: Path) -> Header:
@@ -214,24 +240,28 @@ def read_header(path: Path) -> Header:
         reader = _Reader(file, path, path.stat().st_size)
         version, n_tensors, n_keys = _preamble(reader)
         metadata = _metadata(reader, n_keys)
-        alignment = _alignment(path, metadata)
+        alignment = _alignment(reader, metadata)
         infos = [_tensor_info(reader) for _ in range(n_tensors)]
         data_offset = pad(reader.at, alignment)
         tensors = _place(reader, infos, alignment, data_offset)
-    return Header(path, version, metadata, tensors, alignment, data_offset, reader.size)
+    end = data_offset + sum(pad(info.n_bytes, alignment) for info in infos)
+    return Header(path, version, metadata, tensors, alignment, data_offset, reader.size, max(0, reader.size - end))
 
 
 def _preamble(reader: _Reader) -> tuple[int, int, int]:
     if (magic := reader.take(4, "magic")) != MAGIC:
-        raise BadInput(f"{reader.path}: not a GGUF file (it starts with {magic!r})")
+        refuse_lfs_pointer(reader.path)
+        raise BadInput(f"{reader.path}: magic: not a GGUF file (it starts with {magic!r}); name a GGUF or a folder")
     version = reader.u32("version")
     if version not in VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "big"), "little")
         hint = " (a big-endian file)" if swapped in VERSIONS else ""
-        raise Unsupported(f"{reader.path}: GGUF version {version}{hint}; versions 2 and 3 are supported")
+        raise Unsupported(
+            f"{reader.path}: version: {version}{hint}, 2 and 3 are supported; make it again with a current llama.cpp"
+        )
     n_tensors, n_keys = reader.u64("tensor count"), reader.u64("metadata count")
     if n_tensors > MAX_TENSORS or n_keys > MAX_KEYS:
-        raise BadInput(f"{reader.path}: implausible header: {n_tensors} tensors, {n_keys} metadata keys")
+        raise reader.bad("tensor and metadata counts", f"{n_tensors} and {n_keys} are implausible")
     return version, n_tensors, n_keys
 
 
@@ -240,7 +270,7 @@ def _metadata(reader: _Reader, count: int) -> dict[str, RawValue]:
     for _ in range(count):
         key = reader.name("metadata key")
         if key in metadata:
-            raise BadInput(f"{reader.path}: metadata key '{key}' stands twice")
+            raise reader.bad(f"metadata key '{key}'", "stands twice")
         type = reader.enum(GGUFValueType, key)
         metadata[key] = RawValue(type, _raw_value(reader, type, key))
     return metadata
@@ -254,27 +284,33 @@ def _raw_value(reader: _Reader, type: GGUFValueType, key: str) -> bytes:
     if type != GGUFValueType.ARRAY:
         raw = reader.take(struct.calcsize(SCALARS[type]), key)
         if type == GGUFValueType.BOOL and raw not in (b"\0", b"\1"):
-            raise BadInput(f"{reader.path}: {key}: a bool with the value {raw[0]}")
+            raise reader.bad(key, f"a bool with the value {raw[0]}")
         return raw
     item_type = reader.enum(GGUFValueType, key)
     count = reader.bounded(reader.u64(key), key)
     head = struct.pack("<IQ", item_type, count)
     if item_type == GGUFValueType.ARRAY:
-        raise BadInput(f"{reader.path}: {key}: an array of arrays")
+        raise reader.bad(key, "an array of arrays")
     if item_type == GGUFValueType.STRING:
         if 8 * count > reader.size - reader.at:
-            raise BadInput(f"{reader.path}: {key}: {count} strings do not fit in the file")
-        return head + b"".join([reader.string(key) for _ in range(count)])
+            raise reader.bad(key, f"{count} strings do not fit in the file")
+        reader.strings += count
+        if reader.strings > MAX_STRINGS:
+            raise reader.bad(key, f"{count} strings are more than a vocabulary has")
+        strings = bytearray(head)  # objects for all strings would take many times their bytes
+        for _ in range(count):
+            strings += reader.string(key)
+        return bytes(strings)
     return head + reader.take(count * struct.calcsize(SCALARS[item_type]), key)
 
 
-def _alignment(path: Path, metadata: dict[str, RawValue]) -> int:
+def _alignment(reader: _Reader, metadata: dict[str, RawValue]) -> int:
     raw = metadata.get("general.alignment")
     if raw is None:
         return DEFAULT_ALIGNMENT
     value = raw.decode() if raw.type == GGUFValueType.UINT32 else 0
     if not isinstance(value, int) or value <= 0 or value & (value - 1):
-        raise BadInput(f"{path}: general.alignment: must be a u32 and a power of two, found {value}")
+        raise reader.bad("general.alignment", f"must be a u32 and a power of two, found {value}")
     return value
 
 
@@ -283,18 +319,18 @@ def _tensor_info(reader: _Reader) -> TensorInfo:
     name = reader.name("tensor name")
     what = f"tensor '{name[:MAX_TENSOR_NAME]}'"
     if len(name.encode()) > MAX_TENSOR_NAME:
-        raise BadInput(f"{reader.path}: {what}...: name longer than {MAX_TENSOR_NAME} bytes")
+        raise reader.bad(f"{what}...", f"name longer than {MAX_TENSOR_NAME} bytes")
     n_dims = reader.u32(what)
     if n_dims > MAX_DIMS:
-        raise BadInput(f"{reader.path}: {what}: {n_dims} dimensions, at most {MAX_DIMS} are allowed")
+        raise reader.bad(what, f"{n_dims} dimensions, at most {MAX_DIMS} are allowed")
     shape = tuple(reader.u64(what) for _ in range(n_dims)) or (1,)
     type = reader.enum(GGMLQuantizationType, what)
     offset = reader.u64(what)
     if 0 in shape or math.prod(shape) > MAX_INT64:
-        raise BadInput(f"{reader.path}: {what}: bad shape {list(shape)}")
+        raise reader.bad(what, f"bad shape {list(shape)}")
     block, block_bytes = GGML_QUANT_SIZES[type]
     if shape[0] % block:
-        raise BadInput(f"{reader.path}: {what}: rows of {shape[0]} are no whole number of {type.name} blocks ({block})")
+        raise reader.bad(what, f"rows of {shape[0]} are no whole number of {type.name} blocks ({block})")
     return TensorInfo(name, shape, type, reader.path, offset, math.prod(shape) // block * block_bytes)
 
 
@@ -304,13 +340,11 @@ def _place(reader: _Reader, infos: list[TensorInfo], alignment: int, data_offset
     expected = 0
     for info in infos:
         if info.name in tensors:
-            raise BadInput(f"{reader.path}: tensor '{info.name}' stands twice")
+            raise reader.bad(f"tensor '{info.name}'", "stands twice")
         if info.offset != expected:
-            raise BadInput(f"{reader.path}: tensor '{info.name}': offset {info.offset}, expected {expected}")
+            raise reader.bad(f"tensor '{info.name}'", f"offset {info.offset}, expected {expected}")
         if info.n_bytes > reader.size - data_offset - info.offset:
-            raise BadInput(
-                f"{reader.path}: tensor '{info.name}': its data ends behind the end of the file (truncated?)"
-            )
+            raise reader.bad(f"tensor '{info.name}'", "its data ends behind the end of the file")
         tensors[info.name] = replace(info, offset=data_offset + info.offset)
         expected += pad(info.n_bytes, alignment)
     return tensors

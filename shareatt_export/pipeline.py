@@ -16,7 +16,7 @@ from . import hub, quantize, runtime
 from .convert import OUTTYPES, check_checkpoint, checkpoint_files, converted
 from .errors import BadInput, BadSpans, ShareattError, VerifyFailed
 from .facts import read_facts
-from .files import Writeback, check_output, publish, staged
+from .files import Writeback, check_output, check_space, publish, staged
 from .header import Header, read_header
 from .names import destination
 from .plan import Fitting, Plan, copies, make_plan
@@ -55,6 +55,7 @@ class Request:
     trust_remote_code: bool = False
     revision: str | None = None
     verbose: bool = False
+    allow_nonfinite: bool = False  # weights that are NaN or infinite
 
     @property
     def converts_to(self) -> str:
@@ -210,6 +211,7 @@ def export(job: Job) -> Exported:
     """Write and verify in a hidden folder, and only then give the files their names."""
     outputs = job.outputs
     with staged(outputs[0]) as folder, Writeback() as writeback:
+        check_space(outputs[0], sum(job.sizes) + (job.plan.weight_bytes_after if job.quantisation else 0))
         files = [folder / path.name for path in outputs]
         try:
             with unchanged(job.plan.dense.files):
@@ -242,7 +244,7 @@ def _write_sa(job: Job, files: list[Path], written: Written = lambda path: None)
     """The plan's file, or its shards."""
     max_bytes = job.request.split_max_size if len(files) > 1 else None
     advance = counted(job.stages("writing"), job.plan.weight_bytes_before)
-    plan = write_plan(job.plan, files, max_bytes, advance, written)
+    plan = write_plan(job.plan, files, max_bytes, advance, written, not job.request.allow_nonfinite)
     return hold_against(read_model(files[0]), plan)
 
 

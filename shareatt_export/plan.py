@@ -30,7 +30,7 @@ from .facts import (
     key_source_layers,
     require_exportable,
 )
-from .header import Header, RawValue, TensorInfo
+from .header import Header, RawValue, TensorInfo, damaged
 from .shards import Piece, pieces
 from .spans import SourceMap, Span, extended, spans_of
 
@@ -135,7 +135,7 @@ class Plan:
 def make_plan(dense: Header, facts: Facts, spans: tuple[Span, ...], fitting: Fitting | None = None) -> Plan:
     """Raises Unsupported, BadInput or BadSpans where the model cannot be exported with these spans (further ones, if it
     shares attention already)."""
-    arch = require_exportable(dense, facts)
+    arch = require_exportable(dense)
     if fitting and facts.is_shared:
         raise Unsupported(f"{dense.path}: shares attention already; fit the dense model, with all spans at once")
     source_layers = extended(facts.source_layers, spans)
@@ -152,9 +152,13 @@ def make_plan(dense: Header, facts: Facts, spans: tuple[Span, ...], fitting: Fit
             dropped.append(info)
         elif role == arch.fused_qkv:
             tensors.append(_v_rows(dense, facts, arch, info, layer, suffix))
+        elif role.startswith(("attn_q", "attn_k")):
+            why = "is not known in a layer that shares attention; choose other layers"
+            raise Unsupported(f"{dense.path}: tensor '{info.name}': {why}")
         else:
             tensors.append(_whole(info))
-    _check_inventory(dense, arch, spans)
+    _check_layers(dense, facts)
+    _check_inventory(dense, facts, arch, spans)
 
     plan = Plan(dense, facts, spans_of(source_layers), source_layers, {}, tuple(tensors), tuple(dropped), fitting)
     return replace(plan, metadata=_metadata(plan))
@@ -178,7 +182,7 @@ def copies(header: Header) -> tuple[Copy, ...]:
 
 def projections(dense: Header, facts: Facts, layer: int) -> Projections:
     """Those of any layer, if it were a follower. Raises Unsupported where it has no output projection."""
-    arch = require_exportable(dense, facts)
+    arch = require_exportable(dense)
 
     def v(suffix: str) -> Copy | None:
         if (fused := dense.tensors.get(f"blk.{layer}.{arch.fused_qkv}.{suffix}")) is not None:
@@ -207,30 +211,46 @@ def _whole(info: TensorInfo) -> Copy:
 def _check_heads(dense: Header, facts: Facts, span: Span) -> None:
     theirs = facts.n_head[span.source], facts.n_head_kv[span.source]
     if min(*theirs, facts.head_dim_k, facts.head_dim_v) < 1:
-        raise Unsupported(f"{dense.path}: span '{span}': layer {span.source} has no attention heads")
+        raise Unsupported(
+            f"{dense.path}: span '{span}': layer {span.source} has no attention heads; choose other layers"
+        )
     if span.followers[-1] >= (n_layer := facts.n_layer - facts.n_layer_nextn):
         raise Unsupported(
-            f"{dense.path}: span '{span}': layers from {n_layer} on predict further tokens and cannot share"
+            f"{dense.path}: span '{span}': layers from {n_layer} on predict further tokens; choose other layers"
         )
     for layer in span.followers:
         ours = facts.n_head[layer], facts.n_head_kv[layer]
         if ours != theirs:
             raise BadInput(
                 f"{dense.path}: span '{span}': layer {layer} has {ours[0]} query and {ours[1]} KV heads, "
-                f"its source has {theirs[0]} and {theirs[1]}; they must be the same"
+                f"its source has {theirs[0]} and {theirs[1]}; choose other layers"
             )
 
 
-def _check_inventory(dense: Header, arch: Architecture, spans: tuple[Span, ...]) -> None:
+def _check_layers(dense: Header, facts: Facts) -> None:
+    """There must be tensors of each layer, and of no other. Some files leave those away that predict further tokens."""
+    found = {layer for name in dense.tensors if (layer := _parts(name)[0]) is not None}
+    missing = set(range(facts.n_layer - facts.n_layer_nextn)) - found
+    further = found - set(range(facts.n_layer))
+    if missing or further:
+        what = f"no tensor is of layer {min(missing)}" if missing else f"tensors are of layer {min(further)} too"
+        raise damaged(dense.path, f"{facts.arch}.block_count", f"{facts.n_layer}, but {what}")
+
+
+def _check_inventory(dense: Header, facts: Facts, arch: Architecture, spans: tuple[Span, ...]) -> None:
     """Each layer of a span must have the Q, K and V that its architecture promises."""
     for span in spans:
         for layer in (span.source, *span.followers):
             fused = f"blk.{layer}.{arch.fused_qkv}.weight"
             if fused in dense.tensors:
                 continue
-            for role in ("attn_q", "attn_k", arch.v):
-                if (name := f"blk.{layer}.{role}.weight") not in dense.tensors:
-                    raise BadInput(f"{dense.path}: tensor '{name}' is missing, but layer {layer} is in span '{span}'")
+            rows = {"attn_q": facts.n_embd_q(layer), "attn_k": facts.n_embd_k(layer), arch.v: facts.n_embd_v(layer)}
+            for role, n in rows.items():
+                info = dense.tensors.get(name := f"blk.{layer}.{role}.weight")
+                if info and info.shape[-1] != n:
+                    raise damaged(dense.path, f"tensor '{name}'", f"{info.shape[-1]} rows, expected {n}")
+                if not info:
+                    raise damaged(dense.path, f"tensor '{name}'", f"is missing, but layer {layer} is in span '{span}'")
 
 
 def _v_rows(dense: Header, facts: Facts, arch: Architecture, fused: TensorInfo, layer: int, suffix: str) -> Copy:
@@ -241,7 +261,7 @@ def _v_rows(dense: Header, facts: Facts, arch: Architecture, fused: TensorInfo, 
     n_v = facts.n_embd_v(layer)
     n_qkv = facts.n_embd_q(layer) + facts.n_embd_k(layer) + n_v
     if fused.shape[-1] != n_qkv:
-        raise BadInput(f"{dense.path}: tensor '{fused.name}': {fused.shape[-1]} rows, expected {n_qkv}")
+        raise damaged(dense.path, f"tensor '{fused.name}'", f"{fused.shape[-1]} rows, expected {n_qkv}")
     return Copy(name, (*fused.shape[:-1], n_v), fused.type, fused.n_bytes // n_qkv * n_v, fused)
 
 

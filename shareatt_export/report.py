@@ -131,6 +131,8 @@ def show_plan(job: Job, console: Console) -> None:
     of = f" of {job.quantisation.type}" if job.quantisation else ""
     files = "1 file" if len(job.sizes) == 1 else f"{len(job.sizes)} files"
     console.print(f"writes: {files}{of}, {sum(job.sizes)} bytes", highlight=False)
+    if plan.dense.trailing:
+        console.print(f"leaves out: {plan.dense.trailing} bytes behind the last tensor, which no tensor names")
     console.print(f"needs: {NEEDS}", highlight=False)
 
 

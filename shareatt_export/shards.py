@@ -14,7 +14,7 @@ from gguf import GGUFValueType
 
 from .encode import Tensor, header_bytes
 from .errors import BadInput, Unsupported
-from .header import DEFAULT_ALIGNMENT, Header, RawValue, TensorInfo, pad, read_header
+from .header import DEFAULT_ALIGNMENT, Header, RawValue, TensorInfo, damaged, pad, read_header
 
 KEY_ALIGNMENT = "general.alignment"
 KEY_NO, KEY_COUNT, KEY_TENSORS = "split.no", "split.count", "split.tensors.count"
@@ -50,26 +50,28 @@ def read_model(path: Path) -> Header:
     for shard in shards:
         for info in shard.tensors.values():
             if info.name in tensors:
-                raise BadInput(f"{shard.path}: tensor '{info.name}' stands in {tensors[info.name].path.name} too")
+                where = tensors[info.name].path.name
+                raise damaged(shard.path, f"tensor '{info.name}'", f"stands in {where} too")
             tensors[info.name] = info
     if (expected := first.integer(KEY_TENSORS, len(tensors))) != len(tensors):
-        raise BadInput(f"{path}: {KEY_TENSORS}: {expected} tensors, the {count} shards hold {len(tensors)}")
+        raise damaged(path, KEY_TENSORS, f"{expected} tensors, the {count} shards hold {len(tensors)}")
     return replace(
         first,
         metadata=_without_split(first.metadata),
         tensors=tensors,
         file_size=sum(shard.file_size for shard in shards),
+        trailing=sum(shard.trailing for shard in shards),
     )
 
 
 def _further(first: Path, stem: str, no: int, count: int) -> Header:
     path = first.with_name(shard_name(stem, no, count))
     if not path.is_file():
-        raise BadInput(f"{path}: no such file; {first.name} is the first of {count} shards")
+        raise BadInput(f"{path}: no such file; {first.name} is the first of {count} shards, put all in one folder")
     shard = read_header(path)
     found = shard.integer(KEY_NO, 0), shard.integer(KEY_COUNT, 1)
     if found != (no, count):
-        raise BadInput(f"{path}: {KEY_NO}, {KEY_COUNT}: {found[0]} of {found[1]}, expected {no} of {count}")
+        raise damaged(path, f"{KEY_NO}, {KEY_COUNT}", f"{found[0]} of {found[1]}, expected {no} of {count}")
     return shard
 
 

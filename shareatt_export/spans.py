@@ -71,7 +71,7 @@ def parse_spans(
         spans, explicit = _blocks(int(every[1]), n_layer), []
     else:
         parts = [part.strip() for part in text.split(",")]
-        spans = [_span(part, source) for part in parts]
+        spans = [_span(part, source, n_layer) for part in parts]
         explicit = [span for span, part in zip(spans, parts, strict=True) if ":" in part]
     _check(spans, n_layer)
     if is_swa is not None and len(set(is_swa)) > 1:
@@ -97,14 +97,14 @@ def _blocks(size: int, n_layer: int) -> list[Span]:
     return [Span(start, tuple(range(start + 1, min(start + size, n_layer)))) for start in starts]
 
 
-def _span(part: str, source: SourceMode) -> Span:
+def _span(part: str, source: SourceMode, n_layer: int) -> Span:
     head, colon, tail = part.partition(":")
     if colon:
         if not re.fullmatch(_NUMBER, head):
             raise BadSpans(f"span '{part}': cannot be read; {SYNTAX}")
-        followers = tuple(layer for item in tail.split("+") for layer in _range(item, part))
+        followers = tuple(layer for item in tail.split("+") for layer in _range(item, part, n_layer))
         return Span(int(head), followers)
-    layers = tuple(_range(part, part))
+    layers = tuple(_range(part, part, n_layer))
     if len(layers) < 2:
         layer = layers[0]
         raise BadSpans(f"span '{part}': one layer shares nothing; write {layer}-{layer + 1} or {layer}:{layer + 1}")
@@ -115,13 +115,16 @@ def _span(part: str, source: SourceMode) -> Span:
     return Span(layers[0] - 1, layers)
 
 
-def _range(item: str, part: str) -> range:
+def _range(item: str, part: str, n_layer: int) -> range:
     match = _RANGE.fullmatch(item)
     if not match:
         raise BadSpans(f"span '{part}': cannot be read; {SYNTAX}")
     first, last = int(match[1]), int(match[2] or match[1])
     if last < first:
         raise BadSpans(f"span '{part}': reversed; write {last}-{first}")
+    if last >= n_layer:
+        outside = max(first, n_layer)
+        raise BadSpans(f"span '{part}': layer {outside} is out of range; this model has layers 0-{n_layer - 1}")
     return range(first, last + 1)
 
 

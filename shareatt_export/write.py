@@ -5,6 +5,7 @@ Each byte of the input is read once: hashed, written, read back and compared. Me
 
 import hashlib
 import os
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +14,13 @@ from io import FileIO
 from pathlib import Path
 from threading import Event
 
+from gguf import GGML_QUANT_SIZES
+
 from .errors import VerifyFailed
 from .facts import KEY_SOURCE_SHA256, key_source_layers
 from .files import Advance, nothing, read_range, write_at
-from .header import Header, TensorInfo
+from .finite import check as check_finite
+from .header import Header, TensorInfo, damaged
 from .plan import Copy, Plan, with_identity
 from .shards import Piece, read_model
 
@@ -37,7 +41,11 @@ def identity(header: Header, advance: Advance = nothing) -> str:
 
 def _known_identity(header: Header) -> str | None:
     shared = key_source_layers(header.text("general.architecture")) in header.metadata
-    return header.text(KEY_SOURCE_SHA256) if shared and KEY_SOURCE_SHA256 in header.metadata else None
+    if not shared or KEY_SOURCE_SHA256 not in header.metadata:
+        return None
+    if not re.fullmatch("[0-9a-f]{64}", known := header.text(KEY_SOURCE_SHA256)):
+        raise damaged(header.path, KEY_SOURCE_SHA256, "expected 64 hexadecimal digits")
+    return known
 
 
 def _identity(header: Header, digests: Mapping[TensorInfo, bytes]) -> str:
@@ -55,16 +63,17 @@ def write_plan(
     max_bytes: int | None,
     advance: Advance = nothing,
     written: Written = lambda path: None,
+    finite: bool = True,
 ) -> Plan:
     """Write the files of a plan; the plan with the identity of its input, which only reading all of it can tell.
 
     `advance` is told of plan.weight_bytes_before bytes, `written` of a file after each tensor.
-    Raises VerifyFailed where a byte is not what it should be.
+    Raises VerifyFailed where a byte is not what it should be, and if all must be `finite`, BadInput where one is not.
     """
     known = _known_identity(plan.dense)
     fitted = {copy.origin for copy in plan.tensors} - set(plan.dense.tensors.values())
     origins = [*plan.dense.tensors.values(), *fitted]
-    digests = _fill(plan.pieces(max_bytes), paths, origins, known is None, advance, written)
+    digests = _fill(plan.pieces(max_bytes), paths, origins, known is None, advance, written, finite)
     plan = with_identity(plan, known or _identity(plan.dense, digests))
     for piece, path in zip(plan.pieces(max_bytes), paths, strict=True):
         with path.open("r+b") as file:  # as long as before
@@ -90,13 +99,14 @@ def _fill(
     hashes: bool,
     advance: Advance,
     written: Written,
+    finite: bool = False,
 ) -> dict[TensorInfo, bytes]:
     for piece, path in zip(made, paths, strict=True):
         with path.open("wb") as file:
             file.write(piece.header)
             file.truncate(piece.file_size)
     copies = {copy.origin: copy for piece in made for copy in piece.tensors}
-    return transfer(origins, copies, read_model(paths[0]).tensors, hashes, advance, written)
+    return transfer(origins, copies, read_model(paths[0]).tensors, hashes, advance, written, finite)
 
 
 def transfer(
@@ -106,9 +116,10 @@ def transfer(
     hashes: bool,
     advance: Advance = nothing,
     written: Written = lambda path: None,
+    finite: bool = False,
 ) -> dict[TensorInfo, bytes]:
     """Read tensors, on several threads: write those of `copies` (by origin) to `targets` (by their own name), and
-    return the SHA-256 of each if it `hashes`."""
+    return the SHA-256 of each if it `hashes`; if all must be `finite`, raise BadInput where one is not."""
     stop = Event()
 
     def watched(n_bytes: int) -> None:
@@ -119,7 +130,7 @@ def transfer(
     def one(info: TensorInfo) -> tuple[TensorInfo, bytes]:
         digest = hashlib.sha256() if hashes else None
         copy = copies.get(info)
-        _one(info, copy, targets[copy.name] if copy else None, digest, watched)
+        _one(info, copy, targets[copy.name] if copy else None, digest, watched, finite)
         if copy:
             written(targets[copy.name].path)
         return info, digest.digest() if digest else b""
@@ -134,13 +145,22 @@ def transfer(
 
 
 def _one(
-    info: TensorInfo, copy: Copy | None, target: TensorInfo | None, digest: "hashlib._Hash | None", advance: Advance
+    info: TensorInfo,
+    copy: Copy | None,
+    target: TensorInfo | None,
+    digest: "hashlib._Hash | None",
+    advance: Advance,
+    finite: bool,
 ) -> None:
     with ExitStack() as files:
         source = files.enter_context(info.path.open("rb", buffering=0))
         out = files.enter_context(target.path.open("r+b", buffering=0)) if target else None
         done = 0
-        for chunk in read_range(source, info.offset, info.n_bytes):
+        for chunk in read_range(source, info.offset, info.n_bytes, GGML_QUANT_SIZES[info.type][1]):
+            if done + len(chunk) < info.n_bytes and len(chunk) % GGML_QUANT_SIZES[info.type][1]:
+                break  # the file has become shorter
+            if finite:
+                check_finite(info, done, chunk)
             if digest:
                 digest.update(chunk)
             if copy and target and out and done + len(chunk) > copy.skipped:

@@ -10,6 +10,7 @@ import pytest
 from shareatt_export import cli, runtime
 
 from . import tiny
+from .fault_counts import pytest_itemcollected, pytest_terminal_summary  # noqa: F401  (hooks)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -31,9 +31,10 @@ def write_dense(
     bias: bool = False,
     down_bias: Mapping[int, npt.NDArray[np.float32]] | None = None,
     arch: str = "llama",
+    n_layer: int = N_LAYER,
     **extra: object,
 ) -> Path:
-    """12 layers of a Llama, whatever it calls itself.
+    """A Llama, whatever it calls itself.
 
     `down_bias` is by layer, `extra` are further string keys, with _ for the first dot.
     """
@@ -42,7 +43,7 @@ def write_dense(
     writer.add_organization("Test")
     writer.add_size_label("0.4M")
     writer.add_tags(["one", "two"])
-    writer.add_block_count(N_LAYER)
+    writer.add_block_count(n_layer)
     writer.add_context_length(128)
     writer.add_embedding_length(N_EMBD)
     writer.add_feed_forward_length(N_EMBD)
@@ -63,7 +64,7 @@ def write_dense(
             writer.add_tensor(name, data)
 
     add("token_embd.weight", N_VOCAB)
-    for layer in range(N_LAYER):
+    for layer in range(n_layer):
         writer.add_tensor(f"blk.{layer}.attn_norm.weight", np.ones(N_EMBD, dtype=np.float32))
         writer.add_tensor(f"blk.{layer}.ffn_norm.weight", np.ones(N_EMBD, dtype=np.float32))
         rows = dict(ROWS)
@@ -99,3 +100,22 @@ def with_metadata(source: Path, out: Path, **changes: RawValue | None) -> Path:
     data = source.read_bytes()[header.data_offset :]
     out.write_bytes(header_bytes(header.version, metadata, header.tensors.values(), header.alignment) + data)
     return out
+
+
+def write_imatrix(dense: Path, path: Path) -> Path:
+    """What llama-imatrix writes, for every matrix of the model."""
+    writer = gguf.GGUFWriter(path, "imatrix")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["calibration text"])
+    writer.add_uint32("imatrix.chunk_count", 3)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    rng = np.random.default_rng(1)
+    for name, info in read_header(dense).tensors.items():
+        if len(info.shape) == 2:
+            writer.add_tensor(f"{name}.in_sum2", rng.uniform(0.5, 2, (1, info.shape[0])).astype(np.float32))
+            writer.add_tensor(f"{name}.counts", np.array([[3]], np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

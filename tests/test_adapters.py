@@ -57,6 +57,7 @@ def test_a_lora_is_the_merged_weights(dense, shared, tmp_path, names, flash_attn
     assert nmse(adapted, logits(shared, flash_attn)) > 100 * tolerance
 
 
+@pytest.mark.fault("M")
 @pytest.mark.parametrize("role", ["attn_q", "attn_k"])
 def test_a_lora_of_a_followers_query_or_key_is_refused(shared, tmp_path, role):
     """With the name of the tensor; the model stays usable."""

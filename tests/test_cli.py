@@ -5,17 +5,15 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import shareatt_export
 from shareatt_export import runtime
-from shareatt_export.encode import header_bytes, raw_string
+from shareatt_export.encode import raw_string
 from shareatt_export.header import read_header
 from shareatt_export.pin import patch_id, pin
 
@@ -61,23 +59,6 @@ def test_relative_paths(run, tmp_path, monkeypatch):
     done = run("model", "--spans", "6-9", "-o", "out.gguf")
     assert (done.status, done.stdout) == (0, "out.gguf\n"), done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"model", "out.gguf"}
-
-
-BAD_SPANS = {
-    "reversed": ("9-6", "span '9-6': reversed; write 6-9"),
-    "out of range": ("10-12", "span '10-12': layer 12 is out of range; this model has layers 0-11"),
-    "overlapping": ("2-5,5-7", "spans '2-5' and '5-7': overlap in layer 5"),
-    "one layer": ("7", "span '7': one layer shares nothing; write 7-8 or 7:8"),
-    "text": ("late", "span 'late': cannot be read; use A-B, S:F-G, S:F+G or every:K, separated by commas"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_SPANS)
-def test_bad_spans(run, dense, tmp_path, case):
-    spans, message = BAD_SPANS[case]
-    done = run(dense, "--spans", spans, "-o", tmp_path / "out.gguf")
-    assert (done.status, done.error, done.stdout) == (1, f"Error: {message}", "")
-    assert list(tmp_path.iterdir()) == [dense]
 
 
 def test_bad_paths(run, dense, tmp_path):
@@ -210,48 +191,6 @@ def test_the_shell_completes_types():
     command = [shutil.which("shareatt-export", path=str(Path(sys.executable).parent)) or ""]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.stdout.split() == ["plain,Q4_K_M", "plain,Q4_K_S", "plain,Q4_1", "plain,Q4_0"]
-
-
-# ---------------------------------------------------------------- interruption
-
-
-def giant(folder: Path, rows: int) -> Path:
-    """A small model with a big, sparse output matrix."""
-    header, path = read_header(small.write_dense(folder / "small.gguf")), folder / "big.gguf"
-
-    class Giant:
-        name, shape, type, n_bytes = "output.weight", (64, rows), 0, 64 * rows * 4
-
-    with path.open("wb") as file:
-        head = header_bytes(3, header.metadata, [*header.tensors.values(), Giant], 32)
-        file.write(head + header.path.read_bytes()[header.data_offset :])
-        file.truncate(len(head) + sum(-(-t.n_bytes // 32) * 32 for t in [*header.tensors.values(), Giant]))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
-)
-@pytest.mark.parametrize("stage", ["writing", "quantising"])
-def test_an_interrupted_export_leaves_nothing_under_the_name(built, tmp_path, number, status, stage):
-    big, out = giant(tmp_path, 1 << (24 if stage == "writing" else 21)), tmp_path / "out.gguf"
-    command = [sys.executable, "-m", "shareatt_export", str(big), "--spans", "6-9", "-o", str(out)]
-    if stage == "quantising":
-        command += ["--outtype", "Q4_0", "--threads", "1"]
-    child = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
-    )
-    while not list(tmp_path.glob(".shareatt-*/" + ("out.gguf" if stage == "writing" else ".quantised"))):
-        assert child.poll() is None, child.stderr and child.stderr.read()
-        time.sleep(0.01)
-    os.kill(child.pid, number)
-    child.communicate()
-    assert child.returncode == status and not out.exists()
-    if number != signal.SIGKILL:
-        assert {path.name for path in tmp_path.iterdir()} == {"small.gguf", "big.gguf"}
 
 
 # ---------------------------------------------------------------- the runtime's commands

@@ -1,6 +1,5 @@
 """From dense GGUF to SA GGUF: what is dropped, what is kept to the byte, and that nothing is ever harmed."""
 
-import os
 import struct
 import subprocess
 import sys
@@ -11,11 +10,9 @@ import numpy as np
 import pytest
 
 import shareatt_export
-from shareatt_export import files, write
-from shareatt_export.encode import header_bytes, raw_string, raw_u32
-from shareatt_export.errors import BadInput, BadSpans, OutputRefused, Unsupported, VerifyFailed
+from shareatt_export.encode import header_bytes, raw_u32
+from shareatt_export.errors import BadInput, VerifyFailed
 from shareatt_export.facts import read_facts
-from shareatt_export.files import publish, staged
 from shareatt_export.header import RawValue, TensorInfo, pad, read_header
 from shareatt_export.plan import Plan, make_plan
 from shareatt_export.shards import read_model
@@ -97,7 +94,7 @@ def test_every_tensor_type_goes_through(dense, tmp_path):
     every = tmp_path / "every.gguf"
     head = header_bytes(3, header.metadata, [*header.tensors.values(), *extra], 32)
     every.write_bytes(head + dense_bytes + b"".join(data.ljust(pad(len(data), 32), b"\0") for data in extra.values()))
-    out = export(every, tmp_path / "out.gguf")
+    out = export(every, tmp_path / "out.gguf", allow_nonfinite=True)  # of random bytes, some are
     after = {tensor.name: tensor.data for tensor in gguf.GGUFReader(out).tensors}
     assert all(after[tensor.name].tobytes() == data for tensor, data in extra.items())
 
@@ -124,57 +121,12 @@ def test_dense_is_only_read(dense, tmp_path):
     assert (dense.read_bytes(), dense.stat().st_mtime_ns) == before
 
 
-@pytest.mark.parametrize(
-    ("change", "kind", "message"),
-    [
-        ({"general__architecture": raw_string("gpt2")}, BadInput, "gpt2.block_count: expected an integer"),
-        ({"general__architecture": None}, BadInput, "general.architecture: expected a string, found nothing"),
-        ({"llama__block_count": raw_u32(0)}, BadInput, "llama.block_count: 0 layers"),
-        ({"llama__block_count": raw_u32(513)}, BadInput, "llama.block_count: 513 layers"),
-        ({"llama__block_count": raw_u32(13)}, None, ""),  # layer 12 is outside the span: llama.cpp's matter
-        ({"llama__attention__head_count": raw_string("4")}, BadInput, "head_count: expected an integer, found str"),
-        ({"llama__embedding_length": raw_i32(-5)}, BadInput, "llama.embedding_length: -5 is not possible"),
-        ({"llama__attention__head_count_kv": raw_i32(-1)}, BadInput, "head_count_kv: -1 is not possible"),
-        ({SOURCE_LAYERS: raw_u32(0)}, BadInput, "source_layers: must be an array of i32"),
-        ({"llama__attention__head_count": raw_u32(0)}, Unsupported, "layer 6 has no attention heads"),
-    ],
-)
-def test_models_that_contradict_themselves(dense, tmp_path, change, kind, message):
-    bad = small.with_metadata(dense, tmp_path / "bad.gguf", **change)
-    if kind is None:
-        plan_of(bad)
-        return
-    with pytest.raises(kind) as error:
-        plan_of(bad)
-    assert message in str(error.value) and str(bad) in str(error.value)
-
-
-def test_unknown_architecture_is_refused(dense, tmp_path):
-    keys = {key.replace("llama.", "kaiju.").replace(".", "__"): raw for key, raw in read_header(dense).metadata.items()}
-    bad = small.with_metadata(dense, tmp_path / "bad.gguf", **keys | {"general__architecture": raw_string("kaiju")})
-    with pytest.raises(Unsupported, match="'kaiju' is not known to this version"):
-        plan_of(bad)
-
-
 def test_more_spans_make_the_file_that_all_at_once_make(dense, tmp_path):
     first, all_at_once = export(dense, tmp_path / "1.gguf"), export(dense, tmp_path / "2.gguf", "1-2,6-9,10:11")
     second = export(first, tmp_path / "3.gguf", "1-2,10:11")
     assert second.read_bytes() == all_at_once.read_bytes()
     longer = export(first, tmp_path / "4.gguf", "6:10")
     assert longer.read_bytes() == export(dense, tmp_path / "5.gguf", "6:7-10").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("spans", "message"),
-    [
-        ("8-10", "span '8-10': layer 8 reuses the attention weights of layer 6 already"),
-        ("2:8", "span '2:8': layer 8 reuses the attention weights of layer 6 already"),
-        ("5-6", "span '5-6': layer 6 must go on computing"),
-    ],
-)
-def test_more_spans_may_not_touch_what_is_shared(dense, tmp_path, spans, message):
-    with pytest.raises(BadSpans, match=message):
-        plan_of(export(dense, tmp_path / "out.gguf"), spans)
 
 
 # ---------------------------------------------------------------- verify
@@ -232,106 +184,6 @@ def test_verify_sees_a_wrong_inventory(dense, tmp_path):
         VerifyFailed, match=r"tensor 'blk\.7\.attn_q\.weight' stands where 'blk\.7\.attn_v\.weight' should"
     ):
         verify(marked, dense)
-
-
-# ---------------------------------------------------------------- harm
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device"), SystemExit])
-@pytest.mark.parametrize("old", [None, b"old"])
-def test_a_failed_export_leaves_nothing_new(dense, tmp_path, monkeypatch, error, old):
-    out = tmp_path / "out.gguf"
-    if old:
-        out.write_bytes(old)
-    write_at, done = write.write_at, []
-
-    def fail_half_way(*arguments: object) -> None:
-        write_at(*arguments)
-        done.append(1)
-        if len(done) > 20:
-            raise error
-
-    monkeypatch.setattr(write, "write_at", fail_half_way)
-    before = names(tmp_path)
-    with pytest.raises((KeyboardInterrupt, SystemExit, OutputRefused)):
-        export(dense, out, force=True)
-    assert names(tmp_path) == before and (out.read_bytes() if old else None) == old
-
-
-def test_a_file_that_fails_verification_gets_no_name(dense, tmp_path, monkeypatch):
-    write_at, out = write.write_at, tmp_path / "out.gguf"
-    monkeypatch.setattr(write, "write_at", lambda file, at, data: write_at(file, at, data[:-1] + bytes([data[-1] ^ 1])))
-    with pytest.raises(VerifyFailed, match=f"{out}: tensor '.*': its bytes differ .*; nothing was written"):
-        export(dense, out)
-    assert names(tmp_path) == {"dense.gguf"}
-
-
-def test_output_is_the_input(dense, tmp_path):
-    hard, soft = tmp_path / "hard.gguf", tmp_path / "soft.gguf"
-    hard.hardlink_to(dense)
-    soft.symlink_to(dense)
-    before = dense.read_bytes()
-    for out in (dense, hard, soft, tmp_path / "." / "dense.gguf"):
-        with pytest.raises(OutputRefused, match="is the input itself"):
-            export(dense, out, force=True)
-    assert dense.read_bytes() == before
-
-
-def test_overwriting_needs_force(dense, tmp_path):
-    out = tmp_path / "out.gguf"
-    out.write_bytes(b"old")
-    out.chmod(0o640)
-    with pytest.raises(OutputRefused, match="exists already; use --force"):
-        export(dense, out)
-    assert out.read_bytes() == b"old"
-    export(dense, out, force=True)
-    assert out.stat().st_mode & 0o777 == 0o640
-
-
-def test_a_name_taken_meanwhile_is_left_alone(tmp_path, monkeypatch):
-    first, second = tmp_path / "1.gguf", tmp_path / "2.gguf"
-    monkeypatch.setattr(files, "check_output", lambda *_: first.write_bytes(b"theirs"))
-    with pytest.raises(OutputRefused, match="was created by another program meanwhile"), staged(first) as folder:
-        (folder / "a").write_bytes(b"ours")
-        (folder / "b").write_bytes(b"ours")
-        publish({folder / "a": first, folder / "b": second}, [], False)  # takes the second name first
-    assert first.read_bytes() == b"theirs" and names(tmp_path) == {"1.gguf"}
-
-
-def test_a_model_is_there_when_its_first_shard_is(tmp_path, monkeypatch):
-    take_name, seen = files._take_name, []
-    monkeypatch.setattr(files, "_take_name", lambda *arguments: seen.append(arguments[1]) or take_name(*arguments))
-    shards = [tmp_path / f"{i}.gguf" for i in range(3)]
-    with staged(shards[0]) as folder:
-        for i in range(3):
-            (folder / str(i)).write_bytes(b"")
-        publish({folder / str(i): path for i, path in enumerate(shards)}, [], False)
-    assert seen == shards[::-1]
-
-
-def test_a_dense_file_that_changes_meanwhile(dense, tmp_path, monkeypatch):
-    write_at = write.write_at
-
-    def write_and_touch(*arguments: object) -> None:
-        write_at(*arguments)
-        os.utime(dense, ns=(1, 1))
-
-    monkeypatch.setattr(write, "write_at", write_and_touch)
-    with pytest.raises(VerifyFailed, match="was changed by another program"):
-        export(dense, tmp_path / "out.gguf")
-    assert names(tmp_path) == {"dense.gguf"}
-
-
-def test_new_files_follow_the_umask(dense, tmp_path):
-    old = os.umask(0o027)
-    try:
-        assert export(dense, tmp_path / "out.gguf").stat().st_mode & 0o777 == 0o640
-    finally:
-        os.umask(old)
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path):

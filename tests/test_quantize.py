@@ -16,7 +16,7 @@ from shareatt_export.header import read_header
 from shareatt_export.option_types import ALIASES, WEIGHT_TYPES, weight_type
 from shareatt_export.shards import read_model
 
-from . import dummies, taps, tiny
+from . import dummies, small, taps, tiny
 
 SPANS, MAP = "1-3", (0, 1, 1, 1)
 NEED_IMATRIX = ("IQ1_S", "IQ2_XXS", "IQ2_XS")  # of those that we try
@@ -27,25 +27,6 @@ def dense(tmp_path_factory: pytest.TempPathFactory, built: runtime.Status) -> Pa
     """Rows of 256, which every block size divides; a vocabulary, so that llama-imatrix could run it."""
     path = tmp_path_factory.mktemp("dense") / "dense.gguf"
     dummies.make("llama", path)
-    return path
-
-
-def write_imatrix(dense: Path, path: Path) -> Path:
-    """What llama-imatrix writes, for every matrix of the model."""
-    writer = gguf.GGUFWriter(path, "imatrix")
-    writer.add_type("imatrix")
-    writer.add_array("imatrix.datasets", ["calibration text"])
-    writer.add_uint32("imatrix.chunk_count", 3)
-    writer.add_uint32("imatrix.chunk_size", 512)
-    rng = np.random.default_rng(1)
-    for name, info in read_header(dense).tensors.items():
-        if len(info.shape) == 2:
-            writer.add_tensor(f"{name}.in_sum2", rng.uniform(0.5, 2, (1, info.shape[0])).astype(np.float32))
-            writer.add_tensor(f"{name}.counts", np.array([[3]], np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
     return path
 
 
@@ -63,7 +44,7 @@ def test_the_types_are_those_of_llama_quantize(built):
 def test_every_kind_is_predicted_and_runs(run, dense, tmp_path, outtype, with_imatrix):
     options = ["--outtype", outtype, "--threads", 1]
     if with_imatrix:
-        options += ["--imatrix", write_imatrix(dense, tmp_path / "imatrix.gguf")]
+        options += ["--imatrix", small.write_imatrix(dense, tmp_path / "imatrix.gguf")]
     out = tmp_path / "out.gguf"
     if not with_imatrix and outtype.upper() in NEED_IMATRIX:
         done = run(dense, "--spans", SPANS, "-o", out, *options)
@@ -120,7 +101,7 @@ def test_the_order_does_not_matter(run, dense, tmp_path):
 
 def test_relative_paths(run, dense, tmp_path, monkeypatch):
     (tmp_path / "sub").mkdir()
-    write_imatrix(dense, tmp_path / "sub" / "imatrix.gguf")
+    small.write_imatrix(dense, tmp_path / "sub" / "imatrix.gguf")
     monkeypatch.chdir(tmp_path)
     done = run(dense, "--spans", SPANS, "-o", "out.gguf", "--outtype", "q4_0", "--imatrix", "sub/imatrix.gguf")
     assert (done.status, done.stdout) == (0, "out.gguf\n")

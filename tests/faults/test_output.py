@@ -1,0 +1,369 @@
+"""Outputs that cannot or must not be written, and exports that are stopped: no file is harmed, none is half there."""
+
+import errno
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shareatt_export import cli, commands, files, write
+from shareatt_export.encode import header_bytes
+from shareatt_export.errors import OutputRefused, VerifyFailed
+from shareatt_export.files import publish, staged
+from shareatt_export.header import read_header
+from shareatt_export.verify import verify
+
+from .. import small
+from ..test_export import export
+from .conftest import files as files_in
+
+assert commands  # imported here, once, and not by each child
+
+pytestmark = pytest.mark.fault("I")
+
+
+@pytest.fixture
+def dense(tmp_path: Path) -> Path:
+    return small.write_dense(tmp_path / "dense.gguf")
+
+
+PLACES = {
+    "a folder that is not there": ("no/out.gguf", "no/out.gguf: the folder", "does not exist"),
+    "a file for a folder": ("dense.gguf/out.gguf", "dense.gguf/out.gguf: the folder", "does not exist"),
+    "the input": ("dense.gguf", "dense.gguf: is the input itself", "name another output"),
+    "the input by another path": ("folder/../dense.gguf", "is the input itself", "name another output"),
+    "a symbolic link to the input": ("soft", "soft: is the input itself", "name another output"),
+    "a hard link to the input": ("hard", "hard: is the input itself", "name another output"),
+    "what exists": ("old.gguf", "old.gguf: exists already", "use --force"),
+    "a pipe": ("pipe", "pipe: exists and is not a regular file", "name another output"),
+    "a link to nothing": ("dangling", "dangling: exists and is not a regular file", "name another output"),
+    "a device": ("/dev/full", "/dev/full: exists and is not a regular file", "name another output"),
+    "where nobody can write": (
+        "/proc/self/fdinfo/out.gguf",
+        "out.gguf: cannot write in /proc/self/fdinfo",
+        "name another",
+    ),
+    "a name of 300 letters": ("x" * 300, "File name too long", "x"),
+}
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("name", PLACES)
+def test_places(refuses, dense, tmp_path, monkeypatch, name, force):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "old.gguf").write_bytes(b"old")
+    (tmp_path / "soft").symlink_to(dense)
+    (tmp_path / "hard").hardlink_to(dense)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    place, field, step = PLACES[name]
+    if force and name == "what exists":
+        export(dense, tmp_path / place, force=True)
+        return
+    error = refuses(dense, "--spans", "6-9", "-o", place, *(["--force"] if force else []))
+    assert field in error and step in error
+
+
+def test_a_disk_that_is_too_small(refuses, dense, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    error = refuses(dense, "--spans", "6-9", "-o", tmp_path / "out.gguf")
+    assert "out.gguf: needs 11" in error and "has 1000000; make room or name another folder" in error
+
+
+def test_a_file_that_may_not_grow(dense, tmp_path):
+    """RLIMIT_FSIZE; Python ignores its signal."""
+    before = files_in(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "shareatt_export", dense, "--spans", "6-9", "-o", tmp_path / "out.gguf"],
+        capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500_000,) * 2),
+    )  # fmt: skip
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
+    assert done.returncode == 1 and errors == [f"Error: {tmp_path / 'out.gguf'}: cannot be written: File too large"]
+    assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
+@pytest.mark.parametrize("where", ["write_at", "sync", "name"])
+def test_the_disk_fails(refuses, dense, tmp_path, monkeypatch, code, where):
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(
+        *{"write_at": (write, "write_at"), "sync": (files, "_sync"), "name": (Path, "hardlink_to")}[where], fail
+    )
+    error = refuses(dense, "--spans", "6-9", "-o", tmp_path / "out.gguf")
+    assert f"{tmp_path / 'out.gguf'}: cannot be written: {os.strerror(code)}" in error
+
+
+def test_a_file_system_without_hard_links(run, dense, tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", fail)
+    assert run(dense, "--spans", "6-9", "-o", tmp_path / "out.gguf").status == 0
+    verify(tmp_path / "out.gguf", dense)
+
+
+def test_another_file_system(run, dense, memory):
+    assert dense.stat().st_dev != memory.stat().st_dev
+    assert run(dense, "--spans", "6-9", "-o", memory / "out.gguf").status == 0
+    verify(memory / "out.gguf", dense)
+
+
+def test_an_input_that_becomes_shorter(refuses, dense, tmp_path, monkeypatch):
+    copy = small.write_dense(tmp_path / "copy.gguf")
+    write_at = write.write_at
+
+    def cut(*arguments: object) -> None:
+        os.truncate(copy, 100_000)
+        write_at(*arguments)
+
+    monkeypatch.setattr(write, "write_at", cut)
+    with pytest.raises(VerifyFailed, match=r"became shorter while it was copied; nothing was written"):
+        export(copy, tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+# ---------------------------------------------------------------- programs at once, and stopped ones
+
+
+def forked(*arguments: object) -> int:
+    """The process of a command line, without the time that Python takes to start."""
+    if child := os.fork():
+        return child
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
+    sys.argv = ["shareatt-export", *map(str, arguments)]
+    try:
+        cli.main()
+    except SystemExit as exit:
+        os._exit(int(exit.code or 0))
+    finally:
+        os._exit(99)
+
+
+def status(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder that syncs at once, however busy the disk is; also another file system than the usual one."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+def test_two_writers_at_once(memory):
+    """One of them gets the name, and the file is whole."""
+    dense = small.write_dense(memory / "dense.gguf")
+    out = memory / "out.gguf"
+    for _ in range(5):
+        out.unlink(missing_ok=True)
+        children = [forked(dense, "--spans", "6-9", "-q", "-o", out) for _ in range(2)]
+        assert sorted(map(status, children)) == [0, 1]
+        verify(out, dense)
+    assert names(memory) == {"dense.gguf", "out.gguf"}
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    ("number", "expected", "times"), [(signal.SIGKILL, -9, 50), (signal.SIGINT, 130, 20), (signal.SIGTERM, 143, 20)]
+)
+def test_stopped_at_any_time(memory, record_property, number, expected, times, force):
+    """No output or a whole one, with --force the old or the new; only SIGKILL leaves a folder, which the next run
+    removes."""
+    dense = small.write_dense(memory / "dense.gguf")
+    out, chance = memory / "out.gguf", random.Random(int(number))
+    before = dense.read_bytes()
+    start = time.monotonic()
+    assert status(forked(dense, "--spans", "6-9", "-q", "-o", out)) == 0
+    length, whole = time.monotonic() - start, out.read_bytes()
+    seen = set()
+    for _ in range(times):
+        out.unlink()
+        if force:
+            out.write_bytes(b"old")
+        child = forked(dense, "--spans", "6-9", "-q", "-o", out, *(["--force"] if force else []))
+        time.sleep(chance.uniform(0.2, 1.1) * length)
+        os.kill(child, number)
+        seen.add(status(child))
+        if not out.exists():
+            out.write_bytes(b"")
+        assert out.read_bytes() in ((b"old", whole) if force else (b"", whole))
+        if number != signal.SIGKILL:
+            assert names(memory) == {"dense.gguf", "out.gguf"}
+    assert seen <= {0, expected} and expected in seen
+    for left in memory.glob(".shareatt-*"):
+        os.utime(left, (0, 0))
+    export(dense, out, force=True)
+    assert names(memory) == {"dense.gguf", "out.gguf"} and dense.read_bytes() == before
+    record_property("cases", times)
+
+
+def test_folders_in_use_and_of_others_are_left_alone(dense, tmp_path):
+    """Those of a running program are locked, those of a young one may not be yet, and a link is none of ours."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / ".shareatt-link").symlink_to("theirs")
+    (tmp_path / ".shareatt-young").mkdir()
+    (tmp_path / ".shareatt-file").write_bytes(b"")
+    os.utime(tmp_path / ".shareatt-file", (0, 0))
+    os.utime(tmp_path / "theirs", (0, 0))
+    with files.private_folder(tmp_path) as used:
+        os.utime(used, (0, 0))
+        export(dense, tmp_path / "out.gguf")
+        assert used.is_dir()
+    assert names(tmp_path) == {
+        "dense.gguf",
+        "out.gguf",
+        "theirs",
+        ".shareatt-link",
+        ".shareatt-young",
+        ".shareatt-file",
+    }
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device"), SystemExit])
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_a_failed_export_leaves_nothing_new(dense, tmp_path, monkeypatch, error, old):
+    out = tmp_path / "out.gguf"
+    if old:
+        out.write_bytes(old)
+    write_at, done = write.write_at, []
+
+    def fail_half_way(*arguments: object) -> None:
+        write_at(*arguments)
+        done.append(1)
+        if len(done) > 20:
+            raise error
+
+    monkeypatch.setattr(write, "write_at", fail_half_way)
+    before = names(tmp_path)
+    with pytest.raises((KeyboardInterrupt, SystemExit, OutputRefused)):
+        export(dense, out, force=True)
+    assert names(tmp_path) == before and (out.read_bytes() if old else None) == old
+
+
+def test_a_file_that_fails_verification_gets_no_name(dense, tmp_path, monkeypatch):
+    write_at, out = write.write_at, tmp_path / "out.gguf"
+    monkeypatch.setattr(write, "write_at", lambda file, at, data: write_at(file, at, data[:-1] + bytes([data[-1] ^ 1])))
+    with pytest.raises(VerifyFailed, match=f"{out}: tensor '.*': its bytes differ .*; nothing was written"):
+        export(dense, out)
+    assert names(tmp_path) == {"dense.gguf"}
+
+
+def test_output_is_the_input(dense, tmp_path):
+    hard, soft = tmp_path / "hard.gguf", tmp_path / "soft.gguf"
+    hard.hardlink_to(dense)
+    soft.symlink_to(dense)
+    before = dense.read_bytes()
+    for out in (dense, hard, soft, tmp_path / "." / "dense.gguf"):
+        with pytest.raises(OutputRefused, match="is the input itself"):
+            export(dense, out, force=True)
+    assert dense.read_bytes() == before
+
+
+def test_overwriting_needs_force(dense, tmp_path):
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"old")
+    out.chmod(0o640)
+    with pytest.raises(OutputRefused, match="exists already; use --force"):
+        export(dense, out)
+    assert out.read_bytes() == b"old"
+    export(dense, out, force=True)
+    assert out.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_name_taken_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    first, second = tmp_path / "1.gguf", tmp_path / "2.gguf"
+    monkeypatch.setattr(files, "check_output", lambda *_: first.write_bytes(b"theirs"))
+    with pytest.raises(OutputRefused, match="was created by another program meanwhile"), staged(first) as folder:
+        (folder / "a").write_bytes(b"ours")
+        (folder / "b").write_bytes(b"ours")
+        publish({folder / "a": first, folder / "b": second}, [], False)  # takes the second name first
+    assert first.read_bytes() == b"theirs" and names(tmp_path) == {"1.gguf"}
+
+
+def test_a_model_is_there_when_its_first_shard_is(tmp_path, monkeypatch):
+    take_name, seen = files._take_name, []
+    monkeypatch.setattr(files, "_take_name", lambda *arguments: seen.append(arguments[1]) or take_name(*arguments))
+    shards = [tmp_path / f"{i}.gguf" for i in range(3)]
+    with staged(shards[0]) as folder:
+        for i in range(3):
+            (folder / str(i)).write_bytes(b"")
+        publish({folder / str(i): path for i, path in enumerate(shards)}, [], False)
+    assert seen == shards[::-1]
+
+
+def test_a_dense_file_that_changes_meanwhile(dense, tmp_path, monkeypatch):
+    write_at = write.write_at
+
+    def write_and_touch(*arguments: object) -> None:
+        write_at(*arguments)
+        os.utime(dense, ns=(1, 1))
+
+    monkeypatch.setattr(write, "write_at", write_and_touch)
+    with pytest.raises(VerifyFailed, match="was changed by another program"):
+        export(dense, tmp_path / "out.gguf")
+    assert names(tmp_path) == {"dense.gguf"}
+
+
+def test_new_files_follow_the_umask(dense, tmp_path):
+    old = os.umask(0o027)
+    try:
+        assert export(dense, tmp_path / "out.gguf").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(old)
+
+
+def giant(folder: Path, rows: int) -> Path:
+    """A small model with a big, sparse output matrix."""
+    header, path = read_header(small.write_dense(folder / "small.gguf")), folder / "big.gguf"
+
+    class Giant:
+        name, shape, type, n_bytes = "output.weight", (64, rows), 0, 64 * rows * 4
+
+    with path.open("wb") as file:
+        head = header_bytes(3, header.metadata, [*header.tensors.values(), Giant], 32)
+        file.write(head + header.path.read_bytes()[header.data_offset :])
+        file.truncate(len(head) + sum(-(-t.n_bytes // 32) * 32 for t in [*header.tensors.values(), Giant]))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+@pytest.mark.parametrize("stage", ["writing", "quantising"])
+def test_an_interrupted_export_leaves_nothing_under_the_name(built, tmp_path, number, status, stage):
+    big, out = giant(tmp_path, 1 << (24 if stage == "writing" else 21)), tmp_path / "out.gguf"
+    command = [sys.executable, "-m", "shareatt_export", str(big), "--spans", "6-9", "-o", str(out)]
+    if stage == "quantising":
+        command += ["--outtype", "Q4_0", "--threads", "1"]
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
+    )
+    while not list(tmp_path.glob(".shareatt-*/" + ("out.gguf" if stage == "writing" else ".quantised"))):
+        assert child.poll() is None, child.stderr and child.stderr.read()
+        time.sleep(0.01)
+    os.kill(child.pid, number)
+    child.communicate()
+    assert child.returncode == status and not out.exists()
+    if number != signal.SIGKILL:
+        assert {path.name for path in tmp_path.iterdir()} == {"small.gguf", "big.gguf"}

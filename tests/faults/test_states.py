@@ -1,0 +1,113 @@
+"""States of other kinds of models, and broken ones: refused, and what the context holds goes on as if nothing were."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shareatt_export.engine import Context, Model
+
+from .. import parity, small
+from ..small import F32_CACHE, tokens
+from ..test_export import export
+
+pytestmark = pytest.mark.fault("K")
+
+F16_K = F32_CACHE | {"type_k": 1}
+F16_V = F32_CACHE | {"type_v": 1}
+
+
+@pytest.fixture(scope="module")
+def models(built, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("states")
+    dense = small.write_dense(folder / "dense.gguf")
+    shared, other = export(dense, folder / "shared.gguf"), export(dense, folder / "other.gguf", "2-5")
+    more = export(dense, folder / "more.gguf", "5-9")
+    deeper = export(small.write_dense(folder / "deep.gguf", n_layer=14), folder / "deeper.gguf")
+    return {"dense": dense, "shared": shared, "other": other, "more": more, "deeper": deeper}
+
+
+# the model and context that a state is of, and those that it is given to
+OTHERS = {
+    "dense to SA": (("dense", None, F32_CACHE), ("shared", None, F32_CACHE)),
+    "SA to dense": (("shared", None, F32_CACHE), ("dense", None, F32_CACHE)),
+    "dense to SA, flash attention on": (("dense", True, F32_CACHE), ("shared", True, F32_CACHE)),
+    "SA to dense, flash attention on": (("shared", True, F32_CACHE), ("dense", True, F32_CACHE)),
+    "dense to SA, flash attention off": (("dense", False, F32_CACHE), ("shared", False, F32_CACHE)),
+    "SA to dense, flash attention off": (("shared", False, F32_CACHE), ("dense", False, F32_CACHE)),
+    "as many followers elsewhere": (("other", None, F32_CACHE), ("shared", None, F32_CACHE)),
+    "one follower more": (("more", None, F32_CACHE), ("shared", None, F32_CACHE)),
+    "one follower less": (("shared", None, F32_CACHE), ("more", None, F32_CACHE)),
+    "more layers": (("deeper", None, F32_CACHE), ("shared", None, F32_CACHE)),
+    "fewer layers": (("shared", None, F32_CACHE), ("deeper", None, F32_CACHE)),
+    "K of another type": (("shared", None, F16_K), ("shared", None, F32_CACHE)),
+    "V of another type": (("shared", True, F16_V), ("shared", True, F32_CACHE)),
+    "V transposed": (("shared", False, F32_CACHE), ("shared", True, F32_CACHE)),
+    "V not transposed": (("shared", True, F32_CACHE), ("shared", False, F32_CACHE)),
+}
+
+
+def sequence_of(models, model, flash_attn, cache) -> bytes:
+    with Model(parity.lib(), models[model]) as loaded, Context(loaded, flash_attn, **cache) as context:
+        context.decode(tokens(30))
+        return context.sequence_state()
+
+
+def goes_on(models, target, bad: bytes) -> None:
+    """Sequence 0 holds tokens; a bad state for sequence 1 must not be taken, nor change what sequence 0 says next."""
+    model, flash_attn, cache = target
+    logits = []
+    with Model(parity.lib(), models[model]) as loaded:
+        for state in (None, bad):
+            with Context(loaded, flash_attn, n_seq_max=2, **cache) as context:
+                context.decode(tokens(20))
+                assert state is None or not context.restore_sequence(state, 1)
+                logits.append(context.decode(tokens(5, 20)))
+    assert np.array_equal(*logits)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_of_another_kind(models, name):
+    source, target = OTHERS[name]
+    goes_on(models, target, sequence_of(models, *source))
+
+
+@pytest.fixture(scope="module")
+def state(models) -> bytes:
+    return sequence_of(models, "shared", None, F32_CACHE)
+
+
+@pytest.mark.parametrize("length", [1, 4, 7, 8, 12, 16, 20, 24, 60, 200, 1000, 5000, -1000, -5, -1])
+def test_cut(models, state, length):
+    goes_on(models, ("shared", None, F32_CACHE), state[:length])
+
+
+@pytest.mark.parametrize("at", [0, 4, 8, 12, 16])
+def test_overwritten(models, state, at):
+    """0xff where the state says how many there are of what."""
+    goes_on(models, ("shared", None, F32_CACHE), state[:at] + b"\xff" * 4 + state[at + 4 :])
+
+
+def test_a_follower_given_a_k(models, state):
+    """The marker of a layer without K, type -1, becomes that of f32 rows."""
+    marker = struct.pack("<iQ", -1, 0)
+    assert state.count(marker) == 3
+    goes_on(models, ("shared", None, F32_CACHE), state.replace(marker, struct.pack("<iQ", 0, 128), 1))
+
+
+def test_whole_states(models):
+    """Of all sequences at once, as a file holds them; the refused one leaves nothing behind."""
+    states = {}
+    for name in ("dense", "shared", "other"):
+        with Model(parity.lib(), models[name]) as model, Context(model, **F32_CACHE) as context:
+            context.decode(tokens(30))
+            states[name] = context.state()
+    assert len(states["shared"]) < len(states["dense"])
+    for name, other in (("dense", "shared"), ("shared", "dense"), ("shared", "other")):
+        with Model(parity.lib(), models[name]) as model:
+            with Context(model, **F32_CACHE) as context:
+                assert not context.restore(states[other])
+                after = context.decode(tokens(5))
+            with Context(model, **F32_CACHE) as context:
+                assert np.array_equal(context.decode(tokens(5)), after)

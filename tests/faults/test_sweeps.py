@@ -1,0 +1,76 @@
+"""Every truncation, and thousands of mutations: a file is refused with its name, or exported to one that is right.
+
+scripts/fuzz.py mutates for longer.
+"""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+import shareatt_export
+from shareatt_export.errors import BadInput, BadSpans, ShareattError
+from shareatt_export.header import read_header
+from shareatt_export.verify import verify
+
+from .. import small
+from .build import ARCH, gguf_file, tensor
+from .mutate import mutants
+
+N_MUTANTS = 2000
+
+
+@pytest.mark.fault("B")
+def test_every_prefix_of_a_gguf(tmp_path, record_property):
+    path = tmp_path / "cut.gguf"
+    whole = gguf_file(tensor("a", (8,)), tensor("b", (4, 2), offset=32), kvs=[ARCH], data=bytes(64))
+    path.write_bytes(whole)
+    assert list(read_header(path).tensors) == ["a", "b"]
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(BadInput, match=str(path)):
+            read_header(path)
+    record_property("cases", len(whole))
+
+
+@pytest.mark.fault("B")
+def test_cuts_of_a_model(tmp_path, record_property):
+    """Every prefix of what stands before the tensors, and 200 anywhere; read as an export begins."""
+    path, whole = tmp_path / "cut.gguf", small.write_dense(tmp_path / "dense.gguf", n_layer=2).read_bytes()
+    n_header = read_header(tmp_path / "dense.gguf").data_offset
+    lengths = [*range(n_header), *np.random.default_rng(0).integers(n_header, len(whole), 200).tolist()]
+    path.write_bytes(whole)
+    with path.open("r+b") as file:
+        for length in sorted(lengths, reverse=True):
+            file.truncate(length)
+            with pytest.raises(BadInput, match=str(path)):
+                read_header(path)
+    record_property("cases", len(lengths))
+
+
+def outcome(path: Path, out: Path) -> str:
+    """What becomes of a mutant; raises where something else happens than a refusal or a right file."""
+    out.unlink(missing_ok=True)
+    try:
+        shareatt_export.export(path, "0-1", out)
+    except ShareattError as error:
+        assert str(path) in str(error) or isinstance(error, BadSpans), error
+        assert not out.exists()
+        return "refused"
+    verify(out, path)
+    assert len(gguf.GGUFReader(out).tensors) == len(read_header(out).tensors)
+    return "exported"
+
+
+@pytest.mark.fault("C")
+def test_mutants(tmp_path, record_property):
+    dense = small.write_dense(tmp_path / "dense.gguf", q8_0=True, n_layer=3)
+    seen = {"refused": 0, "exported": 0}
+    path, out = tmp_path / "mutant.gguf", tmp_path / "out.gguf"
+    for data in mutants(dense, seed=1, count=N_MUTANTS):
+        path.write_bytes(data)
+        seen[outcome(path, out)] += 1
+    assert min(seen.values()) > N_MUTANTS / 20, seen  # or it would test one of the two only
+    assert {file.name for file in tmp_path.iterdir()} <= {"dense.gguf", "mutant.gguf", "out.gguf"}
+    record_property("cases", N_MUTANTS)
