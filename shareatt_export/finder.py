@@ -4,33 +4,33 @@ scored on text that took no part in it, beside what is usual and what is cheap.
 The text's first half is for fitting, the third quarter for the search, the last for the scores.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 from gguf import GGMLQuantizationType
 
 from . import runtime
 from .analyze import candidates
-from .divergence import Divergence, Quality
-from .engine import Context, Logits, Token
-from .errors import BadInput, Unsupported
+from .divergence import Quality
+from .errors import BadInput, BadSpans, Unsupported
 from .facts import F16, Facts, read_facts, require_exportable
+from .fit import require_bare_heads
 from .header import Header
 from .memo import Memo
+from .meter import Meter
 from .observer import Observer
-from .pairs import Fitter, Pair, PairFit, Tokens
-from .plan import Copy, projections
+from .pairs import Fitter, Pair, Tokens
+from .plan import projections
 from .progress import Stages, Step, silent
 from .search import Budget, Search, Settings
 from .search import Step as Found
 from .shards import read_model
 from .spans import SourceMap, parse_spans, source_map, spans_of
 from .texts import Text, windows
-from .trial import Raw, Trial
+from .trial import Trial
 from .write import identity
 
 Q8_0, Q4_0 = GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0
@@ -93,17 +93,21 @@ def find(request: Request, step: Step = silent) -> Result:
     stages = Stages(step, {"fitting pairs": 2 * (request.align or request.refit) + 0.1, "searching": 5, "scoring": 1})
     with ExitStack() as stack:
         trial = stack.enter_context(Trial(built, header))
+        if request.align or request.refit:
+            require_bare_heads(
+                trial, {layer for pair in pairs for layer in pair}, "a search; add --no-align --no-refit"
+            )
         fit_windows, search_windows, test_windows = _split(trial, request)
         with Observer(built, request.model, facts, request.n_ctx, request.n_threads) as observer:
             fitter = Fitter(header, facts, trial, observer, Tokens(fit_windows, N_ALIGN))
             fits = fitter.fits(pairs, request.align, request.refit, stages("fitting pairs"))
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="shareatt-")))
-        meter = Meter(trial, fits, search_windows, folder / "search", request)
+        meter = Meter(trial, fits, search_windows, folder / "search", request.n_ctx, request.n_threads)
         cost = Memo(request.state, _settings(request, header), meter.cost)
         errors = {pair: fit.error for pair, fit in fits.items()}
         search = Search(facts.n_layer, errors, cost, request.settings)
         found, chosen = _search(search, request, facts, stages)
-        meter = Meter(trial, fits, test_windows, folder / "test", request)
+        meter = Meter(trial, fits, test_windows, folder / "test", request.n_ctx, request.n_threads)
         return _scored(found, chosen, search, cost, meter, facts, header, request, stages)
 
 
@@ -170,7 +174,7 @@ def _scored(
     chosen: Found,
     search: Search,
     cost: Memo,
-    meter: "Meter",
+    meter: Meter,
     facts: Facts,
     header: Header,
     request: Request,
@@ -198,7 +202,7 @@ def _scored(
     return Result(request, points, points[-1], dropped, tuple(baselines), search.singles, chosen.cost, cost.n_measured)
 
 
-def _dropped(source_layers: SourceMap, meter: "Meter", facts: Facts, header: Header) -> Point:
+def _dropped(source_layers: SourceMap, meter: Meter, facts: Facts, header: Header) -> Point:
     """Without any attention in the layers that follow: neither K nor V is kept of them."""
     dense = tuple(range(facts.n_layer))
     followers = [layer for layer in dense if source_layers[layer] != layer]
@@ -211,71 +215,17 @@ def _name(source_layers: SourceMap) -> str:
     return ",".join(map(str, spans_of(source_layers))) or "dense"
 
 
-def _usual(facts: Facts, n: int) -> list[tuple[str, SourceMap]]:
+def _usual(facts: Facts, n: int) -> Iterator[tuple[str, SourceMap]]:
     """As many followers as were found, in the contiguous late span of the paper (which leaves the last layer out), and
     blocks over the whole depth."""
-    named = []
+    texts = {f"every:{size}": f"every:{size}" for size in (2, 3, 4)}
     source = facts.n_layer - facts.n_layer_nextn - 2 - n
     if n and source >= 0:
-        named.append(("late span", f"{source}-{source + n}"))
-    named += [(f"every:{size}", f"every:{size}") for size in (2, 3, 4) if size <= facts.n_layer]
-    return [
-        (name, source_map(parse_spans(text, facts.n_layer, "first", facts.is_swa), facts.n_layer))
-        for name, text in named
-    ]
-
-
-class Meter:
-    """Measures maps on windows, against the dense model, whose logits are kept in a file."""
-
-    def __init__(
-        self,
-        trial: Trial,
-        fits: Mapping[Pair, PairFit],
-        parts: Sequence[Sequence[int]],
-        file: Path,
-        request: Request,
-    ) -> None:
-        self._trial, self._fits, self._parts, self._request = trial, fits, parts, request
-        n = request.n_ctx
-        shape = (len(parts), n - 1 - n // 2, trial.model.n_vocab)
-        self._dense = np.memmap(file, np.float32, "w+", shape=shape)
-        trial.set(tuple(range(trial.model.n_layer)), {})
-        for i, logits in enumerate(self._logits(F16)):
-            self._dense[i] = logits
-
-    def cost(self, source_layers: SourceMap) -> float:
-        return self.quality(source_layers).kl.value
-
-    def quality(
-        self,
-        source_layers: SourceMap,
-        type_k: GGMLQuantizationType = F16,
-        changes: Mapping[Copy, Raw] | None = None,
-    ) -> Quality:
-        """With the followers fitted to their sources, or with other changes."""
-        if changes is None:
-            pairs = [(source, layer) for layer, source in enumerate(source_layers) if source != layer]
-            changes = {copy: raw for pair in pairs for copy, raw in self._fit(pair).items()}
-        self._trial.set(source_layers, changes)
-        first = self._request.n_ctx // 2 + 1
-        sums = Divergence(*self._dense.shape[:2])
-        for i, logits in enumerate(self._logits(type_k)):
-            sums.add(i, 0, logits, self._dense[i], np.array(self._parts[i][first:]))
-        return sums.quality()
-
-    def zeros(self, copies: Iterable[Copy]) -> dict[Copy, Raw]:
-        return {copy: self._trial.encoded(np.zeros(copy.shape[::-1], np.float32), copy.type) for copy in copies}
-
-    def _fit(self, pair: Pair) -> Mapping[Copy, Raw]:
-        """Pairs out of reach, which only baselines have, are not fitted."""
-        return self._fits[pair].changes if pair in self._fits else {}
-
-    def _logits(self, type_k: GGMLQuantizationType) -> Iterator[Logits]:
-        """Of each window, those after the second half's tokens but for the last, as in llama-perplexity."""
-        n, threads = self._request.n_ctx, self._request.n_threads
-        params = {"n_batch": n, "n_ubatch": min(n, 512), "n_threads": threads, "n_threads_batch": threads}
-        with Context(self._trial.model, True, n_ctx=n, type_k=type_k, **params) as context:
-            for tokens in self._parts:
-                context.clear()
-                yield context.decode([Token(token, i) for i, token in enumerate(tokens)])[n // 2 : -1]
+        texts = {"late span": f"{source}-{source + n}"} | texts
+    for name, text in texts.items():
+        try:
+            found = source_map(parse_spans(text, facts.n_layer, is_swa=facts.is_swa), facts.n_layer)
+        except BadSpans:  # where layers attend differently by turns, or are too few
+            continue
+        if all(facts.n_head[source] == facts.n_head[layer] for layer, source in enumerate(found)):
+            yield name, found

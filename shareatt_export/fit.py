@@ -9,7 +9,7 @@ Neither costs anything at run time, and the runtime computes all features, so qu
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,7 +67,8 @@ def fit(plan: Plan, request: Request, built: Status, watch: Fraction = lambda fr
     """Raises BadInput where the text is too short, Unsupported where the model's heads cannot be moved."""
     layers = [layer for layer, source in enumerate(plan.source_layers) if source != layer]
     tensors = {layer: projections(plan.dense, plan.facts, layer) for layer in layers}
-    followers = {layer: Follower(layer, plan.source_layers[layer], _in_order(plan, layer)) for layer in layers}
+    unmoved = {layer: tuple(range(plan.facts.n_head[layer])) for layer in layers}
+    followers = {layer: Follower(layer, plan.source_layers[layer], unmoved[layer]) for layer in layers}
     n_steps = request.how.align + request.how.refit * len(layers)
     done = 0
 
@@ -112,10 +113,6 @@ def store(plan: Plan, done: Fit, path: Path) -> Plan:
     return with_fit(plan, fitted, digests)
 
 
-def _in_order(plan: Plan, layer: int) -> heads.Heads:
-    return tuple(range(plan.facts.n_head[layer]))
-
-
 # ---------------------------------------------------------------- align
 
 
@@ -123,7 +120,7 @@ def _align(
     plan: Plan, request: Request, built: Status, trial: Trial, tensors: Mapping[int, Projections], watch: Fraction
 ) -> dict[int, heads.Heads]:
     facts = plan.facts
-    _check_movable(plan, trial)
+    require_bare_heads(trial, tensors, "--align")
     weights = {layer: decoded(raw_tensor(t.output), t.output.type) for layer, t in tensors.items()}
     costs = {layer: np.zeros((facts.n_head[layer],) * 2) for layer in tensors}
     with Observer(built, plan.dense.path, facts, request.n_ctx, request.n_threads) as observer:
@@ -137,13 +134,13 @@ def _align(
     return {layer: heads.match(found, facts.n_head_kv[layer]) for layer, found in costs.items()}
 
 
-def _check_movable(plan: Plan, trial: Trial) -> None:
-    """Whatever lies between the heads and W_O (a norm, a gate) would have to move along."""
-    for layer in (layer for layer, source in enumerate(plan.source_layers) if source != layer):
-        if (name := trial.feeds[f"blk.{layer}.attn_output.weight"]) != f"kqv_out-{layer}":
+def require_bare_heads(trial: Trial, layers: Iterable[int], what: str) -> None:
+    """Whatever lies between the heads and W_O (a norm, a gate) would have to move along. Raises Unsupported."""
+    for layer in sorted(layers):
+        if (name := trial.feeds.get(f"blk.{layer}.attn_output.weight")) != f"kqv_out-{layer}":
             raise Unsupported(
-                f"{plan.dense.path}: --align: '{plan.facts.arch}' computes '{name}' between the heads of layer {layer} "
-                "and their output projection, so they cannot be moved"
+                f"{trial.header.path}: '{name}' stands between the heads of layer {layer} and their output projection, "
+                f"so they cannot be moved: not for {what}"
             )
 
 

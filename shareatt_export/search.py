@@ -119,9 +119,17 @@ class Search:
         return path
 
     def guesses(self, enough: Enough) -> list[Step]:
-        """The same without a search: a cost is measured only once for each number of followers."""
+        """The same without a search: a cost is measured only once for each number of followers.
+
+        Where no contiguous spans have so many, as in models whose layers attend differently by turns, the follower with
+        the least error is added.
+        """
         path = [self._step(tuple(range(self.n_layer)))]
-        while not enough(path[-1]) and (found := guess(self.n_layer, self.errors, len(path))) is not None:
+        while not enough(path[-1]):
+            found = guess(self.n_layer, self.errors, len(path))
+            found = found or next(additions(path[-1].source_layers, self.errors), None)
+            if found is None:
+                break
             path.append(self._step(found))
         return path
 

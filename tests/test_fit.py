@@ -149,7 +149,7 @@ def test_heads_behind_a_norm_are_not_moved(tmp_path, built):
     dummies.make("bitnet", tmp_path / "bitnet.gguf")
     plan = planned(tmp_path / "bitnet.gguf", "0-1")
     with Trial(built, plan.dense) as trial, pytest.raises(Unsupported, match="between the heads of layer 1"):
-        fit._check_movable(plan, trial)
+        fit.require_bare_heads(trial, [1], "--align")
 
 
 # ---------------------------------------------------------------- ridge

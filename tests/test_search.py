@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 
 import shareatt_export
-from shareatt_export import finder
+from shareatt_export import convert, finder
 from shareatt_export.analyze import candidates
 from shareatt_export.errors import BadInput
 from shareatt_export.evaluate import Request, evaluate
 from shareatt_export.facts import read_facts
-from shareatt_export.finder import Meter
 from shareatt_export.header import read_header
 from shareatt_export.memo import Memo
+from shareatt_export.meter import Meter
 from shareatt_export.pairs import PairFit
-from shareatt_export.search import Budget, Search, Settings, Step, additions, guess, n_followers, with_follower
+from shareatt_export.search import Search, Settings, Step, additions, guess, n_followers, with_follower
 from shareatt_export.spans import parse_spans, source_map, spans_of
 from shareatt_export.texts import read_text, windows
 from shareatt_export.trial import Trial
 
-from . import tiny
+from . import dummies, tiny
 
 HELDOUT = read_text(tiny.DEMO / "heldout.txt")
 N_LAYER = 6
@@ -138,13 +138,8 @@ def trial(demo_dense, built):
         yield trial
 
 
-def ask(model, **options):
-    return finder.Request(model, HELDOUT, Budget(followers=2), n_ctx=64, n_windows=4, **options)
-
-
 def test_costs_are_those_of_eval(demo_dense, trial, tmp_path):
-    request = ask(demo_dense)
-    meter = Meter(trial, {}, windows(trial.model, HELDOUT, 64, 4), tmp_path / "logits", request)
+    meter = Meter(trial, {}, windows(trial.model, HELDOUT, 64, 4), tmp_path / "logits", 64, 2)
     for spans in ("6-9", "1-2,4-5"):
         sa = shareatt_export.export(demo_dense, spans, tmp_path / f"{spans}.gguf").files[0]
         done = evaluate(Request(demo_dense, (sa,), HELDOUT, 64, 4, baselines=False))
@@ -161,10 +156,9 @@ def test_fitted_weights_are_in_the_cost(demo_dense, trial, tmp_path):
 
     copy = projections(trial.header, read_facts(trial.header), 7).output
     assert copy.origin == output
-    request = ask(demo_dense)
     parts = windows(trial.model, HELDOUT, 64, 2)
-    meter = Meter(trial, {(6, 7): PairFit(0.1, meter_zeros(trial, copy))}, parts, tmp_path / "a", request)
-    plain = Meter(trial, {}, parts, tmp_path / "b", request)
+    meter = Meter(trial, {(6, 7): PairFit(0.1, meter_zeros(trial, copy))}, parts, tmp_path / "a", 64, 2)
+    plain = Meter(trial, {}, parts, tmp_path / "b", 64, 2)
     found = source_map(parse_spans("6-7", 12), 12)
     dropped = plain.quality(tuple(range(12)), changes=meter_zeros(trial, copy)).kl.value
     assert meter.cost(found) == pytest.approx(dropped, rel=1e-3)
@@ -178,9 +172,8 @@ def meter_zeros(trial, copy):
 
 def test_the_search_finds_what_brute_force_finds(demo_dense, trial, tmp_path):
     """All maps of two followers from the twelve pairs that cost least, sources at most two layers before them."""
-    request = ask(demo_dense)
     facts = read_facts(trial.header)
-    meter = Meter(trial, {}, windows(trial.model, HELDOUT, 64, 2), tmp_path / "logits", request)
+    meter = Meter(trial, {}, windows(trial.model, HELDOUT, 64, 2), tmp_path / "logits", 64, 2)
     pairs = candidates(facts, 2)
     singles = {pair: meter.cost((*range(pair[1]), pair[0], *range(pair[1] + 1, 12))) for pair in pairs}
     likely = sorted(singles, key=singles.__getitem__)[:12]
@@ -278,3 +271,23 @@ def test_spans_auto(run, demo_dense, text, tmp_path):
     assert "belong together" in run(demo_dense, "--spans", "6-9", "--followers", 2, "--dry-run").error
     checkpoint = run(tiny.DEMO, *arguments[1:], "--followers", 2, "--dry-run")
     assert "a dry run of a checkpoint reads no weights" in checkpoint.error
+
+
+def test_models_whose_layers_slide_by_turns(run, built, text, tmp_path):
+    """Blocks of two would pair layers that attend differently, so there are none to compare with."""
+    dense = tmp_path / "gemma.gguf"
+    with convert.converted(tiny.save(tiny.build_sliding("gemma2"), tmp_path / "gemma"), tmp_path, "f32", None) as made:
+        made.replace(dense)
+    done = run("search", dense, *small(text)[:-2], "--followers", 2, "--fast", "--json")
+    assert done.status == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert data["path"][-1]["followers"] == 2
+    assert all((layer - source) % 2 == 0 for layer, source in enumerate(data["source_layers"]))
+    assert "every:2" not in [point["name"].split(": ")[0] for point in data["baselines"]]
+
+
+def test_heads_behind_a_norm_are_searched_without_fits(run, built, tmp_path):
+    model = tmp_path / "bitnet.gguf"
+    dummies.make("bitnet", model)
+    error = run("search", model, "--followers", 1).error
+    assert "so they cannot be moved: not for a search; add --no-align --no-refit" in error
