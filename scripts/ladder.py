@@ -25,6 +25,7 @@ from shareatt_export.header import read_header
 
 CALIBRATION_BYTES = 1_000_000
 FIT = ("--align", "--refit")
+N_CTX = 256  # of healing, and so of the scores
 
 
 class Ladder:
@@ -118,7 +119,7 @@ class Ladder:
     def scores(self, followers: int, heal: bool) -> Path:
         files = list(self.files(followers, heal))
         heldout = self.model / "heldout.txt"
-        options = ("--text", heldout, "--windows", 64, "--json", "-q")
+        options = ("--text", heldout, "--ctx", N_CTX, "--windows", 128, "--json", "-q")
         return self.made("scores.json", lambda out: out.write_text(self.tool("eval", self.dense, *files, *options)))
 
 
@@ -218,7 +219,9 @@ def main() -> None:
     parser.add_argument("--no-heal", action="store_true")
     parser.add_argument("--heal-steps", type=int, default=2000, help="of 1024 tokens")
     args = parser.parse_args()
-    ladder = Ladder(args.model, args.text, args.work, ["--steps", str(args.heal_steps)])
+    ladder = Ladder(
+        args.model, args.text, args.work, ["--steps", str(args.heal_steps), "--ctx", str(N_CTX), "--batch", "4"]
+    )
     found = list(rows(ladder.scores(args.followers, not args.no_heal)))
     print("\n".join(table(found)))
     if args.plot:

@@ -252,8 +252,9 @@ def eval_command(**options: Any) -> None:
 @click.option("--rank", type=click.IntRange(1), default=16, show_default=True, help="Of --method lora.")
 @click.option("--train-mlp", is_flag=True, help="Also the MLPs of the spans' layers.")
 @click.option("--lr", "learning_rate", type=click.FloatRange(0, min_open=True), help="Learning rate.  [default: 0.003]")
-@click.option("--ctx", "n_ctx", type=click.IntRange(8), default=256, show_default=True, help="Tokens of a window.")
-@click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Windows of a step.")
+@click.option("--ctx", "n_ctx", type=click.IntRange(8), default=512, show_default=True,
+              help="Tokens of a window. What the model is used with: beyond it less is healed.")  # fmt: skip
+@click.option("--batch", type=click.IntRange(1), default=2, show_default=True, help="Windows of a step.")
 @click.option("--dtype", type=click.Choice(["f32", "bf16"]), default="bf16", show_default=True,
               help="What the model computes in; what is trained is in f32 at any rate.")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)

@@ -56,8 +56,8 @@ class Request:
     rank: int = 16
     train_mlp: bool = False
     learning_rate: float | None = None
-    n_ctx: int = 256
-    batch: int = 4
+    n_ctx: int = 512
+    batch: int = 2
     minutes: float | None = None
     steps: int | None = None
     dtype: str = "bf16"
