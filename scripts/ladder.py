@@ -111,7 +111,7 @@ class Ladder:
             yield self.exported(f"{where}-align.gguf", spans, "--align")
             fitted = self.exported(f"{where}-refit.gguf", spans, *FIT)
             yield fitted
-            if heal and where in ("late", "found"):
+            if heal and where == "found":
                 yield self.healed(f"{where}-healed", fitted)
             if heal and where == "found-half":
                 yield self.healed(f"{where}-healed-mlp", fitted, "--train-mlp")
