@@ -107,8 +107,10 @@ def opened(request: Request, step: Step = silent) -> Iterator[Job]:
     for path in filter(None, (request.imatrix, request.text)):
         if not path.is_file():
             raise BadInput(f"{path}: no such file")
-    if (request.spans == AUTO) != (request.budget is not None):
-        raise BadSpans("--spans auto and one of --followers, --max-kl, --kv-bytes belong together")
+    if (request.spans == AUTO) != (request.budget is not None) or (request.fast and request.spans != AUTO):
+        raise BadSpans(
+            "--spans auto and one of --followers, --max-kl, --kv-bytes belong together, --fast only with them"
+        )
     if request.align or request.refit or request.spans == AUTO:
         runtime.require()  # before anything that takes long
     if model.is_dir():

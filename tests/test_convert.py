@@ -7,6 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from transformers import LlamaForCausalLM
 
 from shareatt_export.convert import check_checkpoint
@@ -20,7 +21,7 @@ from . import tiny
 def folder(tmp_path: Path) -> Path:
     """Looks like a checkpoint; nothing in it would convert."""
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    save_file({"w": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
     return tmp_path
 
 
@@ -79,7 +80,7 @@ def test_shard_names_stay_inside(folder, name):
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
 def test_bad_json(folder, text):
     (folder / "config.json").write_text(text)
-    with pytest.raises(BadInput, match=r"config\.json: (not JSON|expected a JSON object)"):
+    with pytest.raises(BadInput, match=r"config\.json: .*(not JSON|expected a JSON object)"):
         check_checkpoint(folder, trust_remote_code=False)
 
 

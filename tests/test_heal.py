@@ -407,7 +407,7 @@ def test_the_command_says_how_to_export(run, model, tmp_path):
     out = tmp_path / "out"
     done = run("heal", model, "--spans", "3-4", "--source", "previous", "-o", out, "--steps", "1", *OPTIONS)
     assert (done.status, done.stdout) == (0, f"{out}\n"), done.stderr
-    assert f"shareatt-export {out} --spans 3-4 --source previous -o {out}.gguf" in done.stderr
+    assert f"shareatt-export {out} --spans 2-4 -o {out}.gguf" in done.stderr
     assert "perplexity" in done.stderr
     done = run("heal", model, "--spans", SPANS, "-o", out, "--steps", "1", "--json", "--force", "-q", *OPTIONS)
     record = json.loads((out / heal.RECORD).read_text())
@@ -460,7 +460,7 @@ REFUSED = {
     ),
     "pickles": (lambda f: (f / "model.safetensors").rename(f / "model.bin"), [], "has only pickle weights"),
     "missing tensor": (drop_tensor, [], "no tensor 'model.layers.3.self_attn.v_proj.weight'"),
-    "truncated": (lambda f: (f / "model.safetensors").write_bytes(b"abc"), [], "not a safetensors file"),
+    "truncated": (lambda f: (f / "model.safetensors").write_bytes(b"abc"), [], "header length"),
     "spans": (lambda f: None, ["--spans", "6-9"], "layer 8 is out of range; this model has layers 0-7"),
     "context": (lambda f: None, ["--ctx", "1024"], "--ctx 1024: the model takes 512 tokens"),
     "device": (lambda f: None, ["--device", "cuda"], "--device cuda: torch finds no such device"),

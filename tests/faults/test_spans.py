@@ -13,7 +13,7 @@ TEXTS = {
     " ": f"span '': {UNREAD}",
     ",": f"span '': {UNREAD}",
     "late": f"span 'late': {UNREAD}",
-    "auto": f"span 'auto': {UNREAD}",
+    "automatic": f"span 'automatic': {UNREAD}",
     "6-": f"span '6-': {UNREAD}",
     "-9": f"span '-9': {UNREAD}",
     "6--9": f"span '6--9': {UNREAD}",
