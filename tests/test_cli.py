@@ -71,7 +71,7 @@ def test_bad_paths(run, dense, tmp_path):
     for model, output, message in [
         (tmp_path / "none", out, f"{tmp_path / 'none'}: no such file or folder"),
         (folder, out, f"{folder}: not a model: neither a GGUF file nor a folder with a config.json"),
-        (not_gguf, out, f"{not_gguf}: not a GGUF file (it starts with b'some')"),
+        (not_gguf, out, f"{not_gguf}: magic: not a GGUF file (it starts with b'some')"),
         (dense, existing, f"{existing}: exists already; use --force to overwrite it"),
         (dense, dense, f"{dense}: is the input itself; name another output"),
         (dense, tmp_path / "no" / "out.gguf", f"{tmp_path / 'no' / 'out.gguf'}: the folder {tmp_path / 'no'} does not"),
