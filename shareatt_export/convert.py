@@ -105,7 +105,9 @@ def _check_shards(folder: Path) -> None:
     index = folder / INDEX
     said = _weight_map(index) if index.is_file() else None
     found: dict[str, str] = {}  # the file of each tensor
-    for path in sorted(folder / name for name in set(said.values())) if said else folder.glob("model*.safetensors"):
+    for path in (
+        sorted(folder / name for name in set(said.values())) if said else sorted(folder.glob("model*.safetensors"))
+    ):
         if not path.is_file():
             raise damaged(path, "shard", "not a regular file")
         for name in tensor_names(path):

@@ -1,4 +1,4 @@
-"""Hugging Face folders: what is refused before the converter sees it, and the converter's own failures in one line."""
+"""Hugging Face folders through the converter; tests/faults/test_checkpoint.py has what is refused before it."""
 
 import json
 import shutil
@@ -7,81 +7,23 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 from transformers import LlamaForCausalLM
 
-from shareatt_export.convert import check_checkpoint
-from shareatt_export.errors import BadInput, Unsupported
 from shareatt_export.source import stock_source
 
 from . import tiny
+from .faults.checkpoints import checkpoint
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Looks like a checkpoint; nothing in it would convert."""
-    (tmp_path / "config.json").write_text("{}")
-    save_file({"w": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
-    return tmp_path
-
-
-def index(folder: Path, name: object) -> None:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
-
-
-def test_sound_folder(folder):
-    check_checkpoint(folder, trust_remote_code=False)
-
-
-@pytest.mark.parametrize("where", ["config.json", "tokenizer_config.json", "modeling_x.py", "sub/x.py"])
-def test_code_needs_trust(folder, where):
-    (folder / where).parent.mkdir(exist_ok=True)
-    (folder / where).write_text('{"auto_map": {}}')
-    with pytest.raises(Unsupported, match="brings code of its own .*add --trust-remote-code"):
-        check_checkpoint(folder, trust_remote_code=False)
-    check_checkpoint(folder, trust_remote_code=True)
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.pth"])
-def test_pickles_are_not_read(folder, name):
-    (folder / "model.safetensors").unlink()
-    (folder / name).write_bytes(b"")
-    with pytest.raises(Unsupported, match="only pickle weights"):
-        check_checkpoint(folder, trust_remote_code=True)
-
-
-def test_other_safetensors_do_not_hide_a_pickle(folder):
-    """The converter would take the pickle."""
-    (folder / "model.safetensors").rename(folder / "adapter.safetensors")
-    (folder / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(Unsupported, match="only pickle weights"):
-        check_checkpoint(folder, trust_remote_code=True)
+    return checkpoint(tmp_path / "model")
 
 
 def test_bad_spans_are_told_before_the_conversion(run, folder, tmp_path):
-    (folder / "config.json").write_text('{"num_hidden_layers": 4}')
     done = run(folder, "--spans", "2-9", "-o", tmp_path / "out.gguf")
     assert done.error == "Error: span '2-9': layer 4 is out of range; this model has layers 0-3"
-
-
-def test_no_weights(folder):
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(BadInput, match=r"no model\*\.safetensors in it"):
-        check_checkpoint(folder, trust_remote_code=False)
-
-
-@pytest.mark.parametrize("name", ["../out.safetensors", "/etc/hosts", "a\\b", "..", "", "none.safetensors"])
-def test_shard_names_stay_inside(folder, name):
-    index(folder, name)
-    with pytest.raises(BadInput, match="weight_map: .* is not a file of this folder"):
-        check_checkpoint(folder, trust_remote_code=False)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
-def test_bad_json(folder, text):
-    (folder / "config.json").write_text(text)
-    with pytest.raises(BadInput, match=r"config\.json: .*(not JSON|expected a JSON object)"):
-        check_checkpoint(folder, trust_remote_code=False)
 
 
 def test_the_converter_fails_in_one_line(run, folder, tmp_path):
