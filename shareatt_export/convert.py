@@ -110,7 +110,7 @@ def _check_shards(folder: Path) -> None:
     ):
         if not path.is_file():
             raise damaged(path, "shard", "not a regular file")
-        for name in tensor_names(path):
+        for name in sorted(tensor_names(path)):
             if name in found:
                 raise damaged(path, f"tensor '{name}'", f"stands in {found[name]} too")
             found[name] = path.name
