@@ -99,14 +99,7 @@ def run_analyze(
     request = analyze.Request(model, read_text(text), **options)
     with steps(err, quiet) as step, as_gguf(model, step) as gguf:
         analysis = replace(analyze.analyze(replace(request, model=gguf), step), request=request)
-    data = analysis_report.as_dict(analysis)
-    if output:
-        analysis_report.write(analysis, data, output, force)
-    if as_json:
-        _print_json(data)
-    else:
-        analysis_report.show(analysis, out)
-        click.echo("".join(f"{path}\n" for path in files), nl=False)
+    _deliver(analysis_report, analysis, files, force, as_json)
 
 
 def run_search(
@@ -135,14 +128,7 @@ def run_search(
     )
     with steps(err, quiet) as step, as_gguf(model, step) as gguf:
         found = replace(finder.find(replace(request, model=gguf), step), request=request)
-    data = search_report.as_dict(found)
-    if output:
-        search_report.write(found, data, output, force)
-    if as_json:
-        _print_json(data)
-    else:
-        search_report.show(found, out)
-        click.echo("".join(f"{path}\n" for path in files), nl=False)
+    _deliver(search_report, found, files, force, as_json)
 
 
 def _files_in(folder: Path | None, names: Sequence[str], force: bool) -> list[Path]:
@@ -156,6 +142,18 @@ def _files_in(folder: Path | None, names: Sequence[str], force: bool) -> list[Pa
     for path in files:
         check_output(path, [], force)
     return files
+
+
+def _deliver(kind: Any, found: Any, files: Sequence[Path], force: bool, as_json: bool) -> None:
+    """`kind`: the report's module."""
+    data = kind.as_dict(found)
+    if files:
+        kind.write(found, data, files[0].parent, force)
+    if as_json:
+        _print_json(data)
+    else:
+        kind.show(found, out)
+        click.echo("".join(f"{path}\n" for path in files), nl=False)
 
 
 def run_eval(

@@ -22,10 +22,10 @@ from .header import Header
 from .memo import Memo
 from .meter import Meter
 from .observer import Observer
-from .pairs import Fitter, Pair, Tokens
+from .pairs import Fitter, Tokens
 from .plan import projections
 from .progress import Stages, Step, silent
-from .search import Budget, Search, Settings
+from .search import Budget, Pair, Search, Settings
 from .search import Step as Found
 from .shards import read_model
 from .spans import SourceMap, parse_spans, source_map, spans_of

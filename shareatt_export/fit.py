@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gguf import GGML_QUANT_SIZES
 
 from . import heads, ridge
 from .engine import Context, Model, Token
@@ -53,6 +54,7 @@ class Follower:
     ridge: float | None = None  # None: its W_O was better as it was, or was not to be refitted
     error_before: float | None = None
     error: float | None = None
+    requantised: bool = False  # its W_O, which stays of the type that it was
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,14 @@ def fit(plan: Plan, request: Request, built: Status, watch: Fraction = lambda fr
                         error=solution.error**0.5,
                     )
                     done += 1
-    return Fit(tuple(followers.values()), changes)
+    told = (replace(of, requantised=_requantised(tensors[of.layer].output, of)) for of in followers.values())
+    return Fit(tuple(told), changes)
+
+
+def _requantised(output: Copy, follower: Follower) -> bool:
+    n_head = len(follower.heads)
+    moved = follower.heads != tuple(range(n_head)) and not heads.can_move(n_head, output.shape[0], output.type)
+    return GGML_QUANT_SIZES[output.type][0] > 1 and (moved or follower.ridge is not None)
 
 
 def store(plan: Plan, done: Fit, path: Path) -> Plan:

@@ -9,8 +9,9 @@ from gguf import GGMLQuantizationType
 from .divergence import Divergence, Quality
 from .engine import Context, Logits, Token
 from .facts import F16
-from .pairs import Pair, PairFit
+from .pairs import PairFit
 from .plan import Copy
+from .search import Pair
 from .spans import SourceMap
 from .trial import Raw, Trial
 

@@ -6,6 +6,7 @@ again, one upon the other (fit.py). Memory is bounded: pairs are fitted in as ma
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -17,9 +18,9 @@ from .observer import Observer, brought
 from .plan import Copy, Projections, projections
 from .progress import Fraction
 from .ridge import Normal
+from .search import Pair
 from .trial import Raw, Trial, decoded, raw_tensor
 
-Pair = tuple[int, int]  # source, follower
 RIDGE = 1e-2  # what held-out text chose most often
 MEMORY = 1 << 30  # bytes of normal equations at a time
 
@@ -50,11 +51,12 @@ class Fitter:
         tensors = {layer: projections(self._header, self._facts, layer) for layer in followers}
         order = {pair: tuple(range(self._facts.n_head[pair[1]])) for pair in pairs}
         if align:
-            order = self._align(pairs, tensors, lambda fraction: watch(0.3 * fraction))
+            order = self._align(pairs, tensors, partial(_part, watch, 0, 0.3))
         done: dict[Pair, PairFit] = {}
         for group in self._groups(pairs, tensors):
-            watch(0.3 + 0.7 * len(done) / len(pairs))
-            done |= self._solve(group, tensors, order, align, refit)
+            before, share = len(done) / len(pairs), len(group) / len(pairs)
+            part = partial(_part, watch, 0.3 + 0.7 * before, 0.7 * share)
+            done |= self._solve(group, tensors, order, align, refit, part)
         return done
 
     def _align(
@@ -94,12 +96,14 @@ class Fitter:
         order: Mapping[Pair, heads.Heads],
         align: bool,
         refit: bool,
+        watch: Fraction,
     ) -> dict[Pair, PairFit]:
         normals = {pair: Normal.empty(*tensors[pair[1]].output.shape) for pair in pairs}
         residual = dict.fromkeys(pairs, 0.0)
         weights = {layer: decoded(raw_tensor(of.output), of.output.type) for layer, of in tensors.items()}
         n_tokens = 0
-        for tokens in self._tokens.windows:
+        for i, tokens in enumerate(self._tokens.windows):
+            watch(i / len(self._tokens.windows))
             seen = self._observer.layers(tokens)
             n_tokens += len(tokens)
             for source, follower in pairs:
@@ -121,3 +125,7 @@ class Fitter:
             error = (normal.error(solved) * normal.target / residual[pair]) ** 0.5
             fits[pair] = PairFit(error, changes)
         return fits
+
+
+def _part(watch: Fraction, before: float, share: float, fraction: float) -> None:
+    watch(before + share * fraction)

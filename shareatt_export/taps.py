@@ -52,6 +52,8 @@ def ggml_base(bin: Path) -> ctypes.CDLL:
         *(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p),
     ]
     base.ggml_quantize_chunk.restype = ctypes.c_size_t
+    base.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
+    base.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
     return base
 
 

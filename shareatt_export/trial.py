@@ -82,13 +82,16 @@ class Trial:
         self._base.ggml_backend_tensor_set(self._tensors[copy.origin.name], raw.ctypes.data, copy.skipped, raw.nbytes)
 
     def encoded(self, values: Values, type: GGMLQuantizationType, importance: Values | None = None) -> Raw:
-        """`importance` [length of a row]: of each column, as llama-imatrix measures it."""
+        """`importance` [length of a row]: of each column, as llama-imatrix measures it; types of two bits and less need
+        one, and without it take all columns alike."""
         values = np.ascontiguousarray(values, np.float32)
         rows, length = values.shape
         block, block_bytes = GGML_QUANT_SIZES[type]
         if length % block:
             raise Unsupported(f"{self.header.path}: rows of {length} numbers are not whole blocks of {type.name}")
         raw = np.empty((rows, length // block * block_bytes), np.uint8)
+        if importance is None and self._base.ggml_quantize_requires_imatrix(int(type)):
+            importance = np.ones(length, np.float32)
         if importance is not None:
             importance = np.ascontiguousarray(importance, np.float32)
         weights = None if importance is None else importance.ctypes.data_as(ctypes.c_void_p)

@@ -144,6 +144,22 @@ def test_blocks_that_span_heads_are_quantised_again(tmp_path, built):
     assert np.array_equal(unmoved[output], raw_tensor(output))
 
 
+def test_what_was_quantised_again_is_told(run, demo_dense, tmp_path, built):
+    q8_0 = quantised(demo_dense, tmp_path / "q8_0.gguf", "Q8_0")
+    arguments = ["--spans", "6-7", "--align", "--text", HELDOUT, "--force", "-o", tmp_path / "out.gguf"]
+    for model, more, expected in ((q8_0, [], False), (q8_0, ["--refit"], True), (demo_dense, ["--refit"], False)):
+        said = run(model, *arguments, *more).stderr
+        assert ("Quantised again, to the type that it had: W_O of layer 7." in said) is expected
+
+
+@pytest.mark.parametrize("type", ["IQ2_XXS", "IQ1_S", "Q2_K", "Q4_0", "F16"])
+def test_types_that_need_an_importance_get_one(demo_dense, built, type):
+    values = RNG.standard_normal((4, 512)).astype(np.float32)
+    of = GGMLQuantizationType[type]
+    with Trial(built, read_header(demo_dense)) as trial:
+        assert parity.nmse(decoded(trial.encoded(values, of), of), values) < 0.7
+
+
 def test_heads_behind_a_norm_are_not_moved(tmp_path, built):
     """BitNet normalises what its heads bring, with a weight for each number."""
     dummies.make("bitnet", tmp_path / "bitnet.gguf")
