@@ -9,7 +9,6 @@ llama.cpp loads each export too, in a process of its own, where it loads the mut
 
 import argparse
 import collections
-import os
 import sys
 import tempfile
 import time
@@ -18,29 +17,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests import small
+from tests import parity, small
+from tests.faults.loader import OUTCOMES, tried
 from tests.faults.mutate import mutants
 from tests.faults.test_sweeps import outcome
 
 
 def loads(path: Path) -> bool:
     """Whether llama.cpp loads a model; raises where it dies."""
-    from shareatt_export import runtime
-    from shareatt_export.bindings import load
-    from shareatt_export.engine import Model
-    from shareatt_export.errors import BadInput
-
-    if (child := os.fork()) == 0:
-        built = runtime.require()
-        try:
-            with Model(load(built.python, built.bin), path):
-                os._exit(0)
-        except BadInput:
-            os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status not in (0, 1):
-        raise RuntimeError(f"llama.cpp: status {status}")
-    return status == 0
+    of = tried(parity.lib(), path)
+    if of.outcome not in OUTCOMES.values():
+        raise RuntimeError(f"llama.cpp: {of.outcome}: {of.said}")
+    return of.outcome != "refused"
 
 
 def one(path: Path, out: Path, load: bool) -> str:

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shareatt_export.convert import converted
-from shareatt_export.encode import raw_array_i32
 from tests import parity, small, tiny
-from tests.faults.test_loader import MAPS
+from tests.faults.loader import BAD_FILES
 from tests.test_export import export
-from tests.test_runtime import PARAM
 
 SEED = "1"
 
@@ -100,9 +98,8 @@ def make_models(kitchen: Kitchen) -> Iterator[tuple[Model, list[Model]]]:
 
 
 def make_bad(folder: Path) -> Iterator[tuple[str, Path, str]]:
-    """SA files with a bad source map: what is wrong, the file, and what the loader must say."""
+    """Broken SA files: what is wrong, the file, and what the loader must say."""
     good = export(small.write_dense(folder / "good-dense.gguf"), folder / "good.gguf")
-    no_query = raw_array_i32([*range(8), 7, 7, 10, 11])
-    rows = MAPS | {"a source without Q": (no_query, "blk.7.attn_q.weight")}
-    for name, (value, message) in rows.items():
-        yield name, small.with_metadata(good, folder / f"bad-{name}.gguf", **{PARAM: value}), message
+    for name, (make, message) in BAD_FILES.items():
+        make(good, bad := folder / f"bad-{name}.gguf")
+        yield name, bad, message

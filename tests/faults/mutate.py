@@ -7,7 +7,7 @@ A mutation knows where numbers, lengths, types, names and tensor infos stand, wh
 
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,12 +140,13 @@ def _weights(random: random.Random, parts: Parts) -> None:
     parts.data = bytes(data)
 
 
-STRUCTURED: tuple[Callable[[random.Random, Parts], None], ...] = (
+Mutation = Callable[[random.Random, Parts], None]
+STRUCTURED: tuple[Mutation, ...] = (
     _counts, _key, _type, _value, _value, _value, _drop_or_double, _tensor, _tensor, _tensor, _swap, _weights,
 )  # fmt: skip
 
 
-def mutants(sound: Path, seed: int, count: int) -> Iterator[bytes]:
+def mutants(sound: Path, seed: int, count: int, mutations: Sequence[Mutation] = STRUCTURED) -> Iterator[bytes]:
     """One to three structured mutations each; every eighth gets flipped bytes of its header instead."""
     whole, n_header = sound.read_bytes(), read_header(sound).data_offset
     for number in range(count):
@@ -159,5 +160,5 @@ def mutants(sound: Path, seed: int, count: int) -> Iterator[bytes]:
         parts = parts_of(sound)
         for _ in range(chance.randrange(1, 4)):
             if parts.tensors and parts.metadata:
-                chance.choice(STRUCTURED)(chance, parts)
+                chance.choice(mutations)(chance, parts)
         yield parts.bytes()
