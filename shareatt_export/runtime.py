@@ -21,7 +21,7 @@ from . import child
 from .errors import RuntimeProblem
 from .pin import patch_id, pin
 from .progress import Step, silent
-from .source import cache_dir, copy_source, pip, sdist_dir, stock_source
+from .source import cache_dir, copy_source, pip, private_cache, sdist_dir, stock_source
 
 TOOLS = (
     "llama-cli",
@@ -111,7 +111,6 @@ def build(patched: bool = True, llama_cpp: Path | None = None, progress: Step = 
     to build instead of the pinned source; it is copied, never changed.
     """
     runtime = status(patched)
-    runtime.root.mkdir(parents=True, exist_ok=True)
     wanted = str(llama_cpp.resolve()) if llama_cpp else f"{pin().package}=={pin().version}"
     with locked(runtime.root):
         runtime = status(patched)
@@ -170,11 +169,13 @@ def _install_and_test(runtime: Status, progress: Step) -> bool:
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """One build at a time in a folder; a second one waits and then finds everything done."""
+    """One build at a time in a folder of the cache; a second one waits and then finds everything done."""
     try:
         import fcntl
     except ImportError:
         raise RuntimeProblem("the runtime cannot be built on Windows yet; use WSL") from None
+    private_cache()
+    root.mkdir(exist_ok=True)
     with (root / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -2,12 +2,13 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from .errors import RuntimeProblem
 from .pin import patch_dir, pin
@@ -23,6 +24,19 @@ def cache_dir() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "shareatt-export"
     except RuntimeError:
         raise RuntimeProblem("there is no home folder; set SHAREATT_EXPORT_HOME to a folder for the runtime") from None
+
+
+def private_cache() -> Path:
+    """The cache folder, made for the user alone. Raises RuntimeProblem if others can write what is run from it."""
+    folder = cache_dir()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.name == "posix":
+        stat, home = folder.stat(), "or set SHAREATT_EXPORT_HOME to a folder of your own"
+        if stat.st_uid != os.geteuid():
+            raise RuntimeProblem(f"{folder}: belongs to another user; run this as that user, {home}")
+        if stat.st_mode & 0o022:
+            raise RuntimeProblem(f"{folder}: others can write there; run 'chmod go-w {folder}', {home}")
+    return folder
 
 
 def sdist_dir() -> Path:
@@ -41,8 +55,7 @@ def stock_source(llama_cpp: Path | None = None) -> Path:
 
 
 def _fetch_sdist() -> None:
-    cache_dir().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".fetch-") as folder:
+    with tempfile.TemporaryDirectory(dir=private_cache(), prefix=".fetch-") as folder:
         work = Path(folder)
         requirement = f"{pin().package}=={pin().version} --hash=sha256:{pin().sdist_sha256}\n"
         (work / "requirements.txt").write_text(requirement)
@@ -51,12 +64,21 @@ def _fetch_sdist() -> None:
         archives = list(work.glob("*.tar.gz"))
         if len(archives) != 1:
             raise RuntimeProblem(f"pip download {pin().package}=={pin().version}: brought no source archive")
-        with tarfile.open(archives[0]) as archive:
-            if hasattr(tarfile, "data_filter"):  # not before Python 3.11.4
-                archive.extraction_filter = tarfile.data_filter
-            archive.extractall(work / "unpacked")  # noqa: S202  (pip has checked its hash)
+        unpack(archives[0], work / "unpacked")
         (unpacked,) = (work / "unpacked").iterdir()
         unpacked.replace(sdist_dir())
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """An archive of files and folders alone. Raises RuntimeProblem, and writes nothing, if it holds anything else."""
+    with tarfile.open(path) as archive:
+        for member in archive:
+            name = PurePosixPath(member.name)
+            if not (member.isfile() or member.isdir()) or name.is_absolute() or ".." in name.parts:
+                raise RuntimeProblem(f"{path.name}: '{member.name}' is not a file inside of it; nothing was unpacked")
+        if hasattr(tarfile, "data_filter"):  # not before Python 3.11.4; keeps modes and owners out
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(folder)  # noqa: S202  (each member was looked at)
 
 
 def pip(arguments: list[str], env: dict[str, str] | None = None) -> None:
@@ -64,8 +86,9 @@ def pip(arguments: list[str], env: dict[str, str] | None = None) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=os.environ | (env or {}))
     if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or done.stderr.splitlines()
-        raise RuntimeProblem(f"pip {arguments[0]}: {errors[-1].removeprefix('ERROR: ') if errors else 'failed'}")
+        lines = done.stderr.splitlines()
+        errors = [line for line in lines if line.lower().startswith("error:")] or lines or ["failed"]
+        raise RuntimeProblem(f"pip {arguments[0]}: {re.sub('^error: ', '', errors[-1], flags=re.IGNORECASE)}")
 
 
 def copy_source(target: Path, llama_cpp: Path | None, patched: bool) -> None:

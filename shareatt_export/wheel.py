@@ -27,7 +27,6 @@ def build_wheel(folder: Path, progress: Step = silent) -> Path:
     if not folder.is_dir():
         raise RuntimeProblem(f"{folder}: the folder for the wheel does not exist")
     work = cache_dir() / f"wheel-{patch_id()}"  # always the same place, else the compiler cache would not hit
-    work.mkdir(parents=True, exist_ok=True)
     with locked(work):
         progress("fetching the source", None)
         source, build = _patched_sdist(work / "source"), work / "build"

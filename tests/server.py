@@ -20,6 +20,7 @@ PORT = "PORT"  # stands in a command for a free port
 @dataclass(frozen=True)
 class Server:
     url: str
+    pid: int
 
     def post(self, path: str, **question: object) -> Any:
         request = urllib.request.Request(
@@ -40,10 +41,11 @@ def free_port() -> int:
 
 @contextmanager
 def serving(*command: object, log: Path, env: Mapping[str, str] | None = None) -> Iterator[Server]:
-    server = Server(f"http://127.0.0.1:{(port := free_port())}")
+    port = free_port()
     arguments = [str(port if part is PORT else part) for part in command]
     with log.open("wb") as out:
         process = subprocess.Popen(arguments, stdout=out, stderr=out, env=env)
+    server = Server(f"http://127.0.0.1:{port}", process.pid)
     try:
         _wait_for(f"{server.url}/v1/models", process, log)
         yield server
