@@ -10,7 +10,13 @@ import pytest
 from shareatt_export import cli, runtime
 
 from . import tiny
-from .fault_counts import pytest_itemcollected, pytest_terminal_summary  # noqa: F401  (hooks)
+from .fault_counts import (  # noqa: F401  (hooks)
+    pytest_configure,
+    pytest_itemcollected,
+    pytest_runtest_makereport,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

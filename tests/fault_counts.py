@@ -1,10 +1,12 @@
-"""How many cases of each class of faults there are and pass, printed at the end of a run; hooks for conftest.py.
+"""How many cases of each class of faults there are and pass, and how long they take, printed at the end of a run.
 
 A module or test says which class it is of: pytest.mark.fault("A"). A test is one case; one that goes through many says
-how many with record_property("cases", n).
+how many with record_property("cases", n). A run of all tests fails if a class has fewer cases than it must have. Hooks
+for conftest.py.
 """
 
-from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -17,7 +19,7 @@ CLASSES = {  # name and number of cases that there must be at least
     "F": ("model", 35),
     "G": ("spans", 25),
     "H": ("non-finite values", 14),
-    "I": ("output and interruption", 30),
+    "I": ("output and interruption", 130),
     "J": ("C++ loader", 35),
     "K": ("state files", 16),
     "L": ("command line", 20),
@@ -25,24 +27,68 @@ CLASSES = {  # name and number of cases that there must be at least
 }
 
 
+@dataclass
+class Count:
+    cases: int = 0
+    passed: int = 0
+    seconds: float = 0
+
+
+class Counts:
+    def __init__(self) -> None:
+        self.of = {kind: Count() for kind in CLASSES}
+
+    def take(self, report: pytest.TestReport) -> None:
+        properties = dict(report.user_properties)
+        if kind := properties.get("fault"):
+            count = self.of[str(kind)]
+            count.seconds += report.duration
+            if report.when == "call" or report.failed:
+                cases = int(str(properties.get("cases", 1)))
+                count.cases += cases
+                count.passed += cases * report.passed
+
+    def few(self) -> Iterator[str]:
+        return (kind for kind, (_, wanted) in CLASSES.items() if self.of[kind].passed < wanted)
+
+
+COUNTS = pytest.StashKey[Counts]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[COUNTS] = Counts()
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     if mark := item.get_closest_marker("fault"):
         item.user_properties.append(("fault", mark.args[0]))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    cases: Counter[str] = Counter()
-    passed: Counter[str] = Counter()
-    for outcome in ("passed", "failed", "error"):
-        for report in terminalreporter.getreports(outcome):
-            properties = dict(getattr(report, "user_properties", ()))  # a module that cannot be imported has none
-            if "fault" in properties:
-                cases[properties["fault"]] += properties.get("cases", 1)
-                passed[properties["fault"]] += properties.get("cases", 1) * (outcome == "passed")
-    if cases:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    item.config.stash[COUNTS].take(report)
+    return report
+
+
+def _whole(config: pytest.Config) -> bool:
+    """Whether all tests were to be run."""
+    chosen = config.option.keyword or config.option.markexpr not in ("", "not slow") or config.getoption("lf", False)
+    return config.args_source is pytest.Config.ArgsSource.TESTPATHS and not chosen and not config.option.collectonly
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _whole(session.config) and any(session.config.stash[COUNTS].few()):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    counts = config.stash[COUNTS]
+    few = set(counts.few()) if _whole(config) else set()
+    if any(count.cases for count in counts.of.values()):
         terminalreporter.section("faults")
-        for kind, (name, target) in CLASSES.items():
-            below = "" if cases[kind] >= target else "  (not all were run)"
-            terminalreporter.line(
-                f"{kind} {name:24} {cases[kind]:5} cases {passed[kind]:5} passed, {target} wanted{below}"
-            )
+        for kind, (name, wanted) in CLASSES.items():
+            count = counts.of[kind]
+            line = f"{kind} {name:24} {count.cases:5} cases {count.passed:5} passed, {wanted:4} wanted"
+            terminalreporter.line(f"{line} {count.seconds:5.0f} s" + ("  TOO FEW" if kind in few else ""))
+        terminalreporter.line(f"{sum(count.seconds for count in counts.of.values()):57.0f} s")

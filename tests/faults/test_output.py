@@ -11,22 +11,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from shareatt_export import cli, commands, files, write
-from shareatt_export.encode import header_bytes
 from shareatt_export.errors import OutputRefused, VerifyFailed
 from shareatt_export.files import publish, staged
-from shareatt_export.header import read_header
+from shareatt_export.progress import Step
 from shareatt_export.verify import verify
 
-from .. import small
+from .. import small, tiny
 from ..test_export import export
 from .conftest import files as files_in
-
-assert commands  # imported here, once, and not by each child
 
 pytestmark = pytest.mark.fault("I")
 
@@ -340,40 +338,35 @@ def test_new_files_follow_the_umask(dense, tmp_path):
         os.umask(old)
 
 
-def giant(folder: Path, rows: int) -> Path:
-    """A small model with a big, sparse output matrix."""
-    header, path = read_header(small.write_dense(folder / "small.gguf")), folder / "big.gguf"
-
-    class Giant:
-        name, shape, type, n_bytes = "output.weight", (64, rows), 0, 64 * rows * 4
-
-    with path.open("wb") as file:
-        head = header_bytes(3, header.metadata, [*header.tensors.values(), Giant], 32)
-        file.write(head + header.path.read_bytes()[header.data_offset :])
-        file.truncate(len(head) + sum(-(-t.n_bytes // 32) * 32 for t in [*header.tensors.values(), Giant]))
-    return path
+ALIGN = ("--align", "--text", tiny.DEMO / "heldout.txt")
+STAGES = {  # and the options, beside --spans, of an export that comes to it
+    "converting": (),
+    "fitting": ALIGN,
+    "writing": (),
+    "quantising": ("--outtype", "Q4_0"),
+    "splitting": ("--outtype", "Q4_0", "--split-max-size", "2M"),
+}
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
-)
-@pytest.mark.parametrize("stage", ["writing", "quantising"])
-def test_an_interrupted_export_leaves_nothing_under_the_name(built, tmp_path, number, status, stage):
-    big, out = giant(tmp_path, 1 << (24 if stage == "writing" else 21)), tmp_path / "out.gguf"
-    command = [sys.executable, "-m", "shareatt_export", str(big), "--spans", "6-9", "-o", str(out)]
-    if stage == "quantising":
-        command += ["--outtype", "Q4_0", "--threads", "1"]
-    child = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
-    )
-    while not list(tmp_path.glob(".shareatt-*/" + ("out.gguf" if stage == "writing" else ".quantised"))):
-        assert child.poll() is None, child.stderr and child.stderr.read()
-        time.sleep(0.01)
-    os.kill(child.pid, number)
-    child.communicate()
-    assert child.returncode == status and not out.exists()
-    if number != signal.SIGKILL:
-        assert {path.name for path in tmp_path.iterdir()} == {"small.gguf", "big.gguf"}
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize("stage", STAGES)
+def test_stopped_in_each_stage(built, demo_dense, memory, monkeypatch, stage, number, expected):
+    """Where the stage first tells of its progress; a child process of the stage is stopped too."""
+    told = []
+
+    @contextmanager
+    def stopping(*_: object) -> Iterator[Step]:
+        def step(what: str, fraction: float | None) -> None:
+            told.append(what)
+            if told.count(stage) == 2:  # the first is its beginning
+                os.kill(os.getpid(), number)
+
+        yield step
+
+    monkeypatch.setattr(commands, "steps", stopping)
+    model = tiny.DEMO if stage == "converting" else demo_dense
+    before = files_in(model) if model.is_dir() else model.read_bytes()
+    assert status(forked(model, "--spans", "6-9", "-o", memory / "out.gguf", *STAGES[stage])) == expected
+    left = names(memory)
+    assert all(name.startswith(".shareatt-") for name in left) if number == signal.SIGKILL else not left
+    assert (files_in(model) if model.is_dir() else model.read_bytes()) == before

@@ -1,5 +1,6 @@
 """States of other kinds of models, and broken ones: refused, and what the context holds goes on as if nothing were."""
 
+import ctypes
 import struct
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def sequence_of(models, model, flash_attn, cache) -> bytes:
         return context.sequence_state()
 
 
-def goes_on(models, target, bad: bytes) -> None:
+def goes_on(models, target, bad: bytes | Path) -> None:
     """Sequence 0 holds tokens; a bad state for sequence 1 must not be taken, nor change what sequence 0 says next."""
     model, flash_attn, cache = target
     logits = []
@@ -62,9 +63,16 @@ def goes_on(models, target, bad: bytes) -> None:
         for state in (None, bad):
             with Context(loaded, flash_attn, n_seq_max=2, **cache) as context:
                 context.decode(tokens(20))
-                assert state is None or not context.restore_sequence(state, 1)
+                assert state is None or not restored(context, state)
                 logits.append(context.decode(tokens(5, 20)))
     assert np.array_equal(*logits)
+
+
+def restored(context: Context, state: bytes | Path) -> bool:
+    if isinstance(state, bytes):
+        return context.restore_sequence(state, 1)
+    room, n = (ctypes.c_int32 * 64)(), ctypes.c_size_t()
+    return bool(context.lib.llama_state_seq_load_file(context.handle, bytes(state), 1, room, 64, ctypes.byref(n)))
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -94,6 +102,49 @@ def test_a_follower_given_a_k(models, state):
     marker = struct.pack("<iQ", -1, 0)
     assert state.count(marker) == 3
     goes_on(models, ("shared", None, F32_CACHE), state.replace(marker, struct.pack("<iQ", 0, 128), 1))
+
+
+def file_of(models, model: str, path: Path) -> Path:
+    """As llama-server's slots are saved."""
+    with Model(parity.lib(), models[model]) as loaded, Context(loaded, **F32_CACHE) as context:
+        context.decode(tokens(30))
+        ids = (ctypes.c_int32 * 30)(*(token.id for token in tokens(30)))
+        assert context.lib.llama_state_seq_save_file(context.handle, bytes(path), 0, ids, 30)
+        assert restored(context, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("of", "to"), [("dense", "shared"), ("shared", "dense"), ("shared", "other"), ("more", "shared")]
+)
+def test_files_of_another_kind(models, tmp_path, of, to):
+    goes_on(models, (to, None, F32_CACHE), file_of(models, of, tmp_path / "slot"))
+
+
+BROKEN_FILES = {
+    "empty": lambda whole: b"",
+    "a word": lambda whole: whole[:4],
+    "no tokens": lambda whole: whole[:12],
+    "half of the tokens": lambda whole: whole[:70],
+    "no state": lambda whole: whole[:132],
+    "half of it": lambda whole: whole[: len(whole) // 2],
+    "without its last byte": lambda whole: whole[:-1],
+    "a model": lambda whole: b"GGUF" + whole[4:],
+    "another version": lambda whole: whole[:4] + b"\xff" * 4 + whole[8:],
+    "more tokens than there is room for": lambda whole: whole[:8] + b"\xff" * 4 + whole[12:],
+    "a header of 0xff behind the tokens": lambda whole: whole[:132] + b"\xff" * 16 + whole[148:],
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_FILES)
+def test_broken_files(models, tmp_path, name):
+    path = file_of(models, "shared", tmp_path / "slot")
+    path.write_bytes(BROKEN_FILES[name](path.read_bytes()))
+    goes_on(models, ("shared", None, F32_CACHE), path)
+
+
+def test_a_file_that_is_not_there(models, tmp_path):
+    goes_on(models, ("shared", None, F32_CACHE), tmp_path / "none")
 
 
 def test_whole_states(models):
