@@ -91,6 +91,50 @@ def test_a_file_that_may_not_grow(dense, tmp_path):
     assert files_in(tmp_path) == before
 
 
+# In a mount namespace of its own: a disk in memory with an old file on it; then what is on it after a command.
+ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=1m none "$0" && printf old > "$0/old.gguf" || exit 99
+"$@"; status=$?
+ls -A "$0"; cat "$0/old.gguf"
+exit $status
+"""
+UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
+# As where a quota, or another program that writes too, leaves less than there seems to be.
+MORE_THAN_THERE_IS = """
+import shutil
+from shareatt_export import cli
+usage = shutil.disk_usage
+shutil.disk_usage = lambda path: usage(path)._replace(free=1 << 40)
+cli.main()
+"""
+
+
+def may_mount() -> bool:
+    command = [*UNSHARE, "mount", "-t", "tmpfs", "none", "/mnt"]
+    return bool(shutil.which("unshare")) and subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.skipif(not may_mount(), reason="this user may not mount")
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (["-m", "shareatt_export"], "needs 11"),
+        (["-c", MORE_THAN_THERE_IS], "cannot be written: No space left on device"),
+    ],
+    ids=["seen before", "while writing"],
+)
+def test_a_small_disk_is_full(dense, tmp_path, program, message, force):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    out = disk / ("old.gguf" if force else "new.gguf")
+    command = [sys.executable, *program, dense, "--spans", "6-9", "-o", out, *(["--force"] if force else [])]
+    done = subprocess.run([*UNSHARE, "sh", "-c", ON_A_SMALL_DISK, disk, *command], capture_output=True, text=True)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
+    assert done.returncode == 1 and len(errors) == 1 and f"{out}: {message}" in errors[0]
+    assert "Traceback" not in done.stderr and done.stdout == "old.gguf\nold"
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
 @pytest.mark.parametrize("where", ["write_at", "sync", "name"])
 def test_the_disk_fails(refuses, dense, tmp_path, monkeypatch, code, where):
