@@ -15,13 +15,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 from shareatt_export.encode import header_bytes, raw_string_array, raw_u32
 from shareatt_export.header import read_header
+from shareatt_export.runtime import tool
 from shareatt_export.shape import Shape, write_random
 from shareatt_export.source import stock_source
 
@@ -82,6 +84,26 @@ def copying(folder: Path, gb: float, rounds: int) -> str:
     )
 
 
+def checking(folder: Path, rounds: int) -> Iterator[str]:
+    """What it costs to look for NaN and infinity."""
+    for type in ("Q8_0", "F16", "Q4_K_S"):
+        dense, out = folder / f"{type}.gguf", folder / "out.gguf"
+        if type == "Q8_0":
+            write_random(dense, Shape(2, 4096, 32, 32, 128, 14336, 32000))
+        else:
+            run(tool("llama-quantize"), "--allow-requantize", "--pure", folder / "Q8_0.gguf", dense, type)
+
+        def export(*options: str, dense: Path = dense, out: Path = out) -> Run:
+            out.unlink(missing_ok=True)
+            return run(*TOOL, dense, "--spans", "0-1", "-o", out, *options)
+
+        checked, unchecked = in_turns(rounds, export, partial(export, "--allow-nonfinite"))
+        yield (
+            f"| GGUF of {dense.stat().st_size / 1e9:.1f} GB, {type} | {seconds(checked):.2f} s"
+            f" | `--allow-nonfinite`: {seconds(unchecked):.2f} s | {ratio(checked, unchecked):.2f} |"
+        )
+
+
 def header(folder: Path, rounds: int) -> str:
     path = folder / "vocabulary.gguf"
     words = [f"token {i}" for i in range(N_VOCAB)]
@@ -138,6 +160,8 @@ def main() -> None:
     print("| | shareatt-export | beside | ratio |\n| --- | --- | --- | --- |")
     print(copying(args.folder, args.gb, args.rounds), flush=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as work:
+        for row in checking(Path(work), args.rounds):
+            print(row, flush=True)
         print(header(Path(work), args.rounds), flush=True)
         print(start(args.rounds), flush=True)
         print(checkpoint(random_checkpoint(Path(work) / "model"), Path(work), args.rounds), flush=True)

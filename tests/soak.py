@@ -135,14 +135,15 @@ def soak(server: Server, prompts: Sequence[str], seconds: float, clients: int, s
     end = time.monotonic() + seconds
 
     def work(number: int) -> None:
-        client = Client(server, prompts, seed, number)
+        client, turns = Client(server, prompts, seed, number), list(TURNS)
+        turn = turns[number % len(turns)]  # so that short runs have each
         while time.monotonic() < end and len(done.errors) < 20:
-            turn = client.chance.choices(list(TURNS), list(TURNS.values()))[0]
             try:
                 turn(client)
             except Exception as error:
                 done.errors.append(f"{turn.__name__}: {type(error).__name__}: {error}")
             done.turns[turn.__name__] += 1
+            turn = client.chance.choices(turns, list(TURNS.values()))[0]
 
     with ThreadPoolExecutor(clients) as pool:
         working = [pool.submit(work, number) for number in range(clients)]
