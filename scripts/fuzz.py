@@ -1,42 +1,55 @@
 #!/usr/bin/env python3
-"""Mutated GGUFs, for as long as one likes: each is refused by name, or exported to a file that verifies.
+"""Mutated models, for as long as one likes: each is refused by name, or exported to a file that verifies.
 
     python scripts/fuzz.py --seed 7 --minutes 10 --keep build/findings
+    python scripts/fuzz.py --checkpoints     # Hugging Face folders, as far as they are looked at before the converter
 
 Whatever else happens is a finding: it is printed with the number of the mutant, and the mutant is kept. With --load
-llama.cpp loads each export too, in a process of its own, where it loads the mutant: it must not refuse or crash.
+llama.cpp runs each export too, in a process of its own, where it runs the mutant: it must not refuse or crash.
 """
 
 import argparse
 import collections
+import shutil
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests import parity, small
-from tests.faults.loader import OUTCOMES, tried
+from tests.faults import mutate_json
+from tests.faults.checkpoints import checkpoint
+from tests.faults.loader import tried
 from tests.faults.mutate import mutants
-from tests.faults.test_sweeps import outcome
+from tests.faults.test_sweeps import checkpoint_outcome, outcome
+
+Mutants = Iterator[tuple[Path, Callable[[], str]]]  # the broken file, and what becomes of it
 
 
-def loads(path: Path) -> bool:
-    """Whether llama.cpp loads a model; raises where it dies."""
-    of = tried(parity.lib(), path)
-    if of.outcome not in OUTCOMES.values():
-        raise RuntimeError(f"llama.cpp: {of.outcome}: {of.said}")
-    return of.outcome != "refused"
+def ggufs(folder: Path, seed: int, load: bool) -> Mutants:
+    path = folder / "mutant.gguf"
+    dense = small.write_dense(folder / "dense.gguf", q8_0=True, n_layer=3)
+    for data in mutants(dense, seed, sys.maxsize):
+        path.write_bytes(data)
+        yield path, partial(one, path, folder / "out.gguf", load)
+
+
+def checkpoints(folder: Path, seed: int) -> Mutants:
+    for path in mutate_json.mutants(checkpoint(folder / "model", shards=2), seed, sys.maxsize):
+        yield path, partial(checkpoint_outcome, path)
 
 
 def one(path: Path, out: Path, load: bool) -> str:
     seen = outcome(path, out)
-    if load and seen == "exported":
-        if loads(path) and not loads(out):
-            raise RuntimeError("llama.cpp loads the mutant, but not its export")
-        return "exported and tried"
+    if load and seen == "exported" and tried(parity.lib(), path).outcome == "decoded":
+        if (of := tried(parity.lib(), out)).outcome != "decoded":
+            raise RuntimeError(f"llama.cpp runs the mutant, but not its export: {of.outcome}: {of.said}")
+        return "exported and run"
     return seen
 
 
@@ -46,22 +59,21 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--keep", type=Path, default=Path("build/findings"))
     parser.add_argument("--load", action="store_true")
+    parser.add_argument("--checkpoints", action="store_true")
     args = parser.parse_args()
     end, seen = time.monotonic() + 60 * args.minutes, collections.Counter[str]()
-    with tempfile.TemporaryDirectory() as folder:
-        path, out = Path(folder) / "mutant.gguf", Path(folder) / "out.gguf"
-        dense = small.write_dense(Path(folder) / "dense.gguf", q8_0=True, n_layer=3)
-        for number, data in enumerate(mutants(dense, args.seed, sys.maxsize)):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        made = checkpoints(folder, args.seed) if args.checkpoints else ggufs(folder, args.seed, args.load)
+        for number, (path, becomes) in enumerate(made):
             if time.monotonic() > end:
                 break
-            path.write_bytes(data)
             try:
-                seen[one(path, out, args.load)] += 1
+                seen[becomes()] += 1
             except Exception:
                 seen["findings"] += 1
                 args.keep.mkdir(parents=True, exist_ok=True)
-                kept = args.keep / f"{args.seed}-{number}.gguf"
-                kept.write_bytes(data)
+                kept = shutil.copy(path, args.keep / f"{args.seed}-{number}-{path.name}")
                 print(f"{kept}:\n{traceback.format_exc()}", flush=True)
     print(f"seed {args.seed}, {args.minutes:g} minutes: {sum(seen.values())} mutants, {dict(seen)}")
 

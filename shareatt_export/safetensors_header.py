@@ -54,7 +54,9 @@ def tensor_names(path: Path) -> set[str]:
         if length > MAX_HEADER:
             raise damaged(path, "header length", f"{length} bytes, at most {MAX_HEADER} are possible")
         header = read_json(path, file.read(length), "header")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise damaged(path, "__metadata__", "expected an object of texts")
     places = sorted((*_place(path, name, info), name) for name, info in header.items())
     expected = 0
     for begin, end, name in places:

@@ -13,7 +13,7 @@ import pytest
 CLASSES = {  # name and number of cases that there must be at least
     "A": ("GGUF container", 60),
     "B": ("truncation", 900),
-    "C": ("mutation", 3000),
+    "C": ("mutation", 5000),
     "D": ("resource bombs", 10),
     "E": ("checkpoint", 45),
     "F": ("model", 35),

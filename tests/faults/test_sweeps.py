@@ -8,17 +8,22 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 import shareatt_export
+from shareatt_export.convert import check_checkpoint
 from shareatt_export.errors import BadInput, BadSpans, ShareattError
 from shareatt_export.header import read_header
 from shareatt_export.verify import verify
 
 from .. import small
+from . import mutate_json
 from .build import ARCH, gguf_file, tensor
+from .checkpoints import checkpoint
 from .mutate import mutants
 
 N_MUTANTS = 2000
+N_CHECKPOINTS = 2000
 
 
 @pytest.mark.fault("B")
@@ -74,3 +79,25 @@ def test_mutants(tmp_path, record_property):
     assert min(seen.values()) > N_MUTANTS / 20, seen  # or it would test one of the two only
     assert {file.name for file in tmp_path.iterdir()} <= {"dense.gguf", "mutant.gguf", "out.gguf"}
     record_property("cases", N_MUTANTS)
+
+
+def checkpoint_outcome(broken: Path) -> str:
+    """What becomes of a folder with a broken file: refused with a name, or safetensors reads its shards."""
+    try:
+        check_checkpoint(broken.parent, trust_remote_code=False)
+    except ShareattError as error:
+        assert str(broken.parent) in str(error), error
+        return "refused"
+    if broken.suffix == ".safetensors":
+        with safe_open(broken, "np") as shard:
+            assert [*map(shard.get_tensor, shard.keys())]
+    return "taken"
+
+
+@pytest.mark.fault("C")
+def test_mutants_of_a_checkpoint(tmp_path, record_property):
+    folder, seen = checkpoint(tmp_path / "model", shards=2), {"refused": 0, "taken": 0}
+    for path in mutate_json.mutants(folder, seed=1, count=N_CHECKPOINTS):
+        seen[checkpoint_outcome(path)] += 1
+    assert min(seen.values()) > N_CHECKPOINTS / 20, seen
+    record_property("cases", N_CHECKPOINTS)
