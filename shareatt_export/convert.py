@@ -61,6 +61,8 @@ def check_checkpoint(folder: Path, trust_remote_code: bool) -> int | None:
                 f"{folder}: has only pickle weights, which can run code; convert them to safetensors first"
             )
         raise BadInput(f"{folder}: no model*.safetensors in it; download them too")
+    if (mask := folder / "mask_embedding.pt").exists():  # of DFlash drafts
+        raise Unsupported(f"{mask}: a pickle, which the converter would read; such models cannot be exported")
     _check_shards(folder)
     n_layer = config.get("num_hidden_layers")
     if n_layer is not None and (type(n_layer) is not int or not 1 <= n_layer <= MAX_LAYERS):
@@ -177,8 +179,10 @@ def converted(
         out = work.resolve() / "dense.gguf"
         options = [str(folder.resolve()), "--outfile", str(out), "--outtype", outtype]
         command = [sys.executable, *([] if near else ["-c", HEADER_ONLY]), str(script), *options]
-        # the converter must import the gguf-py of its own source tree, never the one from PyPI
+        # the converter must import the gguf-py of its own source tree, never the one from PyPI; a stranger's folder may
+        # name models that its libraries would fetch; and what they leave in the temporary folder goes with ours
         env = {key: value for key, value in os.environ.items() if key != "NO_LOCAL_GGUF"}
+        env |= {"HF_HUB_OFFLINE": "1", "TMPDIR": str(work.resolve())}
         status = child.run(command, look, cwd=work, env=env)
         if status or not out.is_file():
             raise ConversionFailed(f"{folder}: convert_hf_to_gguf.py: {_last_error(log)}")

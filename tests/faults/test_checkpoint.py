@@ -122,6 +122,12 @@ ONE_FILE: dict[str, tuple[Build, str, str, str]] = {  # what is wrong, the file,
     "only a pickle": (pickle("pytorch_model.bin"), "", "has only pickle weights", TO_CONVERT),
     "only a .pt": (pickle("model.pt"), "", "has only pickle weights", TO_CONVERT),
     "only a .pth": (pickle("consolidated.00.pth"), "", "has only pickle weights", TO_CONVERT),
+    "a pickle beside the weights": (
+        text("mask_embedding.pt", ""),
+        "mask_embedding.pt",
+        "a pickle, which the converter would read",
+        "cannot be exported",
+    ),
     "a pickle beside an adapter": (
         lambda f: (pickle("adapter.safetensors")(f), text("pytorch_model.bin", "")(f)),
         "",
