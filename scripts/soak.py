@@ -3,8 +3,9 @@
 
     python scripts/soak.py --minutes 30 --seed 1
 
-Uses the trained demo model, exported with --spans. Status 1 if a request went wrong, if the server's memory grew by
-more than 2 %, or if a fixed prompt's logits are not, bit by bit, what they were before.
+Uses the trained demo model, exported with --spans, or left as it is with --spans dense, to compare with. Status 1 if a
+request went wrong, if the server's memory grew by more than 2 %, or if a fixed prompt's logits are not bit by bit what
+they were before.
 """
 
 import argparse
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import shareatt_export
 from shareatt_export import runtime
+from shareatt_export.convert import converted
 from tests import tiny
 from tests.server import PORT, serving
 from tests.soak import OPTIONS, soak
@@ -34,13 +36,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = folder / "shared.gguf"
-        shareatt_export.export(tiny.DEMO, args.spans, model)
+        if args.spans == "dense":
+            with converted(tiny.DEMO, folder, "auto", None) as made:
+                made.replace(model)
+        else:
+            shareatt_export.export(tiny.DEMO, args.spans, model)
         command = [runtime.tool("llama-server"), "-m", model, "--port", PORT, *OPTIONS, "--slot-save-path", folder]
         with serving(*command, log=folder / "log") as server:
             done = soak(server, [TEXT.read_text()], 60 * args.minutes, args.clients, args.seed)
     print(f"seed {args.seed}, {args.minutes:g} minutes, {args.clients} clients: {done.turns.total()} turns")
     print(", ".join(f"{turn.replace('_', ' ')} {times}" for turn, times in done.turns.most_common()))
-    print(f"memory: {done.rss[0] / 1e6:.1f} MB at first, {done.rss[-1] / 1e6:.1f} MB at last, growth {done.growth:.2%}")
+    tenths = " ".join(f"{n_bytes / 1e6:.1f}" for n_bytes in done.tenths)
+    print(f"memory: MB at first {done.rss[0] / 1e6:.1f}, in each tenth {tenths}, growth {done.growth:.2%}")
     print(f"logits: {'the same' if done.before == done.after else 'OTHERS'}")
     print("\n".join([f"errors: {len(done.errors)}", *done.errors]))
     sys.exit(bool(done.errors) or done.growth > GROWTH or done.before != done.after)

@@ -37,10 +37,16 @@ class Soak:
     after: Any = None
 
     @property
+    def tenths(self) -> list[float]:
+        """Of the time: the median of the server's memory in each."""
+        n = len(self.rss)
+        return [statistics.median(self.rss[i * n // 10 : max((i + 1) * n // 10, i * n // 10 + 1)]) for i in range(10)]
+
+    @property
     def growth(self) -> float:
-        """Of the server's memory, from the second tenth of the time (caches are full then) to the last."""
-        tenth = max(1, len(self.rss) // 10)
-        return statistics.median(self.rss[-tenth:]) / statistics.median(self.rss[tenth : 2 * tenth]) - 1
+        """Of the server's memory, from the middle of the time, when caches are full and slots have been saved, to the
+        end."""
+        return self.tenths[9] / self.tenths[5] - 1
 
 
 class Client:

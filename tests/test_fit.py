@@ -152,7 +152,7 @@ def test_what_was_quantised_again_is_told(run, demo_dense, tmp_path, built):
         assert ("Quantised again, to the type that it had: W_O of layer 7." in said) is expected
 
 
-@pytest.mark.parametrize("type", ["IQ2_XXS", "IQ1_S", "Q2_K", "Q4_0", "F16"])
+@pytest.mark.parametrize("type", ["IQ2_XXS", "Q2_K", "Q4_0", "F16"])
 def test_types_that_need_an_importance_get_one(demo_dense, built, type):
     values = RNG.standard_normal((4, 512)).astype(np.float32)
     of = GGMLQuantizationType[type]

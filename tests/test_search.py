@@ -260,8 +260,9 @@ def test_dropping_that_is_as_good_is_said():
     assert not finder.Result(None, (), point(0.2), None, (), {}, 0.0, 0).dropping_is_as_good  # type: ignore[arg-type]
 
 
-def test_spans_auto(run, demo_dense, text, tmp_path):
-    out = tmp_path / "auto.gguf"
+def test_spans_auto(run, demo_dense, tmp_path):
+    out, text = tmp_path / "auto.gguf", tmp_path / "text.txt"
+    text.write_text(HELDOUT.content[:12_000])
     arguments = [demo_dense, "--spans", "auto", "--text", text, "--fast"]
     dry = json.loads(run(*arguments, "--followers", 2, "--dry-run", "--json").stdout)
     data = json.loads(run(*arguments, "--followers", 2, "-o", out, "--json").stdout)
