@@ -95,7 +95,8 @@ def _lines(console: Console) -> Step:
             if start < 0:
                 start = now
             elif fraction > 0:
-                left = f", about {(now - start) * (1 - fraction) / fraction / 60:.0f} minutes left"
+                minutes = round((now - start) * (1 - fraction) / fraction / 60)
+                left = f", about {minutes} minute{'s' * (minutes != 1)} left"
         if key in said or (name == last and now - spoke < PATIENCE):
             return
         said.add(key)

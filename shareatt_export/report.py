@@ -111,7 +111,8 @@ def show_followers(done: Exported, console: Console) -> None:
     if done.job.plan.fitting and done.job.plan.fitting.refit:
         console.print("Errors are of a follower's attention output, relative to the dense model's, on held-out text.")
     if again := [str(of.layer) for of in done.followers if of.requantised]:
-        console.print(f"Quantised again, to the type that it had: W_O of layer {', '.join(again)}.", highlight=False)
+        layers = f"layer{'s' * (len(again) > 1)} {', '.join(again)}"
+        console.print(f"Quantised again, to the type that it had: W_O of {layers}.", highlight=False)
 
 
 def show_plan(job: Job, console: Console) -> None:
