@@ -21,6 +21,7 @@ from .fault_counts import (  # noqa: F401  (hooks)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="all architectures, not a dozen of them")
+    parser.addoption("--kills", type=int, default=1, help="so many times more signals at random times")
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,7 @@ def test_two_writers_at_once(memory):
 @pytest.mark.parametrize(
     ("number", "expected", "times"), [(signal.SIGKILL, -9, 50), (signal.SIGINT, 130, 20), (signal.SIGTERM, 143, 20)]
 )
-def test_stopped_at_any_time(memory, record_property, number, expected, times, force):
+def test_stopped_at_any_time(request, memory, record_property, number, expected, times, force):
     """No output or a whole one, with --force the old or the new; only SIGKILL leaves a folder, which the next run
     removes."""
     dense = small.write_dense(memory / "dense.gguf")
@@ -241,7 +241,7 @@ def test_stopped_at_any_time(memory, record_property, number, expected, times, f
     start = time.monotonic()
     assert status(forked(dense, "--spans", "6-9", "-q", "-o", out)) == 0
     length, whole = time.monotonic() - start, out.read_bytes()
-    seen = set()
+    seen, times = set(), times * request.config.getoption("kills")
     for i in range(times):
         out.unlink()
         if force:
