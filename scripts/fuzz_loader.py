@@ -20,7 +20,8 @@ from pathlib import Path
 
 from shareatt_export import runtime
 from tests import small
-from tests.faults.loader import BAD_FILES, OUTCOMES, Other, Tried, shared_mutants
+from tests.faults.loader import OUTCOMES, Other, Tried
+from tests.faults.shared_files import BAD_FILES, shared_mutants
 from tests.test_export import export
 
 from .upstream.build import build

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shareatt_export.convert import converted
 from tests import parity, small, tiny
-from tests.faults.loader import BAD_FILES
+from tests.faults.shared_files import BAD_FILES
 from tests.test_export import export
 
 SEED = "1"

@@ -1,4 +1,4 @@
-"""SA files that llama.cpp must not load, and what it makes of a file in a process of its own, which may die of it.
+"""What llama.cpp makes of a file, in a process of its own, which may die of it.
 
 python -m tests.faults.loader PYTHON_DIR BIN_DIR    # paths on stdin, and for each a line of JSON: status, said
 """
@@ -6,135 +6,20 @@ python -m tests.faults.loader PYTHON_DIR BIN_DIR    # paths on stdin, and for ea
 import faulthandler
 import json
 import os
-import random
 import signal
-import struct
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Self
 
-from gguf import GGUFValueType
-
 from shareatt_export.bindings import load
-from shareatt_export.encode import raw_array_i32, raw_string, raw_string_array, raw_u32
 from shareatt_export.engine import Context, Model, Token
 from shareatt_export.errors import BadInput, RuntimeProblem
-from shareatt_export.header import RawValue
-
-from .. import small
-from ..test_export import export
-from ..test_runtime import KEY, PARAM, SHARED
-from .build import with_tensors
-from .mutate import STRUCTURED, Parts, mutants
 
 SECONDS = 120  # that a child may take; most take a tenth of one
-ARRAY_OF_I32 = f"{KEY}: must be an array of i32"
-VERSION = "shareatt.format_version: "
-
-
-def array_of(type: GGUFValueType, code: str) -> RawValue:
-    return RawValue(GGUFValueType.ARRAY, struct.pack(f"<IQ12{code}", type, 12, *SHARED))
-
-
-def scalar(type: GGUFValueType, code: str, number: float) -> RawValue:
-    return RawValue(type, struct.pack(f"<{code}", number))
-
-
-def changed(layer: int, source: int) -> RawValue:
-    return raw_array_i32([*range(layer), source, *range(layer + 1, small.N_LAYER)])
-
-
-MAPS = {  # and what is said of them
-    "a scalar": (raw_u32(1), ARRAY_OF_I32),
-    "a text": (raw_string("6-9"), ARRAY_OF_I32),
-    "texts": (raw_string_array(["0"] * 12), ARRAY_OF_I32),
-    "u32": (array_of(GGUFValueType.UINT32, "I"), ARRAY_OF_I32),
-    "i8": (array_of(GGUFValueType.INT8, "b"), ARRAY_OF_I32),
-    "u8": (array_of(GGUFValueType.UINT8, "B"), ARRAY_OF_I32),
-    "i16": (array_of(GGUFValueType.INT16, "h"), ARRAY_OF_I32),
-    "i64": (array_of(GGUFValueType.INT64, "q"), ARRAY_OF_I32),
-    "u64": (array_of(GGUFValueType.UINT64, "Q"), ARRAY_OF_I32),
-    "f32": (array_of(GGUFValueType.FLOAT32, "f"), ARRAY_OF_I32),
-    "truths": (array_of(GGUFValueType.BOOL, "?"), ARRAY_OF_I32),
-    "too short": (raw_array_i32(SHARED[:-1]), f"{KEY}: has 11 layers, the model has 12"),
-    "too long": (raw_array_i32([*SHARED, 12]), f"{KEY}: has 13 layers, the model has 12"),
-    "513 layers": (raw_array_i32(range(513)), f"{KEY}: has 513 layers, the model has 12"),
-    "a million layers": (raw_array_i32([0] * 1_000_000), f"{KEY}: has 1000000 layers, the model has 12"),
-    "empty": (raw_array_i32([]), f"{KEY}: has 0 layers, the model has 12"),
-    "-1 first": (changed(0, -1), f"{KEY}: layer 0: source -1 is not a layer at or before it"),
-    "-1": (changed(1, -1), f"{KEY}: layer 1: source -1 is not a layer at or before it"),
-    "the least number": (changed(5, -(1 << 31)), f"{KEY}: layer 5: source -2147483648 is not a layer"),
-    "the greatest number": (changed(5, (1 << 31) - 1), f"{KEY}: layer 5: source 2147483647 is not a layer"),
-    "ahead": (changed(1, 2), f"{KEY}: layer 1: source 2 is not a layer at or before it"),
-    "behind the last": (changed(11, 12), f"{KEY}: layer 11: source 12 is not a layer"),
-    "a follower": (raw_array_i32([0, 0, 1, *range(3, 12)]), f"{KEY}: layer 2: source 1 does not compute its own"),
-    "a chain": (raw_array_i32([0, 0, 1, 2, *range(4, 12)]), f"{KEY}: layer 2: source 1 does not compute its own"),
-    "a source without Q": (raw_array_i32([*range(8), 7, 7, 10, 11]), "blk.7.attn_q.weight"),
-}
-VERSIONS = {
-    "version 2": (raw_u32(2), VERSION + "is 2, this runtime knows up to 1"),
-    "the greatest version": (raw_u32((1 << 32) - 1), VERSION + "is 4294967295, this runtime knows up to 1"),
-    "version a text": (raw_string("1"), VERSION),
-    "version i32": (scalar(GGUFValueType.INT32, "i", 1), VERSION),
-    "version f32": (scalar(GGUFValueType.FLOAT32, "f", 1.0), VERSION),
-}
-HEADS = {
-    "query heads": ("llama__attention__head_count", [4] * 8 + [2] + [4] * 3),
-    "KV heads": ("llama__attention__head_count_kv", [2] * 7 + [4] + [2] * 4),
-}
-MISSING = ("blk.6.attn_q.weight", "blk.6.attn_k.weight", "blk.8.attn_v.weight")
-
-
-# what is wrong: how a sound SA file becomes that (source, out), and what the loader must say
-BAD_FILES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
-    **{name: (partial(small.with_metadata, **{PARAM: value}), message) for name, (value, message) in MAPS.items()},
-    **{
-        name: (partial(small.with_metadata, shareatt__format_version=value), message)
-        for name, (value, message) in VERSIONS.items()
-    },
-    **{
-        f"{name} unlike the source's": (partial(small.with_metadata, **{field: raw_array_i32(counts)}), KEY)
-        for name, (field, counts) in HEADS.items()
-    },
-    **{f"no {name}": (partial(with_tensors, without=[name]), name) for name in MISSING},
-}
-
-
-# ---------------------------------------------------------------- mutants
-
-
-def _map(random: random.Random, parts: Parts) -> None:
-    """Another source for one layer, or a layer more or less."""
-    for i, (name, type, raw) in enumerate(parts.metadata):
-        if name.endswith(b"shared_attn.source_layers") and type == GGUFValueType.ARRAY and len(raw) % 4 == 0:
-            layers = list(struct.unpack_from(f"<{len(raw) // 4 - 3}i", raw, 12))
-            at = random.randrange(len(layers) + 1)
-            layers[at : at + random.randrange(2)] = [random.choice((*range(-2, 8), -(1 << 31), (1 << 31) - 1))]
-            if random.random() < 0.3:
-                del layers[random.randrange(len(layers))]
-            parts.metadata[i] = name, type, raw_array_i32(layers).raw
-
-
-def shared_mutants(folder: Path, seed: int, count: int) -> Iterator[bytes]:
-    """Of an SA file, and by turns of a dense one with a source map, which a library that knows of no maps loads too."""
-    dense = small.write_dense(folder / "dense.gguf", n_layer=6)
-    shared = export(dense, folder / "shared.gguf", "1-3", force=True)
-    mapped = small.with_metadata(dense, folder / "mapped.gguf", **{PARAM: raw_array_i32([0, 1, 1, 1, 4, 5])})
-    mutations = (*STRUCTURED, *[_map] * (len(STRUCTURED) // 2))
-    streams = [mutants(base, seed, sys.maxsize, mutations) for base in (shared, mapped)]
-    for number in range(count):
-        yield next(streams[number % 2])
-
-
-# ---------------------------------------------------------------- a process for each
-
-
 OUTCOMES = {0: "decoded", 1: "refused", 2: "no context"}
 
 

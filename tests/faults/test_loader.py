@@ -14,7 +14,8 @@ from .. import parity, small
 from ..small import F32_CACHE, tokens
 from ..test_export import export
 from ..test_runtime import KEY, SHARED
-from .loader import BAD_FILES, OUTCOMES, Other, shared_mutants, tried
+from .loader import OUTCOMES, Other, tried
+from .shared_files import BAD_FILES, shared_mutants
 
 pytestmark = pytest.mark.fault("J")
 
