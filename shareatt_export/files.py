@@ -19,6 +19,7 @@ from io import FileIO
 from pathlib import Path
 
 from .errors import BadInput, OutputRefused
+from .signals import Held
 
 CHUNK = 1 << 20  # small enough for the cache of a processor
 Advance = Callable[[int], None]  # told the number of bytes just done
@@ -71,13 +72,15 @@ def private_folder(near: Path | None) -> Iterator[Path]:
     """
     for left in near.glob(f"{PREFIX}*") if near else ():
         _remove_abandoned(left)
-    with tempfile.TemporaryDirectory(dir=near, prefix=PREFIX, ignore_cleanup_errors=True) as name:
-        lock = os.open(name, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # where a file system has no locks, no folder is ever taken for abandoned
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield Path(name)
-        finally:
+    folder = tempfile.TemporaryDirectory(dir=near, prefix=PREFIX, ignore_cleanup_errors=True)
+    lock = os.open(folder.name, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # where a file system has no locks, no folder is ever taken for abandoned
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield Path(folder.name)
+    finally:
+        with Held():
+            folder.cleanup()  # which Python does at its end if we do not come here
             os.close(lock)
 
 
@@ -112,14 +115,15 @@ def publish(names: Mapping[Path, Path], inputs: Iterable[Path], force: bool) -> 
         _sync(temporary)
         temporary.chmod(_mode(path))
     taken: list[Path] = []
-    try:
-        for temporary, path in reversed(list(names.items())):
-            _take_name(temporary, path, force)
-            taken.append(path)
-    except BaseException:
-        for path in taken if not force else ():
-            path.unlink(missing_ok=True)
-        raise
+    with Held():
+        try:
+            for temporary, path in reversed(list(names.items())):
+                _take_name(temporary, path, force)
+                taken.append(path)
+        except BaseException:
+            for path in taken if not force else ():
+                path.unlink(missing_ok=True)
+            raise
     for parent in {path.parent for path in names.values()}:
         _sync_folder(parent)
 
@@ -146,14 +150,15 @@ def publish_folder(temporary: Path, path: Path, source: Path, force: bool, mark:
     _sync_folder(temporary)
     temporary.chmod(0o777 & ~_umask())
     before = temporary.with_name(f"{temporary.name}.before")
-    if os.path.lexists(path):
-        path.rename(before)
-    try:
-        temporary.rename(path)
-    except OSError:
-        if before.is_dir():
-            before.rename(path)
-        raise
+    with Held():
+        if os.path.lexists(path):
+            path.rename(before)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if before.is_dir():
+                before.rename(path)
+            raise
     _sync_folder(path.parent)
 
 
@@ -229,7 +234,8 @@ class Writeback(ThreadPoolExecutor):
 
     def finish(self) -> None:
         if self._last is not None:
-            self._last.result()
+            with Held():
+                self._last.result()
 
 
 def _sync(path: Path) -> None:

@@ -23,6 +23,7 @@ from .finite import check as check_finite
 from .header import Header, TensorInfo, damaged
 from .plan import Copy, Plan, with_identity
 from .shards import Piece, read_model
+from .signals import Held
 
 Written = Callable[[Path], object]
 N_THREADS = min(4, os.cpu_count() or 1)
@@ -120,10 +121,10 @@ def transfer(
 ) -> dict[TensorInfo, bytes]:
     """Read tensors, on several threads: write those of `copies` (by origin) to `targets` (by their own name), and
     return the SHA-256 of each if it `hashes`; if all must be `finite`, raise BadInput where one is not."""
-    stop = Event()
+    failed = Event()
 
     def watched(n_bytes: int) -> None:
-        if stop.is_set():
+        if failed.is_set() or signals.came:
             raise InterruptedError
         advance(n_bytes)
 
@@ -135,11 +136,11 @@ def transfer(
             written(targets[copy.name].path)
         return info, digest.digest() if digest else b""
 
-    with ThreadPoolExecutor(N_THREADS) as pool:
+    with Held() as signals, ThreadPoolExecutor(N_THREADS) as pool:
         try:
             return dict(pool.map(one, origins))
         except BaseException:
-            stop.set()
+            failed.set()
             pool.shutdown(cancel_futures=True)
             raise
 

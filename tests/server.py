@@ -26,7 +26,7 @@ class Server:
         request = urllib.request.Request(
             self.url + path, json.dumps(question).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=600) as answer:
             return json.load(answer)
 
     def openai(self) -> openai.OpenAI:

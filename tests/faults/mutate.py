@@ -111,7 +111,7 @@ def _tensor(random: random.Random, parts: Parts) -> None:
     what = random.randrange(5)
     if what == 0:
         name = random.choice((random.choice(parts.tensors)[0], random.choice(TEXTS).encode(), name[:-1], b"\xff"))
-    elif what == 1:
+    elif what == 1 and shape:
         shape[random.randrange(len(shape))] = _number(random, shape[0], 64)
     elif what == 2:
         shape = random.choice(([], [*shape, 1], [*shape, 1, 1, 1], shape[::-1], shape[:1]))

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -197,12 +199,15 @@ def forked(*arguments: object) -> int:
     cli.cli = unblocked
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
     sys.argv = ["shareatt-export", *map(str, arguments)]
+    weakref.finalize._registry.clear()  # temporary folders of the parent
+    code = 99
     try:
         cli.main()
     except SystemExit as exit:
-        os._exit(int(exit.code or 0))
+        code = int(exit.code or 0)
     finally:
-        os._exit(99)
+        weakref.finalize._exitfunc()  # as a program does at its end
+        os._exit(code)
 
 
 def status(child: int) -> int:
@@ -261,6 +266,28 @@ def test_stopped_at_any_time(request, memory, record_property, number, expected,
     export(dense, out, force=True)
     assert names(memory) == {"dense.gguf", "out.gguf"} and dense.read_bytes() == before
     record_property("cases", times)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_within_a_lock(memory, monkeypatch, number):
+    """One of Python's own, which nobody gives back if an exception comes out of taking it: threads wait for ever."""
+    dense, out, parent = small.write_dense(memory / "dense.gguf"), memory / "out.gguf", os.getpid()
+    enter, taken, main = threading.Condition.__enter__, [], threading.get_ident()
+
+    def interrupted(lock: threading.Condition) -> bool:
+        entered = enter(lock)
+        if os.getpid() != parent and threading.get_ident() == main:
+            signal.alarm(60)
+            taken.append(lock)
+            if len(taken) == at:
+                signal.raise_signal(number)
+        return entered
+
+    monkeypatch.setattr(threading.Condition, "__enter__", interrupted)
+    expected = {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    for at in range(1, 40, 3):  # noqa: B007  (interrupted() looks at it)
+        assert status(forked(dense, "--spans", "6-9", "-q", "-o", out)) == expected
+        assert names(memory) == {"dense.gguf"}
 
 
 def test_folders_in_use_and_of_others_are_left_alone(dense, tmp_path):
