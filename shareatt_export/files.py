@@ -35,8 +35,6 @@ def check_output(path: Path, inputs: Iterable[Path], force: bool) -> None:
     """Raises OutputRefused where writing `path` would destroy something or cannot succeed."""
     if not path.parent.is_dir():
         raise OutputRefused(f"{path}: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise OutputRefused(f"{path}: is a directory; name a file")
     if not os.path.lexists(path):
         return
     for source in inputs:

@@ -97,6 +97,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 +
 LFS = "a Git LFS pointer, not the file itself; run 'git lfs pull' in its folder"
 CODE = "brings code of its own"
 TRUST = "if you trust it, add --trust-remote-code"
+BEGIN_AND_END = f"'{NAME}': data_offsets: expected a begin and an end"
 TO_CONVERT = "convert them to safetensors first"
 ONE_FILE: dict[str, tuple[Build, str, str, str]] = {  # what is wrong, the file, the field, the next step
     "no config": (lambda folder: (folder / "config.json").unlink(), "", "not a model", "folder with a config.json"),
@@ -170,7 +171,9 @@ ONE_FILE: dict[str, tuple[Build, str, str, str]] = {  # what is wrong, the file,
     "negative shape": (field("shape", [-4, -2]), "model.safetensors", f"'{NAME}': shape: expected sizes", AGAIN),
     "shape of truths": (field("shape", [True, 8]), "model.safetensors", f"'{NAME}': shape: expected sizes", AGAIN),
     "shape overflows": (field("shape", [1 << 63, 2]), "model.safetensors", f"'{NAME}': shape: expected sizes", AGAIN),
-    "offsets reversed": (field("data_offsets", [32, 0]), "model.safetensors", f"'{NAME}': data_offsets", AGAIN),
+    "offsets reversed": (field("data_offsets", [32, 0]), "model.safetensors", BEGIN_AND_END, AGAIN),
+    "one offset": (field("data_offsets", [32]), "model.safetensors", BEGIN_AND_END, AGAIN),
+    "three offsets": (field("data_offsets", [0, 32, 32]), "model.safetensors", BEGIN_AND_END, AGAIN),
     "a hole": (swap((0, 32), (40, 72)), "model.safetensors", "begins at 40, expected 32", AGAIN),
     "an overlap": (swap((0, 32), (24, 56)), "model.safetensors", "begins at 24, expected 32", AGAIN),
     "bytes behind the tensors": (header(lambda head: None, 5), "model.safetensors", "data_offsets: the tensors", AGAIN),
