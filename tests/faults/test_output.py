@@ -25,7 +25,7 @@ from shareatt_export.progress import Step
 from shareatt_export.verify import verify
 
 from .. import small, tiny
-from ..test_export import export
+from ..test_export import export, plan_of
 from .conftest import files as files_in
 
 pytestmark = pytest.mark.fault("I")
@@ -288,6 +288,21 @@ def test_stopped_within_a_lock(memory, monkeypatch, number):
     for at in range(1, 40, 3):  # noqa: B007  (interrupted() looks at it)
         assert status(forked(dense, "--spans", "6-9", "-q", "-o", out)) == expected
         assert names(memory) == {"dense.gguf"}
+
+
+def test_copying_stops_soon_after_a_signal(dense, tmp_path):
+    """Not after the last tensor, of which a model may have for minutes."""
+    plan, told = plan_of(dense), []
+
+    def advance(n_bytes: int) -> None:
+        told.append(n_bytes)
+        if len(told) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt):
+        write.write_plan(plan, [tmp_path / "out.gguf"], None, advance)
+    assert len(told) < len(plan.dense.tensors) / 2
 
 
 def test_folders_in_use_and_of_others_are_left_alone(dense, tmp_path):

@@ -38,6 +38,7 @@ TEXTS = {
     "10-12": "span '10-12': layer 12 is out of range; this model has layers 0-11",
     "0-999999": "span '0-999999': layer 12 is out of range; this model has layers 0-11",
     "0:999999": "span '0:999999': layer 999999 is out of range; this model has layers 0-11",
+    "12:3": "span '12:3': layer 12 is out of range; this model has layers 0-11",
     "2-5,5-7": "spans '2-5' and '5-7': overlap in layer 5",
     "2-5,2-5": "spans '2-5' and '2-5': overlap in layer 2",
     "2:5,3-5": "spans '2:5' and '3-5': overlap in layer 5",
