@@ -99,6 +99,12 @@ def test_our_shards_are_those_of_llama_gguf_split(dense, shards, tmp_path):
     assert np.array_equal(logits(merged), logits(whole))
 
 
+def test_more_shards_than_their_names_can_number(run, dense, tmp_path, monkeypatch):
+    monkeypatch.setattr("shareatt_export.shards.MAX_SHARDS", 1)
+    done = run(dense, "--spans", "6-9", "-o", tmp_path / "out.gguf", "--split-max-size", "1M")
+    assert "--split-max-size: makes 2 shards; at most 1 are possible" in done.error
+
+
 def test_a_size_that_everything_fits_in_makes_one_file(run, dense, tmp_path):
     out = tmp_path / "out.gguf"
     done = run(dense, "--spans", "6-9", "-o", out, "--split-max-size", "1G")

@@ -90,7 +90,7 @@ def checkpoint_outcome(broken: Path) -> str:
         return "refused"
     if broken.suffix == ".safetensors":
         with safe_open(broken, "np") as shard:
-            assert [*map(shard.get_tensor, shard.keys())]
+            assert all(shard.get_slice(name).get_shape() is not None for name in shard.keys())  # noqa: SIM118
     return "taken"
 
 
