@@ -70,7 +70,8 @@ def private_folder(near: Path | None) -> Iterator[Path]:
     """
     for left in near.glob(f"{PREFIX}*") if near else ():
         _remove_abandoned(left)
-    folder = tempfile.TemporaryDirectory(dir=near, prefix=PREFIX, ignore_cleanup_errors=True)
+    with Held():  # Python knows of it a moment after it is there
+        folder = tempfile.TemporaryDirectory(dir=near, prefix=PREFIX, ignore_cleanup_errors=True)
     lock = os.open(folder.name, os.O_RDONLY)
     try:
         with suppress(OSError):  # where a file system has no locks, no folder is ever taken for abandoned
