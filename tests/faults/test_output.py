@@ -205,6 +205,8 @@ def forked(*arguments: object) -> int:
         cli.main()
     except SystemExit as exit:
         code = int(exit.code or 0)
+    except KeyboardInterrupt:  # behind the last line of main(), where a program is at its end
+        code = 130
     finally:
         weakref.finalize._exitfunc()  # as a program does at its end
         os._exit(code)
