@@ -21,7 +21,7 @@ from rich.console import Console
 from shareatt_export import bench, report
 from shareatt_export.bench_rows import as_dict
 from shareatt_export.pipeline import Request, export, opened
-from shareatt_export.progress import steps
+from shareatt_export.progress_bar import steps
 from shareatt_export.shape import Shape, write_random
 
 SHAPES = {

@@ -6,10 +6,13 @@ shareatt_export.export("model.gguf", "22-26", "out.gguf")
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .api import Exported, ShareattError, export
+from ._version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from .api import export
+    from .errors import ShareattError
+    from .pipeline import Exported
+
 __all__ = ["Exported", "ShareattError", "__version__", "export"]
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from rich.console import Console
 
 from .analyze import Analysis, Matrix, ranked
-from .files import publish, staged
 from .report import table
+from .staging import publish, staged
 
 FILES = ("analysis.json", "similarity.png", "error.png")
 

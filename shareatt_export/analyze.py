@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import runtime
+from .candidate_pairs import candidates
 from .errors import Unsupported
 from .facts import Facts, read_facts, require_exportable
 from .header import Header
@@ -92,17 +93,6 @@ def analyze(request: Request, step: Step = silent) -> Analysis:
             sums.add(observer.layers(tokens))
     step("analysing", 1.0)
     return sums.analysis(request, len(parts))
-
-
-def candidates(facts: Facts, reach: int) -> list[tuple[int, int]]:
-    """Pairs of layers (source, follower) that could share."""
-    return [
-        (source, follower)
-        for follower in range(facts.n_layer - facts.n_layer_nextn)
-        for source in range(max(0, follower - reach), follower)
-        if facts.is_swa[source] == facts.is_swa[follower]
-        and (facts.n_head[source], facts.n_head_kv[source]) == (facts.n_head[follower], facts.n_head_kv[follower])
-    ]
 
 
 def _output_weights(header: Header):  # type: ignore[no-untyped-def]

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from .errors import ShareattError
-from .option_types import weight_type
 from .pipeline import Exported, Request, opened
 from .pipeline import export as run_job
 from .progress import Step, silent
 from .spans import SourceMode
+from .weight_types import weight_type
 
 __all__ = ["Exported", "ShareattError", "export"]
 

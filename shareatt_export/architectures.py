@@ -5,6 +5,7 @@ patch has its hook. To add one, add a row here and to shared_attn_archs in llama
 tests/test_architectures.py.
 """
 
+import re
 from dataclasses import dataclass, replace
 
 QK = frozenset({"attn_q", "attn_k", "attn_q_norm", "attn_k_norm", "attn_sinks"})
@@ -91,3 +92,11 @@ REASONS = {
     "clip gptj wavtokenizer-dec": "llama.cpp does not run it as a language model",
 }
 REFUSED = {name: reason for names, reason in REASONS.items() for name in names.split()}
+
+
+def split_tensor_name(name: str) -> tuple[int | None, str, str]:
+    """'blk.7.attn_q.weight' -> (7, 'attn_q', 'weight'); tensors outside the layers have no layer."""
+    parts = name.split(".")
+    if parts[0] != "blk" or len(parts) < 3 or not re.fullmatch("0|[1-9][0-9]{0,3}", parts[1]):
+        return None, name, ""
+    return int(parts[1]), parts[2], ".".join(parts[3:])

@@ -24,11 +24,12 @@ from gguf import GGMLQuantizationType
 from . import runtime
 from .costs import Weights, decode_bytes, prefill_flops, read_weights
 from .errors import BadInput, RuntimeProblem
-from .facts import F16, KEY_SOURCE_SHA256, Facts, read_facts
+from .facts import F16, Facts, read_facts
+from .gguf_keys import KEY_SOURCE_SHA256
 from .header import Header, pad
+from .identity import identity
 from .progress import Step, silent
 from .shards import read_model
-from .write import identity
 
 P_BYTES = "LLAMA_SHARED_ATTN_P_BYTES"  # the runtime's memory for attention weights; without it the K that is saved
 UNLIMITED = 1 << 62

@@ -10,8 +10,8 @@ from statistics import median
 from typing import Any
 
 from .bench import Measured, Setting
-from .costs import decode_bytes, follower_decode_share, follower_prefill_share, followers, prefill_flops
-from .spans import spans_of
+from .costs import decode_bytes, follower_decode_share, follower_prefill_share, prefill_flops
+from .spans import followers, spans_of
 
 FLASH_ON = "dense, flash on"
 

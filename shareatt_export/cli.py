@@ -13,10 +13,11 @@ from typing import Any, cast
 import click
 from click_default_group import DefaultGroup
 
-from . import __version__
+from ._version import __version__
 from .errors import ShareattError, one_line
-from .option_types import CACHE_TYPES, Depths, OutType, SplitSize
+from .option_types import Depths, OutType, SplitSize
 from .pin import patch_id, pin
+from .weight_types import CACHE_TYPES
 
 FILE = click.Path(path_type=Path)
 CACHE_TYPE = click.Choice(CACHE_TYPES)

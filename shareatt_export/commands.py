@@ -18,6 +18,7 @@ from . import (
     bench,
     bench_plot,
     bench_rows,
+    build,
     evaluate,
     evaluate_plot,
     evaluate_report,
@@ -32,9 +33,10 @@ from .card import model_card
 from .convert import as_gguf, require_hf
 from .errors import OutputRefused
 from .facts import read_facts
-from .files import check_output, write_text
-from .progress import counted, steps
+from .progress import counted
+from .progress_bar import steps
 from .shards import read_model
+from .staging import check_output, write_text
 from .tasks import read_tasks
 from .texts import read_text
 
@@ -115,7 +117,10 @@ def run_search(
     quiet: bool,
     **options: Any,
 ) -> None:
-    from . import finder, search_report  # they take a while to import
+    from . import (
+        finder,
+        search_report,  # they take a while to import
+    )
 
     files = _files_in(output, search_report.FILES, force)
     request = finder.Request(
@@ -187,7 +192,10 @@ def run_heal(
 ) -> None:
     """Without `output`, what would be trained is shown."""
     require_hf()
-    from . import heal, heal_report  # torch takes seconds to import
+    from . import (
+        heal,
+        heal_report,  # torch takes seconds to import
+    )
 
     if minutes is None and options["steps"] is None:
         minutes = 15
@@ -225,7 +233,7 @@ def run_bench(plot: Path | None, as_json: bool, quiet: bool, type_k: str, type_v
 
 def runtime_build(unpatched: bool, llama_cpp: Path | None, as_json: bool, quiet: bool) -> None:
     with steps(err, quiet) as step:
-        built = runtime.build(not unpatched, llama_cpp, step)
+        built = build.build(not unpatched, llama_cpp, step)
     if as_json:
         _print_json(report.runtime_dict(built))
     else:

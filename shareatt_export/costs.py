@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType
 
 from .facts import F16, Facts, row_bytes
 from .header import Header
-from .spans import SourceMap
+from .spans import SourceMap, followers
 
 P_ELEMENT_BYTES = 2  # an attention weight in f16
 
@@ -42,10 +42,6 @@ def read_weights(header: Header) -> Weights:
 def saved_parameters(facts: Facts, source_layers: SourceMap) -> int:
     """The Q and K projections that the followers do without."""
     return sum(facts.n_embd * (facts.n_embd_q(layer) + facts.n_embd_k(layer)) for layer in followers(source_layers))
-
-
-def followers(source_layers: SourceMap) -> list[int]:
-    return [layer for layer, source in enumerate(source_layers) if layer != source]
 
 
 def decode_bytes(

@@ -6,25 +6,12 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from .architectures import ARCHITECTURES, REFUSED, Architecture
 from .errors import BadSpans, Unsupported
+from .gguf_keys import FORMAT_VERSION, KEY_FORMAT_VERSION, key_source_layers
 from .header import Header, damaged
 from .spans import SourceMap, spans_of
 
-KEY_FORMAT_VERSION = "shareatt.format_version"
-KEY_SPANS = "shareatt.spans"
-KEY_EXPORTER = "shareatt.exporter"
-KEY_SOURCE_SHA256 = "shareatt.source.sha256"
-KEY_FIT = "shareatt.fit"  # how the followers' weights were fitted: align, refit
-KEY_FIT_TEXT = "shareatt.fit.text.sha256"
-KEY_FIT_TENSORS = "shareatt.fit.tensors"  # those whose bytes are not the dense file's
-KEY_FIT_SHA256 = "shareatt.fit.sha256"  # of each of these, before it was quantised any further
-FORMAT_VERSION = 1
-
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 F16 = GGMLQuantizationType.F16
-
-
-def key_source_layers(arch: str) -> str:
-    return f"{arch}.attention.shared_attn.source_layers"
 
 
 @dataclass(frozen=True)

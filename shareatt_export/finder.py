@@ -13,25 +13,25 @@ from tempfile import TemporaryDirectory
 from gguf import GGMLQuantizationType
 
 from . import runtime
-from .analyze import candidates
+from .candidate_pairs import Pair, candidates
 from .divergence import Quality
 from .errors import BadInput, BadSpans, Unsupported
 from .facts import F16, Facts, read_facts, require_exportable
 from .fit import require_bare_heads
 from .header import Header
+from .identity import identity
 from .memo import Memo
 from .meter import Meter
 from .observer import Observer
 from .pairs import Fitter, Tokens
-from .plan import projections
 from .progress import Stages, Step, silent
-from .search import Budget, Pair, Search, Settings
+from .projections import projections
+from .search import Budget, Search, Settings
 from .search import Step as Found
 from .shards import read_model
 from .spans import SourceMap, parse_spans, source_map, spans_of
 from .texts import Text, windows
 from .trial import Trial
-from .write import identity
 
 Q8_0, Q4_0 = GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0
 N_ALIGN = 8  # windows

@@ -10,26 +10,25 @@ Neither costs anything at run time, and the runtime computes all features, so qu
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES
 
 from . import heads, ridge
-from .engine import Context, Model, Token
+from .engine import Model
 from .errors import Unsupported
+from .features import Features
 from .header import TensorInfo
 from .observer import Observer
-from .plan import Copy, Fitting, Plan, Projections, projections, with_fit
+from .plan import Plan, with_fit
 from .progress import Fraction
+from .projections import Fitting, Projections, projections
 from .runtime import Status
-from .taps import END, InputTaps
+from .tensor_copies import Copy, Raw, decoded, raw_tensor
 from .texts import Text, windows
-from .trial import Raw, Trial, decoded, raw_tensor
+from .trial import Trial
 
 HELD_OUT = 4  # one in so many windows chooses the ridge
 N_ALIGN = 16  # windows are enough to tell heads apart
@@ -186,7 +185,8 @@ def _refit(
     projection = decoded(raw_tensor(output), output.type)
     sums = [ridge.Normal.empty(output.shape[0], output.shape[1]) for _ in range(2)]
     n = 0
-    with Features(trial.model, trial.bin, request) as ours, Features(dense, trial.bin, request) as theirs:
+    size = request.n_ctx, request.n_threads
+    with Features(trial.model, trial.bin, *size) as ours, Features(dense, trial.bin, *size) as theirs:
         for i, tokens in enumerate(parts):
             watch(i / len(parts))
             features = ours.of(layer, tokens)
@@ -199,34 +199,3 @@ def _refit(
         return solution, {output: changes.get(output, raw_tensor(output))}
     importance = (np.diag(sums[0].gram + sums[1].gram) / n).astype(np.float32)
     return solution, {output: trial.encoded(solution.weights.astype(np.float32), output.type, importance)}
-
-
-class Features:
-    """What the heads of a layer bring to W_O, [n_tokens, n_head * head_dim]; the layers after it are not computed."""
-
-    def __init__(self, model: Model, bin: Any, request: Request) -> None:
-        self._stack = ExitStack()
-        taps = InputTaps(model.lib, bin, ["attn_output"], self._take)
-        n, threads = request.n_ctx, request.n_threads
-        params = {"n_ctx": n, "n_batch": n, "n_ubatch": n, "n_threads": threads, "n_threads_batch": threads}
-        self._taps, self._layer = taps, -1
-        self._context = self._stack.enter_context(Context(model, True, cb_eval=taps.callback, **params))
-
-    def of(self, layer: int, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        self._layer, self._parts = layer, list[npt.NDArray[np.float32]]()
-        self._context.clear()
-        with self._taps:
-            self._context.decode([Token(token, position) for position, token in enumerate(tokens)], last_only=True)
-        return np.concatenate(self._parts)  # batches may be split
-
-    def _take(self, name: str, layer: int, values: npt.NDArray[np.floating[Any]]) -> object:
-        if layer != self._layer:
-            return None
-        self._parts.append(values.reshape(-1, values.shape[-1]).astype(np.float32))
-        return END
-
-    def __enter__(self) -> "Features":
-        return self
-
-    def __exit__(self, *details: Any) -> None:
-        self._stack.__exit__(*details)

@@ -18,7 +18,7 @@ from typing import BinaryIO, TypeVar
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from .errors import BadInput, Unsupported
-from .files import refuse_lfs_pointer
+from .lfs_pointer import refuse_lfs_pointer
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -22,11 +22,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from . import __version__, heal_begin, heal_state, heal_text
-from .convert import check_checkpoint, own_code
+from . import heal_begin, heal_state, heal_text
+from ._version import __version__
+from .checkpoint_checks import check_checkpoint, own_code
 from .distill import Distiller
 from .errors import BadInput, BadSpans, Unsupported
-from .files import check_output_folder, publish_folder, sha256, staged
 from .header import Header
 from .heal_train import Result, Schedule, train
 from .progress import Step, silent
@@ -34,6 +34,8 @@ from .rewrite import Slot, copy_with, find_tensors
 from .shards import read_model
 from .sharing import Sharing
 from .spans import SourceMode, Span, parse_spans, source_map
+from .staging import check_output_folder, publish_folder, staged
+from .streams import sha256
 from .texts import Text
 from .trained import Weights, trained_names
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from transformers import PreTrainedModel
 
 from .errors import BadInput
-from .facts import KEY_FIT_TENSORS, read_facts
+from .facts import read_facts
+from .gguf_keys import KEY_FIT_TENSORS
 from .header import Header
 from .spans import Span, spans_of
 from .trained import attention_modules

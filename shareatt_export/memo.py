@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadInput
-from .files import write_text
 from .spans import SourceMap
+from .staging import write_text
 
 
 class Memo:

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType
 
+from .candidate_pairs import Pair
 from .divergence import Divergence, Quality
 from .engine import Context, Logits, Token
 from .facts import F16
 from .pairs import PairFit
-from .plan import Copy
-from .search import Pair
 from .spans import SourceMap
-from .trial import Raw, Trial
+from .tensor_copies import Copy, Raw
+from .trial import Trial
 
 
 class Meter:

@@ -11,15 +11,16 @@ from functools import partial
 import numpy as np
 
 from . import heads
+from .candidate_pairs import Pair
 from .facts import Facts
 from .fit import moved
 from .header import Header
 from .observer import Observer, brought
-from .plan import Copy, Projections, projections
 from .progress import Fraction
+from .projections import Projections, projections
 from .ridge import Normal
-from .search import Pair
-from .trial import Raw, Trial, decoded, raw_tensor
+from .tensor_copies import Copy, Raw, decoded, raw_tensor
+from .trial import Trial
 
 RIDGE = 1e-2  # what held-out text chose most often
 MEMORY = 1 << 30  # bytes of normal equations at a time

@@ -13,21 +13,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import hub, quantize, runtime
-from .convert import OUTTYPES, check_checkpoint, checkpoint_files, converted
+from .checkpoint_checks import check_checkpoint, checkpoint_files
+from .convert import OUTTYPES, converted
 from .errors import BadInput, BadSpans, ShareattError, VerifyFailed
 from .facts import read_facts
-from .files import Writeback, check_output, check_space, publish, staged
 from .header import Header, read_header
+from .make_plan import make_plan
 from .names import destination
-from .plan import Fitting, Plan, copies, make_plan
+from .plan import Plan
 from .progress import Stages, Step, counted, silent
+from .projections import Fitting
 from .quantize import Prediction, Quantisation
 from .search import Budget
 from .shards import piece_names, pieces, read_model
 from .spans import AUTO, SourceMode, parse_spans
+from .staging import check_output, check_space, publish, staged
+from .streams import Writeback
+from .tensor_copies import copies
 from .texts import Text, read_text
+from .transfer import Written
 from .verify import Verified, hold_against, same_inventory
-from .write import Written, unchanged, write_pieces, write_plan
+from .write import unchanged, write_pieces, write_plan
 
 if TYPE_CHECKING:
     from .fit import Follower

@@ -17,10 +17,10 @@ from . import child, runtime
 from .encode import raw_string, raw_u32
 from .errors import BadInput, ShareattError, Unsupported
 from .header import DEFAULT_ALIGNMENT, Header, RawValue, read_header
-from .option_types import WEIGHT_TYPES
 from .plan import Plan
 from .progress import Fraction
 from .shards import Piece, pieces
+from .weight_types import WEIGHT_TYPES
 
 FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 GGML_QNT_VERSION = 2

@@ -11,14 +11,15 @@ from rich.table import Table
 
 from .bench import Measured
 from .bench_rows import Ratio, Row, rows
-from .facts import KEY_EXPORTER, KEY_FORMAT_VERSION, KEY_SOURCE_SHA256, Facts
-from .files import sha256
+from .facts import Facts
+from .gguf_keys import KEY_EXPORTER, KEY_FORMAT_VERSION, KEY_SOURCE_SHA256
 from .header import Header, TensorInfo
 from .pin import pin
 from .pipeline import Exported, Job
 from .plan import Plan
 from .runtime import Status
 from .spans import Span, spans_of
+from .streams import sha256
 
 NEEDS = "llama.cpp with Shared Attention (shareatt-export runtime build)"
 

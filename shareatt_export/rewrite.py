@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .convert import checkpoint_files
+from .checkpoint_checks import checkpoint_files
 from .errors import BadInput, Unsupported
 
 KEPT = {".json", ".jsonl", ".txt", ".model", ".jinja", ".md", ".tiktoken", ".safetensors", ""}

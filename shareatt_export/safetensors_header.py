@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadInput
-from .files import refuse_lfs_pointer
+from .lfs_pointer import refuse_lfs_pointer
 
 MAX_HEADER = 8 << 20  # bytes; some 60,000 tensors
 BITS = {

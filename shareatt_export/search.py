@@ -8,10 +8,10 @@ best few maps, and at last exchanged for others as long as that helps.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from .candidate_pairs import Pair
 from .facts import Facts
-from .spans import SourceMap
+from .spans import SourceMap, n_followers
 
-Pair = tuple[int, int]  # source, follower
 Cost = Callable[[SourceMap], float]
 
 
@@ -51,10 +51,6 @@ class Budget:
 
 
 Enough = Callable[[Step], bool]  # whether no further follower is needed
-
-
-def n_followers(source_layers: SourceMap) -> int:
-    return sum(source != layer for layer, source in enumerate(source_layers))
 
 
 def with_follower(source_layers: SourceMap, source: int, follower: int) -> SourceMap:

@@ -7,10 +7,10 @@ from typing import Any
 
 from rich.console import Console
 
-from .files import publish, staged
 from .finder import Point, Result
 from .report import table
-from .search import n_followers
+from .spans import n_followers
+from .staging import publish, staged
 
 FILES = ("search.json", "pareto.png")
 STATE = "search-state.json"

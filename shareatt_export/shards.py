@@ -14,10 +14,9 @@ from gguf import GGUFValueType
 
 from .encode import Tensor, header_bytes
 from .errors import BadInput, Unsupported
+from .gguf_keys import KEY_ALIGNMENT, KEY_COUNT, KEY_NO, KEY_TENSORS
 from .header import DEFAULT_ALIGNMENT, Header, RawValue, TensorInfo, damaged, pad, read_header
 
-KEY_ALIGNMENT = "general.alignment"
-KEY_NO, KEY_COUNT, KEY_TENSORS = "split.no", "split.count", "split.tensors.count"
 MAX_SHARDS = (1 << 16) - 1  # split.count is a u16
 _NAME = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
 

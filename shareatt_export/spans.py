@@ -186,3 +186,11 @@ def added(before: SourceMap, after: SourceMap) -> tuple[Span, ...]:
     """The spans that lead from `before` to `after`: extended(before, added(before, after)) == after."""
     new = tuple(layer if before[layer] == source else source for layer, source in enumerate(after))
     return spans_of(new)
+
+
+def followers(source_layers: SourceMap) -> list[int]:
+    return [layer for layer, source in enumerate(source_layers) if layer != source]
+
+
+def n_followers(source_layers: SourceMap) -> int:
+    return sum(source != layer for layer, source in enumerate(source_layers))

@@ -1,36 +1,20 @@
 """A dense model in memory with another source map and other weights: what a follower will do, before it is written."""
 
 import ctypes
-import math
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-import gguf
 import numpy as np
-import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from .bindings import load
 from .engine import Context, Model, Token
 from .errors import Unsupported
 from .header import Header
-from .plan import Copy
 from .runtime import Status
 from .taps import Taps, Tensor, ggml_base
-
-Values = npt.NDArray[np.float32]  # [rows, length of a row]
-Raw = npt.NDArray[np.uint8]  # [rows, bytes of a row]
-
-
-def raw_tensor(copy: Copy) -> Raw:
-    """The bytes of a tensor as an export would copy them, row by row; a bias is one row."""
-    rows = math.prod(copy.shape[1:])
-    return np.memmap(copy.origin.path, np.uint8, "r", copy.origin.offset + copy.skipped, (rows, copy.n_bytes // rows))
-
-
-def decoded(raw: Raw, type: GGMLQuantizationType) -> Values:
-    return np.asarray(gguf.dequantize(raw, type), np.float32)
+from .tensor_copies import Copy, Raw, Values, raw_tensor
 
 
 class Trial:

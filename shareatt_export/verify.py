@@ -11,13 +11,17 @@ from pathlib import Path
 
 from .encode import Tensor
 from .errors import VerifyFailed
-from .facts import KEY_EXPORTER, KEY_FIT_SHA256, KEY_SOURCE_SHA256, KEY_SPANS, key_source_layers, read_facts
-from .files import Advance, Inputs, nothing, read_range
+from .facts import read_facts
+from .gguf_keys import KEY_EXPORTER, KEY_FIT_SHA256, KEY_SOURCE_SHA256, KEY_SPANS, key_source_layers
 from .header import Header
-from .plan import Copy, Fitting, Plan, make_plan, with_fit, with_identity
+from .identity import identity
+from .make_plan import make_plan
+from .plan import Plan, with_fit, with_identity
+from .projections import Fitting
 from .shards import read_model
 from .spans import added
-from .write import identity
+from .streams import Advance, Inputs, nothing, read_range
+from .tensor_copies import Copy
 
 OWN_WORDS = {KEY_EXPORTER, KEY_SPANS}  # another version of this tool may write them differently
 

@@ -6,10 +6,11 @@ import shutil
 import sys
 from pathlib import Path
 
+from .build import compiler_options, locked, run_logged
 from .errors import RuntimeProblem
 from .pin import patch_id, pin
 from .progress import Step, silent
-from .runtime import compiler_options, locked, require, run_logged
+from .runtime import require
 from .source import apply_patch, cache_dir, sdist_dir, stock_source
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from shareatt_export.architectures import ARCHITECTURES, REASONS
 from shareatt_export.facts import Facts, read_facts
 from shareatt_export.header import read_header
-from shareatt_export.plan import Plan, make_plan
+from shareatt_export.make_plan import make_plan
+from shareatt_export.plan import Plan
 from shareatt_export.spans import parse_spans
 from shareatt_export.write import write_plan
 

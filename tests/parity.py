@@ -22,7 +22,7 @@ from shareatt_export.convert import converted
 from shareatt_export.engine import Context, Model, Token
 from shareatt_export.facts import read_facts
 from shareatt_export.header import read_header
-from shareatt_export.plan import make_plan
+from shareatt_export.make_plan import make_plan
 from shareatt_export.reference import SharedReference
 from shareatt_export.spans import SourceMap, parse_spans, source_map
 from shareatt_export.write import write_plan

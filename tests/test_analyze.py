@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from shareatt_export import runtime
-from shareatt_export.analyze import Request, analyze, candidates
+from shareatt_export.analyze import Request, analyze
+from shareatt_export.candidate_pairs import candidates
 from shareatt_export.engine import Context, Model, Token
 from shareatt_export.facts import read_facts
 from shareatt_export.header import read_header

@@ -14,7 +14,8 @@ from shareatt_export.encode import header_bytes, raw_u32
 from shareatt_export.errors import BadInput, VerifyFailed
 from shareatt_export.facts import read_facts
 from shareatt_export.header import RawValue, TensorInfo, pad, read_header
-from shareatt_export.plan import Plan, make_plan
+from shareatt_export.make_plan import make_plan
+from shareatt_export.plan import Plan
 from shareatt_export.shards import read_model
 from shareatt_export.spans import parse_spans
 from shareatt_export.verify import verify

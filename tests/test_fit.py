@@ -12,14 +12,17 @@ import shareatt_export
 from shareatt_export import fit, heads
 from shareatt_export.errors import Unsupported, VerifyFailed
 from shareatt_export.evaluate import Request, evaluate
-from shareatt_export.facts import KEY_FIT_TENSORS, read_facts
+from shareatt_export.facts import read_facts
+from shareatt_export.gguf_keys import KEY_FIT_TENSORS
 from shareatt_export.header import read_header
-from shareatt_export.plan import Fitting, make_plan, projections
+from shareatt_export.make_plan import make_plan
+from shareatt_export.projections import Fitting, projections
 from shareatt_export.reference import SharedReference
 from shareatt_export.ridge import RIDGES, Normal, solve
 from shareatt_export.spans import parse_spans
+from shareatt_export.tensor_copies import decoded, raw_tensor
 from shareatt_export.texts import read_text
-from shareatt_export.trial import Trial, decoded, raw_tensor
+from shareatt_export.trial import Trial
 from shareatt_export.verify import verify
 
 from . import dummies, families, parity, tiny

@@ -5,8 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from shareatt_export import progress
-from shareatt_export.progress import Stages, counted, steps
+from shareatt_export import progress_bar
+from shareatt_export.progress import Stages, counted
+from shareatt_export.progress_bar import steps
 
 
 def said(**options):
@@ -19,7 +20,7 @@ def said(**options):
 
 
 def test_lines_for_each_step_and_each_tenth(monkeypatch):
-    monkeypatch.setattr(progress, "PATIENCE", 0)
+    monkeypatch.setattr(progress_bar, "PATIENCE", 0)
     lines = said().splitlines()
     assert lines[:2] == ["fetching", "compiling: 0 %"] and len(lines) == 4
     assert lines[2].startswith("compiling: 50 %, about ") and lines[3] == "compiling: 100 %, about 0 minutes left"

@@ -13,8 +13,8 @@ from gguf import GGMLQuantizationType
 from shareatt_export import runtime
 from shareatt_export.facts import read_facts
 from shareatt_export.header import read_header
-from shareatt_export.option_types import ALIASES, WEIGHT_TYPES, weight_type
 from shareatt_export.shards import read_model
+from shareatt_export.weight_types import ALIASES, WEIGHT_TYPES, weight_type
 
 from . import dummies, small, taps, tiny
 

@@ -8,7 +8,7 @@ import pytest
 
 import shareatt_export
 from shareatt_export import convert, finder
-from shareatt_export.analyze import candidates
+from shareatt_export.candidate_pairs import candidates
 from shareatt_export.errors import BadInput
 from shareatt_export.evaluate import Request, evaluate
 from shareatt_export.facts import read_facts
@@ -16,8 +16,8 @@ from shareatt_export.header import read_header
 from shareatt_export.memo import Memo
 from shareatt_export.meter import Meter
 from shareatt_export.pairs import PairFit
-from shareatt_export.search import Search, Settings, Step, additions, guess, n_followers, with_follower
-from shareatt_export.spans import parse_spans, source_map, spans_of
+from shareatt_export.search import Search, Settings, Step, additions, guess, with_follower
+from shareatt_export.spans import n_followers, parse_spans, source_map, spans_of
 from shareatt_export.texts import read_text, windows
 from shareatt_export.trial import Trial
 
@@ -152,7 +152,7 @@ def test_costs_are_those_of_eval(demo_dense, trial, tmp_path):
 def test_fitted_weights_are_in_the_cost(demo_dense, trial, tmp_path):
     """And they are gone when another map is measured."""
     output = trial.header.tensors["blk.7.attn_output.weight"]
-    from shareatt_export.plan import projections
+    from shareatt_export.projections import projections
 
     copy = projections(trial.header, read_facts(trial.header), 7).output
     assert copy.origin == output

@@ -5,6 +5,7 @@ One source tree each, one build folder for each sanitizer: <cache>/upstream-test
 
 from pathlib import Path
 
+from shareatt_export import build as builder
 from shareatt_export import runtime
 from shareatt_export.pin import patch_id, pin
 from shareatt_export.progress import Step
@@ -60,5 +61,5 @@ def build(patched: bool, sanitize: str, targets: tuple[str, ...], progress: Step
     include = root / f"{folder}.cmake"
     include.write_text(PLAIN_COMMON if sanitize != PLAIN else "")
     options = ("-DLLAMA_BUILD_TESTS=ON", f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={include}", *OPTIONS[sanitize])
-    runtime.compile_source(root, targets, no_amx, progress, folder, options)
+    builder.compile_source(root, targets, no_amx, progress, folder, options)
     return root / folder / "bin"

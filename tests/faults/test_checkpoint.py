@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shareatt_export.convert import check_checkpoint
+from shareatt_export.checkpoint_checks import check_checkpoint
 from shareatt_export.errors import BadInput
 
 from .. import tiny

@@ -20,8 +20,8 @@ import pytest
 
 from shareatt_export import cli, commands, files, write
 from shareatt_export.errors import OutputRefused, VerifyFailed
-from shareatt_export.files import publish, staged
 from shareatt_export.progress import Step
+from shareatt_export.staging import publish, staged
 from shareatt_export.verify import verify
 
 from .. import small, tiny

@@ -11,7 +11,7 @@ import pytest
 from safetensors import safe_open
 
 import shareatt_export
-from shareatt_export.convert import check_checkpoint
+from shareatt_export.checkpoint_checks import check_checkpoint
 from shareatt_export.errors import BadInput, BadSpans, ShareattError
 from shareatt_export.header import read_header
 from shareatt_export.verify import verify

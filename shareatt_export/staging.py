@@ -7,28 +7,20 @@ with staged(Path("out.gguf")) as folder:
 
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from io import FileIO
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import BadInput, OutputRefused
+from .errors import OutputRefused
 from .signals import Held
+from .streams import sync
 
-CHUNK = 1 << 20  # small enough for the cache of a processor
-Advance = Callable[[int], None]  # told the number of bytes just done
 PREFIX = ".shareatt-"  # of folders for files that are not finished
 FRESH = 60.0  # seconds in which the owner of such a folder will have locked it
-
-
-def nothing(n_bytes: int) -> None:
-    """An Advance for callers who do not watch."""
 
 
 def check_output(path: Path, inputs: Iterable[Path], force: bool) -> None:
@@ -111,7 +103,7 @@ def publish(names: Mapping[Path, Path], inputs: Iterable[Path], force: bool) -> 
     for path in names.values():
         check_output(path, inputs, force)
     for temporary, path in names.items():
-        _sync(temporary)
+        sync(temporary)
         temporary.chmod(_mode(path))
     taken: list[Path] = []
     with Held():
@@ -145,7 +137,7 @@ def publish_folder(temporary: Path, path: Path, source: Path, force: bool, mark:
     """Give a finished folder its name. What it replaces moves beside `temporary`, into the staging folder."""
     check_output_folder(path, source, force, mark)
     for file in temporary.iterdir():
-        _sync(file)
+        sync(file)
     _sync_folder(temporary)
     temporary.chmod(0o777 & ~_umask())
     before = temporary.with_name(f"{temporary.name}.before")
@@ -203,77 +195,3 @@ def _take_name(temporary: Path, path: Path, force: bool) -> None:
             raise
         check_output(path, [], force)  # a file system without hard links
         temporary.replace(path)
-
-
-class Inputs(ExitStack):
-    """Files to read from, each opened once and closed with the block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._files: dict[Path, FileIO] = {}
-
-    def open(self, path: Path) -> FileIO:
-        if path not in self._files:
-            self._files[path] = self.enter_context(path.open("rb", buffering=0))
-        return self._files[path]
-
-
-class Writeback(ThreadPoolExecutor):
-    """Lets the disk begin while a program still works: syncs what is there of a file so far, one at a time."""
-
-    def __init__(self) -> None:
-        super().__init__(1)
-        self._last: Future[None] | None = None
-
-    def begin(self, path: Path) -> None:
-        """Nothing, if the last sync is still under way. Raises its OSError."""
-        if self._last is None or self._last.done():
-            self.finish()
-            self._last = self.submit(_sync, path)
-
-    def finish(self) -> None:
-        if self._last is not None:
-            with Held():
-                self._last.result()
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def refuse_lfs_pointer(path: Path) -> None:
-    """Raises BadInput for what a clone without Git LFS has in the place of a large file."""
-    pointer = b"version https://git-lfs"
-    with path.open("rb") as file:
-        if file.read(len(pointer)) == pointer:
-            raise BadInput(f"{path}: a Git LFS pointer, not the file itself; run 'git lfs pull' in its folder")
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        for chunk in read_range(file, 0, path.stat().st_size):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def read_range(source: FileIO, offset: int, n_bytes: int, unit: int = 1) -> Iterator[bytearray | bytes]:
-    """The bytes in chunks of whole units, each good until the next is asked for; fewer only if the file is shorter."""
-    source.seek(offset)
-    buffer = bytearray(min(CHUNK // unit * unit, n_bytes))
-    while n_bytes > 0:
-        wanted, got = memoryview(buffer)[:n_bytes], 0
-        while got < len(wanted) and (n := source.readinto(wanted[got:])):
-            got += n
-        if not got:
-            return
-        n_bytes -= got
-        yield buffer if got == len(buffer) else bytes(memoryview(buffer)[:got])
-
-
-def write_at(file: FileIO, offset: int, data: bytes | bytearray) -> None:
-    file.seek(offset)
-    left = memoryview(data)
-    while left:
-        left = left[file.write(left) :]

@@ -1,0 +1,3 @@
+"""The version of this package, on which nothing else here depends."""
+
+__version__ = "0.1.0"
