@@ -21,11 +21,11 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from shareatt_export.encode import header_bytes, raw_string_array, raw_u32
-from shareatt_export.header import read_header
-from shareatt_export.runtime import tool
-from shareatt_export.shape import Shape, write_random
-from shareatt_export.source import stock_source
+from shareatt_export.formats.gguf_encode import header_bytes, raw_string_array, raw_u32
+from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.llamacpp.runtime import tool
+from shareatt_export.llamacpp.source import stock_source
+from shareatt_export.model.synthetic import Shape, write_random
 
 N_VOCAB = 256_000
 TOOL = [sys.executable, "-m", "shareatt_export"]

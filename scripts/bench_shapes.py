@@ -18,11 +18,12 @@ from typing import Any
 
 from rich.console import Console
 
-from shareatt_export import bench, report
-from shareatt_export.bench_rows import as_dict
-from shareatt_export.pipeline import Request, export, opened
-from shareatt_export.progress_bar import steps
-from shareatt_export.shape import Shape, write_random
+from shareatt_export.benchmark import measure as bench
+from shareatt_export.benchmark.rows import as_dict
+from shareatt_export.cli import report
+from shareatt_export.cli.progress_bar import steps
+from shareatt_export.exporting.pipeline import Request, export, opened
+from shareatt_export.model.synthetic import Shape, write_random
 
 SHAPES = {
     "GQA": Shape(n_layer=16, n_embd=2048, n_head=32, n_head_kv=8, head_dim=64, n_ff=8192, n_vocab=32000),

@@ -19,10 +19,11 @@ from pathlib import Path
 from rich.console import Console
 
 import shareatt_export
-from shareatt_export import report, runtime
-from shareatt_export.convert import converted
-from shareatt_export.facts import read_facts
-from shareatt_export.header import read_header
+from shareatt_export.cli import report
+from shareatt_export.exporting.convert import converted
+from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.llamacpp import runtime
+from shareatt_export.model.facts import read_facts
 
 ROUNDS = 5
 

@@ -21,12 +21,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests import parity, small
 from tests.faults import mutate_json
 from tests.faults.checkpoints import checkpoint
 from tests.faults.loader import tried
 from tests.faults.mutate import mutants
 from tests.faults.test_sweeps import checkpoint_outcome, outcome
+from tests.support import parity, small
 
 Mutants = Iterator[tuple[Path, Callable[[], str]]]  # the broken file, and what becomes of it
 

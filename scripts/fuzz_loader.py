@@ -18,15 +18,14 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from shareatt_export import runtime
-from tests import small
+from scripts.upstream.build import build
+from scripts.upstream.cases import ADDRESS
+from scripts.upstream.outcome import findings
+from shareatt_export.llamacpp import runtime
+from tests.exporting.test_export import export
 from tests.faults.loader import OUTCOMES, Other, Tried
 from tests.faults.shared_files import BAD_FILES, shared_mutants
-from tests.test_export import export
-
-from .upstream.build import build
-from .upstream.cases import ADDRESS
-from .upstream.outcome import findings
+from tests.support import small
 
 OPTIONS = {
     # no leaks of children that end without cleaning up; a model may ask for more memory than there is and be refused

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shareatt_export.facts import read_facts
-from shareatt_export.header import read_header
+from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.model.facts import read_facts
 
 CALIBRATION_BYTES = 1_000_000
 FIT = ("--align", "--refit")
@@ -39,7 +39,7 @@ class Ladder:
         self.n_layer = read_facts(read_header(self.dense)).n_layer
 
     def _convert(self, out: Path) -> None:
-        from shareatt_export.convert import converted
+        from shareatt_export.exporting.convert import converted
 
         with converted(self.model, self.work, "auto", None) as dense:
             dense.replace(out)

@@ -13,8 +13,8 @@ W is the bytes of the weights, KV = 2c * L * (n_embd_k + n_embd_v), and reread =
 the f16 attention weights once. It says nothing of prefill, and nothing of quality.
 """
 
-from shareatt_export.costs import decode_bytes, saved_parameters
-from shareatt_export.shape import Shape
+from shareatt_export.model.costs import decode_bytes, saved_parameters
+from shareatt_export.model.synthetic import Shape
 
 BITS = 4.5  # about Q4_K_M
 

@@ -16,11 +16,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import shareatt_export
-from shareatt_export import runtime
-from shareatt_export.convert import converted
-from tests import tiny
-from tests.server import PORT, serving
-from tests.soak import OPTIONS, soak
+from shareatt_export.exporting.convert import converted
+from shareatt_export.llamacpp import runtime
+from tests.support import tiny
+from tests.support.server import PORT, serving
+from tests.support.soak import OPTIONS, soak
 
 TEXT = tiny.DEMO / "heldout.txt"
 GROWTH = 0.02

@@ -11,7 +11,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .api import export
     from .errors import ShareattError
-    from .pipeline import Exported
+    from .exporting.pipeline import Exported
 
 __all__ = ["Exported", "ShareattError", "__version__", "export"]
 

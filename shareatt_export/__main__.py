@@ -1,5 +1,5 @@
 """`python -m shareatt_export` is `shareatt-export`."""
 
-from .cli import main
+from .cli.main import main
 
 main()

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from .errors import ShareattError
-from .pipeline import Exported, Request, opened
-from .pipeline import export as run_job
-from .progress import Step, silent
-from .spans import SourceMode
-from .weight_types import weight_type
+from .exporting.pipeline import Exported, Request, opened
+from .exporting.pipeline import export as run_job
+from .formats.weight_types import weight_type
+from .model.spans import SourceMode
+from .system.progress import Step, silent
 
 __all__ = ["Exported", "ShareattError", "export"]
 

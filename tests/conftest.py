@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from shareatt_export import cli, runtime
-
-from . import tiny
-from .fault_counts import (  # noqa: F401  (hooks)
+from shareatt_export.cli import main as cli
+from shareatt_export.llamacpp import runtime
+from tests.support import tiny
+from tests.support.fault_counts import (  # noqa: F401  (hooks)
     pytest_configure,
     pytest_itemcollected,
     pytest_runtest_makereport,
@@ -62,7 +62,7 @@ def built() -> runtime.Status:
 @pytest.fixture(scope="session")
 def demo_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained demo model as dense GGUF, by the real converter."""
-    from shareatt_export.convert import converted
+    from shareatt_export.exporting.convert import converted
 
     folder = tmp_path_factory.mktemp("demo")
     dense = folder / "dense.gguf"

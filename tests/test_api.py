@@ -3,8 +3,7 @@
 import pytest
 
 import shareatt_export
-
-from . import small
+from tests.support import small
 
 
 def test_export_as_a_function(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from . import tiny
+from tests.support import tiny
 
 ROOT = Path(__file__).parent.parent
 

@@ -18,16 +18,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from scripts.upstream import record
+from scripts.upstream.build import OPTIONS, TESTS, build
+from scripts.upstream.cases import CASES, PLAIN, REFUSED, Case
+from scripts.upstream.models import Kitchen, Model, make_bad, make_models
+from scripts.upstream.outcome import Outcome, run
+from scripts.upstream.record import Results, Row
 from shareatt_export.errors import ShareattError
-from shareatt_export.pin import patch_id, pin
-from shareatt_export.progress import Step
-
-from . import record
-from .build import OPTIONS, TESTS, build
-from .cases import CASES, PLAIN, REFUSED, Case
-from .models import Kitchen, Model, make_bad, make_models
-from .outcome import Outcome, run
-from .record import Results, Row
+from shareatt_export.llamacpp.pin import patch_id, pin
+from shareatt_export.system.progress import Step
 
 ARCHS = "test-llama-archs"  # makes upstream's dummy models
 

@@ -5,13 +5,12 @@ One source tree each, one build folder for each sanitizer: <cache>/upstream-test
 
 from pathlib import Path
 
-from shareatt_export import build as builder
-from shareatt_export import runtime
-from shareatt_export.pin import patch_id, pin
-from shareatt_export.progress import Step
-from shareatt_export.source import cache_dir, copy_source
-
-from .cases import ADDRESS, PLAIN, THREAD
+from scripts.upstream.cases import ADDRESS, PLAIN, THREAD
+from shareatt_export.llamacpp import build as builder
+from shareatt_export.llamacpp import runtime
+from shareatt_export.llamacpp.pin import patch_id, pin
+from shareatt_export.llamacpp.source import cache_dir, copy_source
+from shareatt_export.system.progress import Step
 
 TESTS = (
     "test-gguf",

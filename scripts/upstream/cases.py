@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from .models import SEED, Model, Recipe
+from scripts.upstream.models import SEED, Model, Recipe
 
 PLAIN, ADDRESS, THREAD = "none", "address", "thread"
 EVERYWHERE = (PLAIN, ADDRESS, THREAD)

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shareatt_export.convert import converted
-from tests import parity, small, tiny
+from shareatt_export.exporting.convert import converted
+from tests.exporting.test_export import export
 from tests.faults.shared_files import BAD_FILES
-from tests.test_export import export
+from tests.support import parity, small, tiny
 
 SEED = "1"
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .cases import ADDRESS, CASES, PLAIN, REFUSED, THREAD
-from .outcome import Outcome
+from scripts.upstream.cases import ADDRESS, CASES, PLAIN, REFUSED, THREAD
+from scripts.upstream.outcome import Outcome
 
 DOCS = Path(__file__).parents[2] / "docs"
 COLUMNS = ("unpatched", "patched", "SA")

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Self
 
-from shareatt_export.bindings import load
-from shareatt_export.engine import Context, Model, Token
 from shareatt_export.errors import BadInput, RuntimeProblem
+from shareatt_export.llamacpp.bindings import load
+from shareatt_export.llamacpp.engine import Context, Model, Token
 
 SECONDS = 120  # that a child may take; most take a tenth of one
 OUTCOMES = {0: "decoded", 1: "refused", 2: "no context"}

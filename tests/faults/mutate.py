@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shareatt_export.encode import string_bytes
-from shareatt_export.header import read_header
+from shareatt_export.formats.gguf_encode import string_bytes
+from shareatt_export.formats.gguf_header import read_header
 
 EDGES = (0, 1, 2, 3, 7, 31, 32, 63, 64, 255, 256, 511, 512, 513, 65535, 65536)
 WIDE = (*EDGES, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 62), (1 << 63) - 1, 1 << 63, (1 << 64) - 1)

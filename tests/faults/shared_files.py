@@ -9,14 +9,13 @@ from pathlib import Path
 
 from gguf import GGUFValueType
 
-from shareatt_export.encode import raw_array_i32, raw_string, raw_string_array, raw_u32
-from shareatt_export.header import RawValue
-
-from .. import small
-from ..test_export import export
-from ..test_runtime import KEY, PARAM, SHARED
-from .build import with_tensors
-from .mutate import STRUCTURED, Parts, mutants
+from shareatt_export.formats.gguf_encode import raw_array_i32, raw_string, raw_string_array, raw_u32
+from shareatt_export.formats.gguf_header import RawValue
+from tests.exporting.test_export import export
+from tests.faults.build import with_tensors
+from tests.faults.mutate import STRUCTURED, Parts, mutants
+from tests.llamacpp.test_runtime import KEY, PARAM, SHARED
+from tests.support import small
 
 ARRAY_OF_I32 = f"{KEY}: must be an array of i32"
 VERSION = "shareatt.format_version: "

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from .build import ARCH, ARRAY, STRING, U8, array, gguf_file, kv, string, tensor
-from .checkpoints import checkpoint
-from .conftest import files
+from tests.faults.build import ARCH, ARRAY, STRING, U8, array, gguf_file, kv, string, tensor
+from tests.faults.checkpoints import checkpoint
+from tests.faults.conftest import files
 
 pytestmark = pytest.mark.fault("D")
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from shareatt_export.checkpoint_checks import check_checkpoint
+from shareatt_export.checkpoint.checks import check_checkpoint
 from shareatt_export.errors import BadInput
-
-from .. import tiny
-from .checkpoints import checkpoint, header_of, n_bytes, safetensors, tensors, write
+from tests.faults.checkpoints import checkpoint, header_of, n_bytes, safetensors, tensors, write
+from tests.support import tiny
 
 pytestmark = pytest.mark.fault("E")
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from shareatt_export.encode import raw_string
-
-from .. import small
+from shareatt_export.formats.gguf_encode import raw_string
+from tests.support import small
 
 pytestmark = pytest.mark.fault("L")
 

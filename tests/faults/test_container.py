@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from shareatt_export.encode import header_bytes, raw_string, raw_u32
-from shareatt_export.header import RawValue, read_header
-
-from .. import small
-from ..adapters import write_lora
-from .build import ARCH, ARRAY, BOOL, F32, I32, STRING, U8, U32, array, gguf_file, kv, string, tensor
+from shareatt_export.formats.gguf_encode import header_bytes, raw_string, raw_u32
+from shareatt_export.formats.gguf_header import RawValue, read_header
+from tests.faults.build import ARCH, ARRAY, BOOL, F32, I32, STRING, U8, U32, array, gguf_file, kv, string, tensor
+from tests.support import small
+from tests.support.adapters import write_lora
 
 pytestmark = pytest.mark.fault("A")
 

@@ -6,16 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shareatt_export import runtime
-from shareatt_export.engine import Context, Model
 from shareatt_export.errors import BadInput, RuntimeProblem
-
-from .. import parity, small
-from ..small import F32_CACHE, tokens
-from ..test_export import export
-from ..test_runtime import KEY, SHARED
-from .loader import OUTCOMES, Other, tried
-from .shared_files import BAD_FILES, shared_mutants
+from shareatt_export.llamacpp import runtime
+from shareatt_export.llamacpp.engine import Context, Model
+from tests.exporting.test_export import export
+from tests.faults.loader import OUTCOMES, Other, tried
+from tests.faults.shared_files import BAD_FILES, shared_mutants
+from tests.llamacpp.test_runtime import KEY, SHARED
+from tests.support import parity, small
+from tests.support.small import F32_CACHE, tokens
 
 pytestmark = pytest.mark.fault("J")
 

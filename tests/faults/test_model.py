@@ -7,12 +7,11 @@ from pathlib import Path
 import gguf
 import pytest
 
-from shareatt_export.architectures import REFUSED
-from shareatt_export.encode import raw_array_i32, raw_string, raw_string_array, raw_u32
-from shareatt_export.header import RawValue, read_header
-
-from .. import small
-from .build import with_tensors
+from shareatt_export.formats.gguf_encode import raw_array_i32, raw_string, raw_string_array, raw_u32
+from shareatt_export.formats.gguf_header import RawValue, read_header
+from shareatt_export.model.architectures import REFUSED
+from tests.faults.build import with_tensors
+from tests.support import small
 
 pytestmark = pytest.mark.fault("F")
 

@@ -9,12 +9,11 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from shareatt_export.errors import BadInput
-from shareatt_export.finite import check
-from shareatt_export.header import TensorInfo, read_header
-from shareatt_export.taps import ggml_base
-
-from .. import small
-from .build import with_tensors
+from shareatt_export.formats.finite import check
+from shareatt_export.formats.gguf_header import TensorInfo, read_header
+from shareatt_export.llamacpp.graph_callback import ggml_base
+from tests.faults.build import with_tensors
+from tests.support import small
 
 pytestmark = pytest.mark.fault("H")
 

@@ -18,15 +18,18 @@ from pathlib import Path
 
 import pytest
 
-from shareatt_export import cli, commands, files, write
+from shareatt_export.cli import commands
+from shareatt_export.cli import main as cli
 from shareatt_export.errors import OutputRefused, VerifyFailed
-from shareatt_export.progress import Step
-from shareatt_export.staging import publish, staged
-from shareatt_export.verify import verify
-
-from .. import small, tiny
-from ..test_export import export, plan_of
-from .conftest import files as files_in
+from shareatt_export.exporting.verify import verify
+from shareatt_export.exporting.write import write_plan
+from shareatt_export.formats import transfer
+from shareatt_export.system import staging
+from shareatt_export.system.progress import Step
+from shareatt_export.system.staging import publish, staged
+from tests.exporting.test_export import export, plan_of
+from tests.faults.conftest import files as files_in
+from tests.support import small, tiny
 
 pytestmark = pytest.mark.fault("I")
 
@@ -104,7 +107,7 @@ UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
 # As where a quota, or another program that writes too, leaves less than there seems to be.
 MORE_THAN_THERE_IS = """
 import shutil
-from shareatt_export import cli
+from shareatt_export.cli import main as cli
 usage = shutil.disk_usage
 shutil.disk_usage = lambda path: usage(path)._replace(free=1 << 40)
 cli.main()
@@ -144,7 +147,7 @@ def test_the_disk_fails(refuses, dense, tmp_path, monkeypatch, code, where):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(
-        *{"write_at": (write, "write_at"), "sync": (files, "_sync"), "name": (Path, "hardlink_to")}[where], fail
+        *{"write_at": (transfer, "write_at"), "sync": (staging, "sync"), "name": (Path, "hardlink_to")}[where], fail
     )
     error = refuses(dense, "--spans", "6-9", "-o", tmp_path / "out.gguf")
     assert f"{tmp_path / 'out.gguf'}: cannot be written: {os.strerror(code)}" in error
@@ -167,13 +170,13 @@ def test_another_file_system(run, dense, memory):
 
 def test_an_input_that_becomes_shorter(refuses, dense, tmp_path, monkeypatch):
     copy = small.write_dense(tmp_path / "copy.gguf")
-    write_at = write.write_at
+    write_at = transfer.write_at
 
     def cut(*arguments: object) -> None:
         os.truncate(copy, 100_000)
         write_at(*arguments)
 
-    monkeypatch.setattr(write, "write_at", cut)
+    monkeypatch.setattr(transfer, "write_at", cut)
     with pytest.raises(VerifyFailed, match=r"became shorter while it was copied; nothing was written"):
         export(copy, tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
@@ -303,7 +306,7 @@ def test_copying_stops_soon_after_a_signal(dense, tmp_path):
         time.sleep(0.01)
 
     with pytest.raises(KeyboardInterrupt):
-        write.write_plan(plan, [tmp_path / "out.gguf"], None, advance)
+        write_plan(plan, [tmp_path / "out.gguf"], None, advance)
     assert len(told) < len(plan.dense.tensors) / 2
 
 
@@ -315,7 +318,7 @@ def test_folders_in_use_and_of_others_are_left_alone(dense, tmp_path):
     (tmp_path / ".shareatt-file").write_bytes(b"")
     os.utime(tmp_path / ".shareatt-file", (0, 0))
     os.utime(tmp_path / "theirs", (0, 0))
-    with files.private_folder(tmp_path) as used:
+    with staging.private_folder(tmp_path) as used:
         os.utime(used, (0, 0))
         export(dense, tmp_path / "out.gguf")
         assert used.is_dir()
@@ -339,7 +342,7 @@ def test_a_failed_export_leaves_nothing_new(dense, tmp_path, monkeypatch, error,
     out = tmp_path / "out.gguf"
     if old:
         out.write_bytes(old)
-    write_at, done = write.write_at, []
+    write_at, done = transfer.write_at, []
 
     def fail_half_way(*arguments: object) -> None:
         write_at(*arguments)
@@ -347,7 +350,7 @@ def test_a_failed_export_leaves_nothing_new(dense, tmp_path, monkeypatch, error,
         if len(done) > 20:
             raise error
 
-    monkeypatch.setattr(write, "write_at", fail_half_way)
+    monkeypatch.setattr(transfer, "write_at", fail_half_way)
     before = names(tmp_path)
     with pytest.raises((KeyboardInterrupt, SystemExit, OutputRefused)):
         export(dense, out, force=True)
@@ -355,8 +358,10 @@ def test_a_failed_export_leaves_nothing_new(dense, tmp_path, monkeypatch, error,
 
 
 def test_a_file_that_fails_verification_gets_no_name(dense, tmp_path, monkeypatch):
-    write_at, out = write.write_at, tmp_path / "out.gguf"
-    monkeypatch.setattr(write, "write_at", lambda file, at, data: write_at(file, at, data[:-1] + bytes([data[-1] ^ 1])))
+    write_at, out = transfer.write_at, tmp_path / "out.gguf"
+    monkeypatch.setattr(
+        transfer, "write_at", lambda file, at, data: write_at(file, at, data[:-1] + bytes([data[-1] ^ 1]))
+    )
     with pytest.raises(VerifyFailed, match=f"{out}: tensor '.*': its bytes differ .*; nothing was written"):
         export(dense, out)
     assert names(tmp_path) == {"dense.gguf"}
@@ -386,7 +391,7 @@ def test_overwriting_needs_force(dense, tmp_path):
 
 def test_a_name_taken_meanwhile_is_left_alone(tmp_path, monkeypatch):
     first, second = tmp_path / "1.gguf", tmp_path / "2.gguf"
-    monkeypatch.setattr(files, "check_output", lambda *_: first.write_bytes(b"theirs"))
+    monkeypatch.setattr(staging, "check_output", lambda *_: first.write_bytes(b"theirs"))
     with pytest.raises(OutputRefused, match="was created by another program meanwhile"), staged(first) as folder:
         (folder / "a").write_bytes(b"ours")
         (folder / "b").write_bytes(b"ours")
@@ -395,8 +400,8 @@ def test_a_name_taken_meanwhile_is_left_alone(tmp_path, monkeypatch):
 
 
 def test_a_model_is_there_when_its_first_shard_is(tmp_path, monkeypatch):
-    take_name, seen = files._take_name, []
-    monkeypatch.setattr(files, "_take_name", lambda *arguments: seen.append(arguments[1]) or take_name(*arguments))
+    take_name, seen = staging._take_name, []
+    monkeypatch.setattr(staging, "_take_name", lambda *arguments: seen.append(arguments[1]) or take_name(*arguments))
     shards = [tmp_path / f"{i}.gguf" for i in range(3)]
     with staged(shards[0]) as folder:
         for i in range(3):
@@ -406,13 +411,13 @@ def test_a_model_is_there_when_its_first_shard_is(tmp_path, monkeypatch):
 
 
 def test_a_dense_file_that_changes_meanwhile(dense, tmp_path, monkeypatch):
-    write_at = write.write_at
+    write_at = transfer.write_at
 
     def write_and_touch(*arguments: object) -> None:
         write_at(*arguments)
         os.utime(dense, ns=(1, 1))
 
-    monkeypatch.setattr(write, "write_at", write_and_touch)
+    monkeypatch.setattr(transfer, "write_at", write_and_touch)
     with pytest.raises(VerifyFailed, match="was changed by another program"):
         export(dense, tmp_path / "out.gguf")
     assert names(tmp_path) == {"dense.gguf"}

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from shareatt_export.encode import raw_string
-from shareatt_export.header import read_header
-
-from .. import small, tiny
-from ..test_export import export
+from shareatt_export.formats.gguf_encode import raw_string
+from shareatt_export.formats.gguf_header import read_header
+from tests.exporting.test_export import export
+from tests.support import small, tiny
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -5,14 +5,13 @@ import subprocess
 import numpy as np
 import pytest
 
-from shareatt_export import runtime
-from shareatt_export.engine import Context, Model
 from shareatt_export.errors import RuntimeProblem
-
-from .. import parity, small
-from ..parity import GGML_TYPE, nmse
-from ..small import F32_CACHE, tokens
-from ..test_export import export
+from shareatt_export.llamacpp import runtime
+from shareatt_export.llamacpp.engine import Context, Model
+from tests.exporting.test_export import export
+from tests.support import parity, small
+from tests.support.parity import GGML_TYPE, nmse
+from tests.support.small import F32_CACHE, tokens
 
 pytestmark = pytest.mark.fault("M")
 

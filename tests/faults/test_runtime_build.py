@@ -7,8 +7,8 @@ import tarfile
 import pytest
 
 from shareatt_export.errors import RuntimeProblem
-from shareatt_export.pin import pin
-from shareatt_export.source import unpack
+from shareatt_export.llamacpp.pin import pin
+from shareatt_export.llamacpp.source import unpack
 
 pytestmark = pytest.mark.fault("M")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from .. import small
+from tests.support import small
 
 pytestmark = pytest.mark.fault("G")
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shareatt_export.engine import Context, Model
-
-from .. import parity, small
-from ..small import F32_CACHE, tokens
-from ..test_export import export
+from shareatt_export.llamacpp.engine import Context, Model
+from tests.exporting.test_export import export
+from tests.support import parity, small
+from tests.support.small import F32_CACHE, tokens
 
 pytestmark = pytest.mark.fault("K")
 

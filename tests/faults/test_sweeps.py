@@ -11,16 +11,15 @@ import pytest
 from safetensors import safe_open
 
 import shareatt_export
-from shareatt_export.checkpoint_checks import check_checkpoint
+from shareatt_export.checkpoint.checks import check_checkpoint
 from shareatt_export.errors import BadInput, BadSpans, ShareattError
-from shareatt_export.header import read_header
-from shareatt_export.verify import verify
-
-from .. import small
-from . import mutate_json
-from .build import ARCH, gguf_file, tensor
-from .checkpoints import checkpoint
-from .mutate import mutants
+from shareatt_export.exporting.verify import verify
+from shareatt_export.formats.gguf_header import read_header
+from tests.faults import mutate_json
+from tests.faults.build import ARCH, gguf_file, tensor
+from tests.faults.checkpoints import checkpoint
+from tests.faults.mutate import mutants
+from tests.support import small
 
 N_MUTANTS = 2000
 N_CHECKPOINTS = 2000

@@ -1,0 +1,176 @@
+"""What `shareatt-export eval` says, as tables and as JSON."""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+from ..evaluation.evaluate import Answers, Evaluation, Score
+from ..evaluation.intervals import Mean, sign_test, wilson
+from ..evaluation.positions import At, Bucket
+from .report import plain, table
+
+
+def as_dict(evaluation: Evaluation) -> dict[str, Any]:
+    request = evaluation.request
+    names = [score.subject.name for score in evaluation.scores]
+    data: dict[str, Any] = {
+        "text": {"name": request.text.name, "sha256": request.text.sha256},
+        "n_ctx": request.n_ctx,
+        "windows": evaluation.n_windows,
+        "tokens": evaluation.n_tokens,
+        "scores": [_score_dict(score) for score in evaluation.scores],
+        "positions": [_bucket_dict(bucket, names) for bucket in evaluation.positions],
+        "tasks": [_answers_dict(answers, names) for answers in evaluation.answers],
+    }
+    if request.baselines:
+        data["baselines"] = [
+            {"name": other.name, "baseline": found.name if found else None}
+            for other, found in zip(evaluation.others, evaluation.baselines, strict=True)
+        ]
+    return data
+
+
+def _mean_dict(mean: Mean) -> dict[str, float | None]:
+    return {"mean": mean.value, "half_ci95": None if math.isnan(mean.half) else mean.half}
+
+
+def _score_dict(score: Score) -> dict[str, Any]:
+    return {
+        "name": score.subject.name,
+        "model": str(score.subject.model),
+        "type_k": score.subject.type_k.name.lower(),
+        "file_bytes": score.file_bytes,
+        "kv_bytes_per_token": score.subject.kv_bytes_per_token,
+        "nll": _mean_dict(score.nll),
+        "perplexity": score.perplexity,
+        "bits_per_byte": score.bits_per_byte,
+        "kl": _mean_dict(score.kl) | {"p99": score.kl_p99, "max": score.kl_max},
+        "same_top": score.same_top,
+    }
+
+
+def _bucket_dict(bucket: Bucket, names: list[str]) -> dict[str, Any]:
+    def model(name: str, at: At) -> dict[str, Any]:
+        return {
+            "name": name,
+            "nll": _mean_dict(at.nll),
+            "kl": _mean_dict(at.kl),
+            "log_perplexity_ratio": _mean_dict(at.log_ratio),
+        }
+
+    models = [model(name, at) for name, at in zip(names, bucket.models, strict=True)]
+    return {"first": bucket.first, "last": bucket.last, "models": models}
+
+
+def _answers_dict(answers: Answers, names: list[str]) -> dict[str, Any]:
+    def model(name: str, right: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        lost, won = flips(answers, right)
+        n_right = int(right.sum())
+        return {
+            "name": name,
+            "accuracy": n_right / len(right),
+            "ci95": wilson(n_right, len(right)),
+            "lost_lines": lost,
+            "won_lines": won,
+            "p": sign_test(len(lost), len(won)),
+        }
+
+    return {
+        "file": str(answers.tasks.path),
+        "sha256": answers.tasks.sha256,
+        "metric": answers.metric,
+        "items": len(answers.lines),
+        "models": [model(name, right) for name, right in zip(names, answers.right, strict=True)],
+    }
+
+
+def flips(answers: Answers, right: npt.NDArray[np.bool_]) -> tuple[list[int], list[int]]:
+    """Lines of the items that the dense model answers and this one does not, and the other way round."""
+    dense, lines = answers.right[0], np.array(answers.lines)
+    return lines[dense & ~right].tolist(), lines[right & ~dense].tolist()
+
+
+def show(evaluation: Evaluation, positions: bool, console: Console) -> None:
+    def say(sentence: str) -> None:
+        console.print(plain(sentence), highlight=False)
+
+    request = evaluation.request
+    console.print(_scores(evaluation))
+    say(
+        f"{evaluation.n_tokens} tokens in {evaluation.n_windows} windows of {request.n_ctx} of {request.text.name}; "
+        "the second half of each is scored. ±: half of a 95 % confidence interval, over windows. KL in nats."
+    )
+    if request.baselines:
+        pairs = zip(evaluation.others, evaluation.baselines, strict=True)
+        named = [f"for {other.name} {found.name if found else 'none'}" for other, found in pairs]
+        say(f"The dense model with the best K cache that takes no more bytes: {'; '.join(named)}.")
+    if positions:
+        console.print(_positions(evaluation))
+        say("By the position of the predicted token in its window. Ratio: of perplexity, to the dense model's.")
+    if evaluation.answers:
+        console.print(_answers(evaluation))
+        say(
+            "Intervals are Wilson's, 95 %. Lost and won: items that only the dense model, or only this one, has right; "
+            "p: the chance of so uneven a split if both were as good (exact sign test)."
+        )
+
+
+def _scores(evaluation: Evaluation) -> Table:
+    columns = ("", "file bytes", "KV per token", "perplexity", "bits/byte", "KL", "KL p99", "KL max", "same top")
+    rows = [
+        (
+            score.subject.name,
+            f"{score.file_bytes:,}",
+            str(score.subject.kv_bytes_per_token),
+            f"{score.perplexity:.2f} ± {score.perplexity_half:.2f}",
+            f"{score.bits_per_byte:.3f}",
+            f"{score.kl.value:.2g} ± {score.kl.half:.1g}",
+            f"{score.kl_p99:.2g}",
+            f"{score.kl_max:.2g}",
+            f"{100 * score.same_top:.1f} %",
+        )
+        for score in evaluation.scores
+    ]
+    return table(rows, columns)
+
+
+def _positions(evaluation: Evaluation) -> Table:
+    rows = []
+    for i, score in enumerate(evaluation.scores):
+        for bucket in evaluation.positions:
+            at = bucket.models[i]
+            ratio = math.exp(at.log_ratio.value)
+            rows.append(
+                (
+                    score.subject.name if bucket is evaluation.positions[0] else "",
+                    f"{bucket.first}-{bucket.last}",
+                    f"{math.exp(at.nll.value):.2f}",
+                    f"{ratio:.3f} ± {ratio * math.expm1(at.log_ratio.half):.3f}",
+                    f"{at.kl.value:.2g} ± {at.kl.half:.1g}",
+                )
+            )
+    return table(rows, ("", "position", "perplexity", "ratio", "KL"))
+
+
+def _answers(evaluation: Evaluation) -> Table:
+    rows = []
+    for answers in evaluation.answers:
+        for score, right in zip(evaluation.scores, answers.right, strict=True):
+            lost, won = map(len, flips(answers, right))
+            first = right is answers.right[0]
+            low, high = wilson(int(right.sum()), len(right))
+            rows.append(
+                (
+                    f"{answers.tasks.path.name}, {answers.metric}" if first else "",
+                    score.subject.name,
+                    f"{right.sum()}/{len(right)}",
+                    f"{100 * right.mean():.1f} %",
+                    f"{100 * low:.1f}-{100 * high:.1f}",
+                    *(("", "", "") if first else (str(lost), str(won), f"{sign_test(lost, won):.2g}")),
+                )
+            )
+    return table(rows, ("task", "", "right", "accuracy", "interval", "lost", "won", "p"))

@@ -1,0 +1,40 @@
+"""What `shareatt-export heal` says: before it trains, and after."""
+
+import shlex
+from collections import Counter
+from typing import Any
+
+from rich.console import Console
+
+from ..healing.heal import Healed, Job, as_dict
+from .report import table
+
+
+def plan_dict(job: Job) -> dict[str, Any]:
+    return {
+        "spans": ",".join(map(str, job.spans)),
+        "trained": [{"name": name, "shape": list(job.slots[name].shape)} for name in job.names],
+        "n_trained": job.n_trained,
+    }
+
+
+def show_plan(job: Job, console: Console) -> None:
+    console.print(table([(str(span), span.in_words()) for span in job.spans], ("span", "")))
+    kinds = Counter(".".join(name.split(".")[-2:]) for name in job.names)
+    what = ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
+    how = f", as differences of rank {job.request.rank}" if job.request.n_rank else ""
+    console.print(f"trains {job.n_trained:,} numbers: {what}{how}", highlight=False)
+
+
+def show(done: Healed, console: Console) -> None:
+    request, data = done.job.request, as_dict(done)
+    before, after = data["held_out"][0], data["held_out"][-1]
+    console.print(
+        f"{done.result.steps} steps, {data['tokens']:,} tokens, {data['seconds'] / 60:.1f} minutes; held-out windows: "
+        f"perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f} (dense {data['perplexity_dense']:.2f}), "
+        f"KL {before['kl']:.3f} -> {after['kl']:.3f}",
+        highlight=False,
+    )
+    spans = ",".join(map(str, done.job.spans))
+    command = ["shareatt-export", str(request.out), "--spans", spans, "-o", f"{request.out}.gguf"]
+    console.print(f"export it: {shlex.join(command)}", highlight=False, soft_wrap=True)

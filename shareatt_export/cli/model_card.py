@@ -1,0 +1,84 @@
+"""The model card of an export: README.md with the front matter that the Hugging Face hub reads."""
+
+import json
+import shlex
+import sys
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..checkpoint import hub
+from ..exporting.pipeline import Exported
+from ..llamacpp.pin import patch_id, pin
+from ..plan.plan import Plan
+from .report import change, size
+
+USAGE = """
+## Use
+
+This file needs llama.cpp with Shared Attention; stock llama.cpp refuses it.
+
+    pip install shareatt-export
+    shareatt-export runtime build
+    shareatt-export run {file} -p "Once upon a time"
+"""
+
+
+def model_card(done: Exported, data: dict[str, Any]) -> str:
+    """`data` is the report, with hashes."""
+    plan = done.job.plan
+    name = str(plan.metadata["general.name"].decode()) if "general.name" in plan.metadata else done.files[0].stem
+    lines = [f"# {_line(name)}", "", *_about(done, plan)]
+    lines += ["", "| span | attention |", "| --- | --- |"]
+    lines += [f"| `{span}` | {span.in_words()} |" for span in plan.spans]
+    lines += ["", "| | dense | with Shared Attention | change |", "| --- | --- | --- | --- |"]
+    kv = plan.kv_bytes_per_token_before, plan.kv_bytes_per_token_after
+    weights = plan.weight_bytes_before, plan.weight_bytes_after
+    for what, (before, after) in {"weights as exported": weights, "KV cache per token (f16)": kv}.items():
+        lines.append(f"| {what} | {size(before)} | {size(after)} | {change(before, after)} |")
+    lines += [USAGE.format(file=done.files[0].name), "## Made by", "", f"    {_command()}", ""]
+    lines += ["| file | bytes | SHA-256 |", "| --- | --- | --- |"]
+    lines += [f"| {of['file'].rsplit('/', 1)[-1]} | {of['bytes']} | {of['sha256']} |" for of in data["outputs"]]
+    lines += ["", f"Tensor data of the dense model: SHA-256 {done.source_sha256}."]
+    lines += [f"Runtime: llama.cpp {pin().llama_cpp_commit} with patch {patch_id()}, ABI {pin().abi}.", ""]
+    front = [f"{key}: {json.dumps(value)}" for key, value in _front_matter(done).items()]  # JSON is YAML
+    return "\n".join(["---", *front, "---", "", *lines])
+
+
+def _about(done: Exported, plan: Plan) -> list[str]:
+    followers = sum(len(span.followers) for span in plan.spans)
+    but = f", but for {len(plan.fitted)} that were fitted to it ({plan.fitting})" if plan.fitting else ""
+    rest = f"The other weights are those of the dense model{but}."
+    return [
+        f"{followers} of {plan.facts.n_layer} layers reuse the attention weights of another layer"
+        " ([Shared Attention](https://arxiv.org/abs/2407.12866)): they have no Q and K projection and no K cache. "
+        f"{rest} What this costs in quality was not measured here.",
+    ]
+
+
+def _front_matter(done: Exported) -> dict[str, Any]:
+    plan = done.job.plan
+    data: dict[str, Any] = {"library_name": "gguf", "pipeline_tag": "text-generation"}
+    if licence := plan.dense.text("general.license", ""):
+        data["license"] = licence
+    if base := _base_model(done):
+        data |= {"base_model": base, "base_model_relation": "quantized" if done.job.quantisation else "finetune"}
+    return data | {"tags": ["gguf", "shared-attention", "llama.cpp"]}
+
+
+def _base_model(done: Exported) -> str | None:
+    """The id on the hub, if it is known."""
+    if done.job.repository:
+        return done.job.repository
+    for key in ("general.repo_url", "general.base_model.0.repo_url"):
+        url = urlsplit(done.job.plan.dense.text(key, ""))
+        if url.netloc == "huggingface.co" and (id := hub.repository(url.path.strip("/"))):
+            return id
+    return None
+
+
+def _command() -> str:
+    return shlex.join(["shareatt-export", *sys.argv[1:]])
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,48 @@
+"""What options of the command line may be. Nothing here takes time to import: the shell's completion asks often."""
+
+import re
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from ..formats.weight_types import WEIGHT_TYPES, weight_type
+
+
+class Depths(click.ParamType[tuple[int, ...]]):
+    """Ascending numbers of tokens."""
+
+    name = "N,N..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isascii() and part.isdigit() and len(part) < 8 for part in parts):
+            self.fail(f"'{value}' is not a list of depths like 0,4096,16384", param, ctx)
+        return tuple(sorted(set(map(int, parts))))
+
+
+class OutType(click.ParamType[str]):
+    """A name of llama-quantize, in either case, or auto; always upper case from here on."""
+
+    name = "TYPE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return weight_type(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in ("auto", *WEIGHT_TYPES) if name.startswith(incomplete.upper())]
+
+
+class SplitSize(click.ParamType[int]):
+    """As llama-gguf-split: megabytes or gigabytes, of a thousand."""
+
+    name = "N(M|G)"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch("([1-9][0-9]{0,8})([MG])", str(value))
+        if not match:
+            self.fail(f"'{value}' is not a size like 500M or 2G", param, ctx)
+        return int(match[1]) * {"M": 10**6, "G": 10**9}[match[2]]

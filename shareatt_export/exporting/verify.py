@@ -1,0 +1,118 @@
+"""Hold an SA file against the one that it was made from: map, inventory, identity, and every copied byte.
+
+read_model has already refused wrong offsets, gaps and truncation, with the rules of llama.cpp's own loader.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from ..errors import VerifyFailed
+from ..formats.gguf_encode import Tensor
+from ..formats.gguf_header import Header
+from ..formats.gguf_keys import KEY_EXPORTER, KEY_FIT_SHA256, KEY_SOURCE_SHA256, KEY_SPANS, key_source_layers
+from ..formats.identity import identity
+from ..formats.shards import read_model
+from ..formats.tensor_copies import Copy
+from ..model.facts import read_facts
+from ..model.spans import added
+from ..plan.make_plan import make_plan
+from ..plan.plan import Plan, with_fit, with_identity
+from ..plan.projections import Fitting
+from ..system.streams import Advance, Inputs, nothing, read_range
+
+OWN_WORDS = {KEY_EXPORTER, KEY_SPANS}  # another version of this tool may write them differently
+
+
+@dataclass(frozen=True)
+class Verified:
+    plan: Plan
+    n_tensors: int
+    n_bytes: int  # compared, byte by byte; those of fitted tensors by their SHA-256
+    source_sha256: str
+
+
+def verify(out: Path, dense: Path, advance: Advance = nothing) -> Verified:
+    """Raises VerifyFailed with the first difference; `advance` is told of the dense and of the SA weight bytes."""
+    sa, dense_header = read_model(out), read_model(dense)
+    sa_facts, dense_facts = read_facts(sa), read_facts(dense_header)
+    if not sa_facts.is_shared:
+        raise VerifyFailed(f"{out}: {key_source_layers(sa_facts.arch)}: is not there, or shares nothing")
+    if sa_facts.n_layer != dense_facts.n_layer:
+        raise VerifyFailed(f"{out}: has {sa_facts.n_layer} layers, {dense} has {dense_facts.n_layer}")
+    spans = added(dense_facts.source_layers, sa_facts.source_layers)
+    fitting = None if dense_facts.is_shared else Fitting.of(sa)
+    plan = with_identity(make_plan(dense_header, dense_facts, spans, fitting), identity(dense_header, advance))
+    digests = _fitted(sa, plan, advance)
+    plan = with_fit(plan, {}, digests) if fitting else plan
+    verified = hold_against(sa, plan)
+    same_bytes(sa, [copy for copy in plan.tensors if copy not in plan.fitted], advance)
+    return verified
+
+
+def _fitted(sa: Header, plan: Plan, advance: Advance) -> list[str]:
+    """SHA-256 of the tensors that have new values, as they are in the SA file."""
+    digests = []
+    for copy in plan.fitted:
+        if (info := sa.tensors.get(copy.name)) is None:
+            raise VerifyFailed(f"{sa.path}: tensor '{copy.name}' is missing")
+        digest = hashlib.sha256()
+        with Inputs() as inputs:
+            for chunk in read_range(inputs.open(info.path), info.offset, info.n_bytes):
+                digest.update(chunk)
+                advance(len(chunk))
+        digests.append(digest.hexdigest())
+    return digests
+
+
+def hold_against(sa: Header, plan: Plan) -> Verified:
+    """The header of a written file against its plan, which knows the identity; its bytes were compared, or will be."""
+    same_inventory(sa, plan.tensors)
+    _metadata(sa, plan)
+    return Verified(plan, len(plan.tensors), plan.weight_bytes_after, sa.text(KEY_SOURCE_SHA256))
+
+
+def same_inventory(sa: Header, tensors: Sequence[Tensor]) -> None:
+    """Raises VerifyFailed unless names, shapes and types are the same, in this order."""
+    for info, copy in zip_longest(sa.tensors.values(), tensors):
+        if info is None:
+            raise VerifyFailed(f"{sa.path}: tensor '{copy.name}' is missing")
+        if copy is None:
+            raise VerifyFailed(f"{sa.path}: tensor '{info.name}' should not be there")
+        if info.name != copy.name:
+            raise VerifyFailed(f"{sa.path}: tensor '{info.name}' stands where '{copy.name}' should")
+        if (info.shape, info.type) != (copy.shape, copy.type):
+            raise VerifyFailed(
+                f"{sa.path}: tensor '{info.name}': {list(info.shape)} {info.type.name}, "
+                f"expected {list(copy.shape)} {copy.type.name}"
+            )
+
+
+def _metadata(sa: Header, plan: Plan) -> None:
+    for key, raw in plan.metadata.items():
+        if key not in sa.metadata:
+            raise VerifyFailed(f"{sa.path}: metadata key '{key}' is missing")
+        if key not in OWN_WORDS and sa.metadata[key] != raw:
+            detail = {
+                KEY_SOURCE_SHA256: "; another dense file",
+                KEY_FIT_SHA256: "; a fitted tensor is not what the export wrote",
+            }.get(key, "")
+            raise VerifyFailed(f"{sa.path}: metadata key '{key}' is not what {plan.dense.path} leads to{detail}")
+    if extra := sa.metadata.keys() - plan.metadata.keys():
+        raise VerifyFailed(f"{sa.path}: metadata key '{min(extra)}' should not be there")
+
+
+def same_bytes(sa: Header, copies: Sequence[Copy], advance: Advance = nothing) -> None:
+    with Inputs() as inputs:
+        for copy in copies:
+            info = sa.tensors[copy.name]
+            ours = read_range(inputs.open(info.path), info.offset, copy.n_bytes)
+            theirs = read_range(inputs.open(copy.origin.path), copy.origin.offset + copy.skipped, copy.n_bytes)
+            for a, b in zip_longest(ours, theirs, fillvalue=b""):
+                if a != b:
+                    raise VerifyFailed(
+                        f"{info.path}: tensor '{copy.name}': its bytes differ from those of the dense file"
+                    )
+                advance(len(a))

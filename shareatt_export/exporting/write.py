@@ -1,0 +1,84 @@
+"""Carry out a plan: headers first, then each tensor to where the header of the output says.
+
+Each byte of the input is read once: hashed, written, read back and compared. Memory does not grow with the model.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import VerifyFailed
+from ..formats.gguf_header import TensorInfo
+from ..formats.identity import identity_of, known_identity
+from ..formats.shards import Piece, read_model
+from ..formats.tensor_copies import Copy
+from ..formats.transfer import Written, transfer
+from ..plan.plan import Plan, with_identity
+from ..system.streams import Advance, nothing
+
+
+def write_plan(
+    plan: Plan,
+    paths: Sequence[Path],
+    max_bytes: int | None,
+    advance: Advance = nothing,
+    written: Written = lambda path: None,
+    finite: bool = True,
+) -> Plan:
+    """Write the files of a plan; the plan with the identity of its input, which only reading all of it can tell.
+
+    `advance` is told of plan.weight_bytes_before bytes, `written` of a file after each tensor.
+    Raises VerifyFailed where a byte is not what it should be, and if all must be `finite`, BadInput where one is not.
+    """
+    known = known_identity(plan.dense)
+    fitted = {copy.origin for copy in plan.tensors} - set(plan.dense.tensors.values())
+    origins = [*plan.dense.tensors.values(), *fitted]
+    digests = _fill(plan.pieces(max_bytes), paths, origins, known is None, advance, written, finite)
+    plan = with_identity(plan, known or identity_of(plan.dense, digests))
+    for piece, path in zip(plan.pieces(max_bytes), paths, strict=True):
+        with path.open("r+b") as file:  # as long as before
+            file.write(piece.header)
+    return plan
+
+
+def write_pieces(
+    made: Sequence[Piece[Copy]],
+    paths: Sequence[Path],
+    advance: Advance = nothing,
+    written: Written = lambda path: None,
+) -> None:
+    """Write each piece to its path, compared; `advance` is told of tensor bytes."""
+    origins = [copy.origin for piece in made for copy in piece.tensors]
+    _fill(made, paths, origins, False, advance, written)
+
+
+def _fill(
+    made: Sequence[Piece[Copy]],
+    paths: Sequence[Path],
+    origins: Iterable[TensorInfo],
+    hashes: bool,
+    advance: Advance,
+    written: Written,
+    finite: bool = False,
+) -> dict[TensorInfo, bytes]:
+    for piece, path in zip(made, paths, strict=True):
+        with path.open("wb") as file:
+            file.write(piece.header)
+            file.truncate(piece.file_size)
+    copies = {copy.origin: copy for piece in made for copy in piece.tensors}
+    return transfer(origins, copies, read_model(paths[0]).tensors, hashes, advance, written, finite)
+
+
+@contextmanager
+def unchanged(files: Iterable[Path]) -> Iterator[None]:
+    """Raises VerifyFailed at the end of the block if another program has changed one of the files meanwhile."""
+    before = {path: _stamp(path) for path in files}
+    yield
+    for path, stamp in before.items():
+        if _stamp(path) != stamp:
+            raise VerifyFailed(f"{path}: was changed by another program while it was copied")
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,40 @@
+"""The identity of a model's weights: a SHA-256 that an SA file keeps of the dense model that it was made from."""
+
+import hashlib
+import re
+import struct
+from collections.abc import Mapping
+
+from ..system.streams import Advance, nothing
+from .gguf_header import Header, TensorInfo, damaged
+from .gguf_keys import KEY_SOURCE_SHA256, key_source_layers
+from .transfer import transfer
+
+
+def identity(header: Header, advance: Advance = nothing) -> str:
+    """Identity of a dense model's weights: SHA-256 over name, type, shape and SHA-256 of every tensor, in order.
+
+    An SA file knows that of the model it was made from.
+    """
+    if (known := known_identity(header)) is not None:
+        return known
+    digests = transfer(header.tensors.values(), {}, {}, True, advance)
+    return identity_of(header, digests)
+
+
+def known_identity(header: Header) -> str | None:
+    shared = key_source_layers(header.text("general.architecture")) in header.metadata
+    if not shared or KEY_SOURCE_SHA256 not in header.metadata:
+        return None
+    if not re.fullmatch("[0-9a-f]{64}", known := header.text(KEY_SOURCE_SHA256)):
+        raise damaged(header.path, KEY_SOURCE_SHA256, "expected 64 hexadecimal digits")
+    return known
+
+
+def identity_of(header: Header, digests: Mapping[TensorInfo, bytes]) -> str:
+    digest = hashlib.sha256()
+    for info in header.tensors.values():
+        name = info.name.encode()
+        digest.update(struct.pack(f"<Q{len(name)}sI{len(info.shape)}Q", len(name), name, info.type, *info.shape))
+        digest.update(digests[info])
+    return digest.hexdigest()

@@ -1,0 +1,191 @@
+"""Build the runtime: the patched llama.cpp, its tools and its Python bindings, in the user's cache folder.
+
+build()            # idempotent; about 8 minutes cold on two cores, seconds when it is there
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import RuntimeProblem
+from ..system import child_process as child
+from ..system.progress import Step, silent
+from .pin import patch_id, pin
+from .runtime import CMAKE_OPTIONS, Status, recipe, require, status, targets
+from .source import cache_dir, copy_source, pip, private_cache, sdist_dir, stock_source
+
+BINDINGS_NEED = ("typing-extensions", "diskcache", "jinja2", "markupsafe")  # numpy is ours already
+
+
+# Where ggml's AMX code kills the program (it does with some compilers and virtual machines), ggml alone is compiled
+# again without it: CMake includes this file at ggml's own project().
+NO_AMX = "add_compile_options(-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)\n"
+
+
+def build(patched: bool = True, llama_cpp: Path | None = None, progress: Step = silent) -> Status:
+    """Build what is missing and return the ready runtime; an interrupted build is resumed. Raises RuntimeProblem.
+
+    `patched=False` builds the library of the same source without the patch, to compare with. `llama_cpp` is a checkout
+    to build instead of the pinned source; it is copied, never changed.
+    """
+    runtime = status(patched)
+    wanted = str(llama_cpp.resolve()) if llama_cpp else f"{pin().package}=={pin().version}"
+    with locked(runtime.root):
+        runtime = status(patched)
+        if runtime.ready and runtime.built["source"] == wanted and llama_cpp is None:
+            return runtime
+        _prepare_source(runtime, llama_cpp, wanted, patched, progress)
+        no_amx = not patched and bool(require().built["amx_disabled"])
+        compile_source(runtime.root, targets(patched), no_amx, progress)
+        if patched:
+            no_amx = _install_and_test(runtime, progress)
+        record = {
+            "llama_cpp": pin().llama_cpp_commit if llama_cpp is None else "of your own",
+            "source": wanted,
+            "patch": patch_id() if patched else None,
+            "abi": pin().abi if patched else None,
+            "amx_disabled": no_amx,
+            "cmake": recipe(patched),
+        }
+        _write_stamp(runtime.root / "runtime.json", record)
+    return status(patched)
+
+
+def _prepare_source(runtime: Status, llama_cpp: Path | None, wanted: str, patched: bool, progress: Step) -> None:
+    """Copy the source unless an interrupted build did; that of a user's checkout always, which may have changed.
+
+    Objects of another source are dropped with it: its files may be older than they are.
+    """
+    note = runtime.root / "source.txt"
+    same = note.is_file() and note.read_text() == wanted
+    if same and llama_cpp is None and runtime.source.is_dir():
+        return
+    progress("fetching the source", None)
+    copy_source(runtime.source, llama_cpp, patched)
+    (runtime.root / "runtime.json").unlink(missing_ok=True)
+    if not same:
+        shutil.rmtree(runtime.root / "build", ignore_errors=True)
+    note.write_text(wanted)
+
+
+def _install_and_test(runtime: Status, progress: Step) -> bool:
+    """Install the bindings and try a q8_0 model; if that crashes, once more without AMX. Returns whether AMX is off."""
+    if not (runtime.python / "llama_cpp").is_dir():
+        progress("installing the bindings", None)
+        _install_bindings(runtime.python)
+    progress("trying a q8_0 model", None)
+    died = _smoke(runtime)
+    no_amx = died < 0
+    if no_amx:
+        progress(f"it died of signal {-died}; compiling ggml again without AMX", None)
+        compile_source(runtime.root, targets(patched=True), no_amx, progress)
+        died = _smoke(runtime)
+    if died:
+        raise RuntimeProblem(f"{runtime.bin}: fails its first model (status {died}); see {runtime.root}/smoke.log")
+    return no_amx
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """One build at a time in a folder of the cache; a second one waits and then finds everything done."""
+    try:
+        import fcntl
+    except ImportError:
+        raise RuntimeProblem("the runtime cannot be built on Windows yet; use WSL") from None
+    private_cache()
+    root.mkdir(exist_ok=True)
+    with (root / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write_stamp(path: Path, record: Mapping[str, object]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _program(name: str) -> str | None:
+    """On PATH, or beside this interpreter (where pip puts cmake and ninja)."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
+def compile_source(
+    root: Path,
+    targets: tuple[str, ...],
+    no_amx: bool,
+    progress: Step,
+    build: str = "build",
+    options: tuple[str, ...] = (),
+) -> None:
+    """Build the source `root`/llama.cpp in the folder `root`/`build`; `options` are for CMake, beside those of ours."""
+    if not (cmake := _program("cmake")):
+        raise RuntimeProblem("cmake is needed to build llama.cpp; install it, or pip install 'shareatt-export[build]'")
+    configure = [cmake, "-S", str(root / "llama.cpp"), "-B", str(root / build), *CMAKE_OPTIONS, *options]
+    if ninja := _program("ninja"):
+        configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    configure += compiler_options(root, no_amx)
+    jobs = str(os.cpu_count() or 2)
+    with (root / f"{build}.log").open("w") as log:
+        progress("configuring", None)
+        run_logged(configure, log.name, progress)
+        run_logged([cmake, "--build", str(root / build), "-j", jobs, "--target", *targets], log.name, progress)
+
+
+def compiler_options(folder: Path, no_amx: bool) -> list[str]:
+    """CMake's, beside those of llama.cpp; `folder` is where the file goes that they name."""
+    include = folder / "no-amx.cmake"
+    include.write_text(NO_AMX if no_amx else "")
+    options = [f"-DCMAKE_PROJECT_ggml_INCLUDE={include}"]
+    if _program("ccache"):
+        options += ["-DCMAKE_C_COMPILER_LAUNCHER=ccache", "-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"]
+    return options
+
+
+def run_logged(command: list[str], log_path: str, progress: Step, env: Mapping[str, str] | None = None) -> None:
+    """Run a build, and tell `progress` what CMake's output says of it. Raises RuntimeProblem with its first error."""
+    # ccache: objects of the patched and the unpatched tree, and of the next patch, are the same but for their folder
+    env = os.environ | {"CCACHE_BASEDIR": str(cache_dir()), "CCACHE_NOHASHDIR": "1"} | dict(env or {})
+    errors: list[str] = []
+    with Path(log_path).open("a") as log:
+
+        def look(line: str) -> None:
+            log.write(line)
+            if step := re.match(r" *\[ *(\d+)(?:/(\d+)|%)\]", line):
+                progress("compiling", int(step[1]) / int(step[2] or 100))
+            elif re.search(r"\berror\b", line, re.IGNORECASE):
+                errors.append(line.strip())
+
+        status = child.run(command, look, env=env)
+    if status:
+        reason = errors[0] if errors else f"status {status}"
+        raise RuntimeProblem(f"{Path(command[0]).name} failed: {reason}; the whole log is {log_path}")
+
+
+def _install_bindings(target: Path) -> None:
+    """llama-cpp-python without its own build of llama.cpp, and what it imports, for nobody but this runtime."""
+    stock_source()
+    env = {"CMAKE_ARGS": "-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF"}
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".python-") as folder:
+        work = Path(folder) / "python"
+        pip(["install", "--no-deps", "--target", str(work), str(sdist_dir())], env)
+        pip(["install", "--no-deps", "--target", str(work), *BINDINGS_NEED])
+        shutil.rmtree(target, ignore_errors=True)
+        work.replace(target)
+
+
+def _smoke(runtime: Status) -> int:
+    """Exit status of a child that loads and runs a small q8_0 model; negative: the signal that killed it."""
+    command = [sys.executable, "-m", "shareatt_export.llamacpp.smoke_test", str(runtime.python), str(runtime.bin)]
+    with (runtime.root / "smoke.log").open("w") as log:
+        try:
+            return subprocess.run(command, stdout=log, stderr=log, timeout=300).returncode
+        except subprocess.TimeoutExpired:
+            raise RuntimeProblem(f"{runtime.bin}: its first model does not end; see {log.name}") from None

@@ -1,0 +1,157 @@
+"""What the export must know of a model: its layers, its heads, and what its layers attend to."""
+
+from dataclasses import dataclass
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+
+from ..errors import BadSpans, Unsupported
+from ..formats.gguf_header import Header, damaged
+from ..formats.gguf_keys import FORMAT_VERSION, KEY_FORMAT_VERSION, key_source_layers
+from .architectures import ARCHITECTURES, REFUSED, Architecture
+from .spans import SourceMap, spans_of
+
+MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+F16 = GGMLQuantizationType.F16
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A model's shape. The tuples have one entry per layer."""
+
+    arch: str
+    n_layer: int
+    n_embd: int
+    n_head: tuple[int, ...]
+    n_head_kv: tuple[int, ...]
+    head_dim_k: int
+    head_dim_v: int
+    n_ctx_train: int
+    is_swa: tuple[bool, ...]  # attends to a sliding window, not to everything
+    source_layers: SourceMap  # the identity for a dense model
+    n_layer_nextn: int = 0  # of the layers, the last ones, which predict further tokens in speculative decoding
+
+    @property
+    def is_shared(self) -> bool:
+        return self.source_layers != tuple(range(self.n_layer))
+
+    def n_embd_q(self, layer: int) -> int:
+        return self.n_head[layer] * self.head_dim_k
+
+    def n_embd_k(self, layer: int) -> int:
+        return self.n_head_kv[layer] * self.head_dim_k
+
+    def n_embd_v(self, layer: int) -> int:
+        return self.n_head_kv[layer] * self.head_dim_v
+
+    def kv_bytes_per_token(
+        self, source_layers: SourceMap, type_k: GGMLQuantizationType = F16, type_v: GGMLQuantizationType = F16
+    ) -> int:
+        """Bytes that one token takes in the KV cache; a follower has no K there."""
+        layers = range(self.n_layer)
+        k = sum(row_bytes(self.n_embd_k(layer), type_k) for layer in layers if source_layers[layer] == layer)
+        v = sum(row_bytes(self.n_embd_v(layer), type_v) for layer in layers)
+        return k + v
+
+
+def row_bytes(n: int, type: GGMLQuantizationType) -> int:
+    """Bytes of a row of `n` numbers."""
+    block, block_bytes = GGML_QUANT_SIZES[type]
+    return n // block * block_bytes
+
+
+def read_facts(header: Header) -> Facts:
+    """The facts of any GGUF language model. Raises BadInput where the metadata contradicts itself."""
+    arch = header.text("general.architecture")
+    if (kind := header.text("general.type", "model")) != "model":
+        raise Unsupported(f"{header.path}: general.type: is of type '{kind}'; name the file of a language model")
+    if f"{arch}.block_count" not in header.metadata:
+        require_exportable(header)
+    n_layer = header.integer(f"{arch}.block_count")
+    if not 1 <= n_layer <= MAX_LAYERS:
+        raise damaged(header.path, f"{arch}.block_count", f"{n_layer} layers, 1 to {MAX_LAYERS} are possible")
+
+    def count(key: str, default: int | None = None) -> int:
+        return _count(header, f"{arch}.{key}", default)
+
+    def counts(key: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        if f"{arch}.{key}" not in header.metadata:
+            return default
+        return tuple(_bounded(header, f"{arch}.{key}", n) for n in header.integers(f"{arch}.{key}", n_layer))
+
+    n_embd = count("embedding_length")
+    n_layer_nextn = count("nextn_predict_layers", 0)
+    if n_layer_nextn >= n_layer:
+        raise damaged(header.path, f"{arch}.nextn_predict_layers", f"{n_layer_nextn} of {n_layer} layers")
+    n_head = counts("attention.head_count", (0,) * n_layer)
+    head_dim = n_embd // n_head[0] if n_head[0] else 0
+    return Facts(
+        arch=arch,
+        n_layer=n_layer,
+        n_embd=n_embd,
+        n_head=n_head,
+        n_head_kv=counts("attention.head_count_kv", n_head),
+        head_dim_k=count("attention.key_length", head_dim),
+        head_dim_v=count("attention.value_length", head_dim),
+        n_ctx_train=count("context_length"),
+        is_swa=_is_swa(header, arch, n_layer, n_layer_nextn),
+        source_layers=_source_layers(header, arch, n_layer),
+        n_layer_nextn=n_layer_nextn,
+    )
+
+
+def _count(header: Header, key: str, default: int | None = None) -> int:
+    return _bounded(header, key, header.integer(key, default))
+
+
+def _bounded(header: Header, key: str, n: int) -> int:
+    if not 0 <= n < 1 << 31:
+        raise damaged(header.path, key, f"{n} is not possible")
+    return n
+
+
+def _is_swa(header: Header, arch: str, n_layer: int, n_layer_nextn: int) -> tuple[bool, ...]:
+    """As llama.cpp's load_swa_pattern; architectures that are not in the table do not slide as far as we know."""
+    sliding = ARCHITECTURES[arch].sliding if arch in ARCHITECTURES else None
+    if (
+        sliding is None
+        or sliding.n_layer not in (None, n_layer)
+        or _count(header, f"{arch}.attention.sliding_window", sliding.window) == 0
+    ):
+        return (False,) * n_layer
+    key = f"{arch}.attention.sliding_window_pattern"
+    if (flags := header.flags(key, n_layer)) is not None:
+        return flags
+    period = _count(header, key, sliding.period or None)
+    full = 0 if sliding.dense_first else period - 1
+    return tuple(
+        layer < n_layer - n_layer_nextn and (period == 0 or layer % period != full) for layer in range(n_layer)
+    )
+
+
+def _source_layers(header: Header, arch: str, n_layer: int) -> SourceMap:
+    key = key_source_layers(arch)
+    if key not in header.metadata:
+        return tuple(range(n_layer))
+    if (version := header.integer(KEY_FORMAT_VERSION, FORMAT_VERSION)) > FORMAT_VERSION:
+        raise Unsupported(
+            f"{header.path}: {KEY_FORMAT_VERSION}: is {version}, this version reads up to {FORMAT_VERSION}; upgrade it"
+        )
+    raw = header.metadata[key]
+    if raw.type != GGUFValueType.ARRAY or raw.raw[:4] != GGUFValueType.INT32.to_bytes(4, "little"):
+        raise damaged(header.path, key, "must be an array of i32")
+    source_layers = header.integers(key, n_layer)
+    try:
+        spans_of(source_layers)
+    except BadSpans as error:
+        raise damaged(header.path, key, str(error)) from None
+    return source_layers
+
+
+def require_exportable(header: Header) -> Architecture:
+    """The architecture's row, if the model can be exported at all. Raises Unsupported."""
+    arch = header.text("general.architecture")
+    if arch not in ARCHITECTURES:
+        why = f"supported: {REFUSED[arch]}" if arch in REFUSED else "known to this version"
+        known = ", ".join(ARCHITECTURES)
+        raise Unsupported(f"{header.path}: general.architecture: '{arch[:64]}' is not {why} (supported: {known})")
+    return ARCHITECTURES[arch]

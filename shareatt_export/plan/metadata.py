@@ -1,0 +1,81 @@
+"""The metadata of an SA file: the dense file's, brought up to date, and the keys that describe the sharing."""
+
+import math
+from dataclasses import replace
+
+import gguf
+
+from .._version import __version__
+from ..formats.gguf_encode import raw_array_i32, raw_string, raw_string_array, raw_u32
+from ..formats.gguf_header import Header, RawValue
+from ..formats.gguf_keys import (
+    FORMAT_VERSION,
+    KEY_EXPORTER,
+    KEY_FIT,
+    KEY_FIT_SHA256,
+    KEY_FIT_TENSORS,
+    KEY_FIT_TEXT,
+    KEY_FORMAT_VERSION,
+    KEY_SOURCE_SHA256,
+    KEY_SPANS,
+    key_source_layers,
+)
+from ..model.facts import Facts
+from ..model.spans import Span, spans_of
+from .plan import Plan
+
+TAG = "shared-attention"
+
+
+def planned_metadata(plan: Plan) -> dict[str, RawValue]:
+    """The dense file's metadata in its order, brought up to date, then ours."""
+    dense = _before_sharing(plan.dense, plan.facts)
+    metadata = dict(dense.metadata)
+    tag = _tag(plan.spans)
+    if (name := dense.text("general.name", "")) != "":
+        metadata = {key: raw for key, raw in metadata.items() if not key.startswith("general.base_model.")}
+        metadata["general.name"] = raw_string(f"{name} {tag}")
+        metadata["general.base_model.count"] = raw_u32(1)
+        for field in ("name", "organization", "version", "repo_url"):
+            if value := dense.text(f"general.{field}", ""):
+                metadata[f"general.base_model.0.{field}"] = raw_string(value)
+    if "general.finetune" in metadata:
+        metadata["general.finetune"] = raw_string(f"{dense.text('general.finetune')}-{tag}")
+    if "general.size_label" in metadata and f"{plan.facts.arch}.expert_count" not in metadata:
+        n_elements = sum(math.prod(copy.shape) for copy in plan.tensors)
+        metadata["general.size_label"] = raw_string(gguf.size_label(n_elements, n_elements, 0, 0))
+    tags = dense.value("general.tags")
+    known = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+    metadata["general.tags"] = raw_string_array([*known, *([] if TAG in known else [TAG])])
+    if plan.fitting:
+        names = [copy.name for copy in plan.fitted]
+        metadata |= {
+            KEY_FIT: raw_string(str(plan.fitting)),
+            KEY_FIT_TEXT: raw_string(plan.fitting.text_sha256),
+            KEY_FIT_TENSORS: raw_string_array(names),
+            KEY_FIT_SHA256: raw_string_array(["0" * 64] * len(names)),  # until with_fit
+        }
+    return metadata | {
+        key_source_layers(plan.facts.arch): raw_array_i32(plan.source_layers),
+        KEY_FORMAT_VERSION: raw_u32(FORMAT_VERSION),
+        KEY_SPANS: raw_string(plan.spans_text),
+        KEY_EXPORTER: raw_string(f"shareatt-export {__version__}"),
+        KEY_SOURCE_SHA256: raw_string("0" * 64),  # until with_identity
+    }
+
+
+def _before_sharing(header: Header, facts: Facts) -> Header:
+    """Without what an export adds, so that an SA file given more spans is the file that all spans at once make."""
+    if not facts.is_shared:
+        return header
+    own = {key_source_layers(facts.arch), KEY_FORMAT_VERSION, KEY_SPANS, KEY_EXPORTER, KEY_SOURCE_SHA256}
+    metadata = {key: raw for key, raw in header.metadata.items() if key not in own}
+    tag = _tag(spans_of(facts.source_layers))
+    for key, joint in (("general.name", " "), ("general.finetune", "-")):
+        if text := header.text(key, ""):
+            metadata[key] = raw_string(text.removesuffix(joint + tag))
+    return replace(header, metadata=metadata)
+
+
+def _tag(spans: tuple[Span, ...]) -> str:
+    return f"SA{','.join(map(str, spans))}"

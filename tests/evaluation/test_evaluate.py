@@ -1,0 +1,238 @@
+"""`shareatt-export eval`: against llama-perplexity, which computes the same, and against numpy."""
+
+import json
+import math
+import re
+import subprocess
+
+import numpy as np
+import pytest
+
+import shareatt_export
+from shareatt_export.cli import bench_plot
+from shareatt_export.evaluation.evaluate import Q8_0, Request, Subject, baseline, evaluate
+from shareatt_export.evaluation.intervals import mean
+from shareatt_export.evaluation.positions import edges
+from shareatt_export.llamacpp import runtime
+from shareatt_export.llamacpp.engine import Context, Model, Token, log_softmax
+from shareatt_export.llamacpp.texts import Text, read_text, windows
+from shareatt_export.model.facts import F16
+from shareatt_export.model.spans import parse_spans, source_map
+from shareatt_export.model.synthetic import Shape
+from tests.support import parity, small, tiny
+
+TEXT = read_text(tiny.DEMO / "heldout.txt")
+N_CTX, N_WINDOWS = 128, 6
+
+
+@pytest.fixture(scope="module")
+def shared(demo_dense, tmp_path_factory):
+    return shareatt_export.export(demo_dense, "6-9", tmp_path_factory.mktemp("shared") / "sa.gguf").files[0]
+
+
+@pytest.fixture(scope="module")
+def beginning(tmp_path_factory):
+    """So little text that N_WINDOWS windows are all of it, as llama-perplexity takes them from the start."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT.content[:2600])
+    return path
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory):
+    """The same and on: llama-perplexity loses the last lines of its log when it ends, so it gets more windows."""
+    path = tmp_path_factory.mktemp("text") / "more.txt"
+    path.write_text(TEXT.content[:6000])
+    return path
+
+
+def upstream(pattern: str, *arguments: object) -> list[float]:
+    """What llama-perplexity has found after N_WINDOWS windows."""
+    command = [runtime.tool("llama-perplexity"), "-c", N_CTX, "--chunks", 2 * N_WINDOWS, "-b", N_CTX, *arguments]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    found = re.search(pattern.replace("#", "([0-9.]+)"), done.stdout + done.stderr, re.MULTILINE)
+    assert found, done.stdout + done.stderr
+    return list(map(float, found.groups()))
+
+
+def test_perplexity_and_kl_are_those_of_llama_perplexity(demo_dense, shared, beginning, more, tmp_path):
+    done = evaluate(Request(demo_dense, (shared,), read_text(beginning), N_CTX, N_WINDOWS, baselines=False))
+    assert done.n_windows == N_WINDOWS and done.n_tokens == N_WINDOWS * (N_CTX // 2 - 1)
+    base = tmp_path / "base.bin"
+    for score, extra in zip(done.scores, (["--save-all-logits", base], []), strict=True):
+        (theirs,) = upstream(rf"\[{N_WINDOWS}\]#", "-m", score.subject.model, "-f", more, *extra)
+        assert score.perplexity == pytest.approx(theirs, rel=1e-4)
+    columns = rf"^ +{N_WINDOWS} +[^±]+±[^±]+± +[0-9.]+ +# ±[^±]+±[^±]+% +# ±"  # perplexity, ratio, KL, change, same top
+    kl, top = upstream(columns, "-m", shared, "--kl-divergence-base", base, "--kl-divergence", "-f", more)
+    dense, ours = done.scores
+    assert ours.kl.value == pytest.approx(kl, rel=5e-3)  # upstream keeps log probabilities in 16 bits
+    assert 100 * ours.same_top == pytest.approx(top, abs=0.3)
+    assert dense.kl.value == dense.kl_max == 0 and dense.same_top == 1
+    assert ours.kl.value > 0.05 and ours.kl_p99 < ours.kl_max
+
+
+def test_bits_per_byte(demo_dense, shared, beginning):
+    (dense, _) = evaluate(Request(demo_dense, (shared,), read_text(beginning), N_CTX, 1, baselines=False)).scores
+    n_tokens = N_CTX // 2 - 1
+    assert 1.5 * n_tokens < dense.nll.value * n_tokens / math.log(2) / dense.bits_per_byte < 8 * n_tokens
+
+
+def test_the_interval_is_over_windows():
+    windows = [np.array([1.0, 3.0]), np.array([4.0, 4.0]), np.array([6.0, 6.0])]
+    found = mean(windows)
+    assert found.value == 4 and found.half == pytest.approx(1.96 * 2 / 3**0.5)
+    assert math.isnan(mean(windows[:1]).half)
+
+
+# ---------------------------------------------------------------- by position
+
+
+@pytest.mark.parametrize(
+    "n_ctx, expected",
+    [
+        (64, [0, 64]),
+        (128, [0, 128]),
+        (129, [0, 128, 129]),
+        (512, [0, 128, 256, 512]),
+        (3000, [0, 128, 256, 512, 1024, 2048, 3000]),
+    ],
+)
+def test_buckets_double(n_ctx, expected):
+    assert edges(n_ctx) == expected
+
+
+def test_positions_are_those_of_the_predicted_tokens(demo_dense, shared):
+    """Against whole windows at once; the evaluation decodes them in two pieces."""
+    n_ctx, n_windows = 600, 2
+    done = evaluate(Request(demo_dense, (shared,), TEXT, n_ctx, n_windows, baselines=False))
+    assert [(bucket.first, bucket.last) for bucket in done.positions] == [(1, 127), (128, 255), (256, 511), (512, 599)]
+    likelihoods = []
+    for path in (demo_dense, shared):
+        with Model(parity.lib(), path) as model, Context(model, True, n_ctx=n_ctx, n_batch=n_ctx) as context:
+            for tokens in windows(model, TEXT, n_ctx, n_windows):
+                context.clear()
+                likelihoods.append(log_softmax(context.decode([Token(token, i) for i, token in enumerate(tokens)])))
+            parts = windows(model, TEXT, n_ctx, n_windows)
+    dense, ours = likelihoods[:2], likelihoods[2:]
+
+    def nll(rows, tokens, bucket):
+        return [-rows[i - 1, tokens[i]] for i in range(bucket.first, bucket.last + 1)]
+
+    for bucket in done.positions:
+        theirs, mine = (
+            [np.mean(nll(*each, bucket)) for each in zip(rows, parts, strict=True)] for rows in (dense, ours)
+        )
+        at_dense, at = bucket.models
+        assert at_dense.nll.value == pytest.approx(np.mean(theirs), abs=2e-3)
+        assert at.nll.value == pytest.approx(np.mean(mine), abs=2e-3)
+        assert at_dense.log_ratio.value == at_dense.log_ratio.half == at_dense.kl.value == 0
+        differences = np.array(mine) - theirs
+        assert at.log_ratio.value == pytest.approx(differences.mean(), abs=2e-3)
+        assert at.log_ratio.half == pytest.approx(1.96 * abs(differences[0] - differences[1]) / 2, abs=4e-3)
+        before = slice(bucket.first - 1, bucket.last)
+        apart = [np.exp(p[before]) * (p[before] - q[before]) for p, q in zip(dense, ours, strict=True)]
+        assert at.kl.value == pytest.approx(np.sum(apart) / 2 / (bucket.last + 1 - bucket.first), rel=0.01)
+
+
+# ---------------------------------------------------------------- K caches of equal bytes
+
+
+@pytest.mark.parametrize(
+    "n_layer, head_dim, spans, expected",
+    [
+        (12, 64, "", "F16"),  # shares nothing
+        (12, 64, "0-1", "Q8_0"),
+        (12, 64, "every:2", "Q5_1"),
+        (32, 64, "0-21", "Q5_0"),  # to the byte
+        (12, 64, "every:3", "Q4_1"),
+        (24, 64, "0-17", "IQ4_NL"),
+        (12, 64, "every:4", None),
+        (12, 48, "0-1", None),  # no type of blocks of 32 has such heads
+    ],
+)
+def test_the_baseline_is_the_best_that_takes_no_more_bytes(n_layer, head_dim, spans, expected):
+    facts = Shape(n_layer, 256, 4, 2, head_dim, 256, 32).facts()
+    source_layers = source_map(parse_spans(spans, n_layer), n_layer) if spans else facts.source_layers
+    shared = facts.kv_bytes_per_token(source_layers)
+    found = baseline(Subject("dense", None, facts), shared)
+    assert (found and found.type_k.name) == expected
+    assert found is None or found.kv_bytes_per_token <= shared
+
+
+def test_each_sa_model_gets_the_baseline_of_its_bytes(demo_dense, shared, beginning, tmp_path):
+    half = shareatt_export.export(demo_dense, "every:2", tmp_path / "half.gguf").files[0]
+    most = shareatt_export.export(demo_dense, "0-11", tmp_path / "most.gguf").files[0]
+    files = (half, shared, most)
+    done = evaluate(Request(demo_dense, files, read_text(beginning), N_CTX, 2, combined=True))
+    assert [other.name for other in done.others] == ["half.gguf", "sa.gguf", "most.gguf"]
+    q5_1, q8_0, none = done.baselines
+    assert (q5_1.name, q8_0.name, none) == ("dense, K cache q5_1", "dense, K cache q8_0", None)
+    names = ["dense", *(file.name for file in files), *(f"{file.name}, K cache q8_0" for file in files)]
+    by_name = {score.subject.name: score for score in done.scores}
+    assert list(by_name) == [*names, q5_1.name, q8_0.name]
+    for other, found in zip(done.others[:2], done.baselines, strict=False):
+        assert found.kv_bytes_per_token <= other.kv_bytes_per_token < by_name["dense"].subject.kv_bytes_per_token
+    assert 0 < by_name[q8_0.name].kl.value < by_name[q5_1.name].kl.value < by_name["sa.gguf"].kl.value
+    both, alone = by_name["sa.gguf, K cache q8_0"], by_name["sa.gguf"]
+    assert (both.subject.type_k, alone.subject.type_k) == (Q8_0, F16)
+    assert both.subject.kv_bytes_per_token < alone.subject.kv_bytes_per_token and both.nll != alone.nll
+
+
+def test_files_of_the_same_name_keep_their_folders(demo_dense, shared, beginning, tmp_path):
+    other = shareatt_export.export(demo_dense, "0-1", tmp_path / shared.name).files[0]
+    done = evaluate(Request(demo_dense, (shared, other), read_text(beginning), 16, 1, baselines=False))
+    assert [score.subject.name for score in done.scores] == ["dense", str(shared), str(other)]
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_command(run, demo_dense, shared, tmp_path):
+    arguments = ["eval", demo_dense, shared, "--ctx", 160, "--windows", 2]
+    done = run(*arguments, "--json", "--plot", tmp_path / "out.png")
+    data = json.loads(done.stdout)
+    names = ["dense", "sa.gguf", "dense, K cache q8_0"]
+    assert [score["name"] for score in data["scores"]] == names
+    assert data["text"]["name"].startswith("Python's documentation") and data["windows"] == 2
+    dense, sa, q8_0 = data["scores"]
+    assert sa["kv_bytes_per_token"] == dense["kv_bytes_per_token"] * 21 / 24
+    assert q8_0["kv_bytes_per_token"] < sa["kv_bytes_per_token"]
+    assert data["baselines"] == [{"name": "sa.gguf", "baseline": "dense, K cache q8_0"}] and data["tasks"] == []
+    assert [(bucket["first"], bucket["last"]) for bucket in data["positions"]] == [(1, 127), (128, 159)]
+    assert [model["name"] for model in data["positions"][0]["models"]] == names
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG\r\n")
+    shown = run(*arguments, "--no-baselines", "--positions").stdout
+    assert "sa.gguf" in shown and "q8_0" not in shown and "confidence interval" in shown
+    rows = [" ".join(line.split()) for line in shown.splitlines()]
+    at = data["positions"][1]["models"][1]
+    ratio = math.exp(at["log_perplexity_ratio"]["mean"])
+    assert any(row.startswith(f"128-159 {math.exp(at['nll']['mean']):.2f} {ratio:.3f} ± ") for row in rows)
+
+
+def test_one_window_has_no_interval_and_is_json_all_the_same(run, demo_dense, shared):
+    done = run("eval", demo_dense, shared, "--ctx", 16, "--windows", 1, "--no-baselines", "--json")
+    data = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert all(score["kl"]["half_ci95"] is None and score["kl"]["mean"] is not None for score in data["scores"])
+
+
+def test_matplotlib_is_asked_for_before_anything_is_measured(run, demo_dense, shared, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_plot, "find_spec", lambda name: None)
+    done = run("eval", demo_dense, shared, "--plot", tmp_path / "out.png")
+    assert done.error == "Error: matplotlib is needed for --plot; pip install 'shareatt-export[plot]'"
+    assert done.stderr.count("\n") == 1
+
+
+def test_models_of_another_vocabulary(run, demo_dense, tmp_path):
+    other = small.write_dense(tmp_path / "other.gguf")
+    done = run("eval", demo_dense, other)
+    assert done.error == f"Error: {other}: has 32 tokens, {demo_dense} has 2048"
+
+
+def test_a_text_that_is_too_short(demo_dense, shared):
+    with pytest.raises(shareatt_export.ShareattError, match="tokens; a window takes 512"):
+        evaluate(Request(demo_dense, (shared,), Text("short", "x = 1")))
+
+
+def test_the_dense_model_may_be_a_folder(run, shared):
+    scores = json.loads(run("eval", tiny.DEMO, shared, "--ctx", 64, "--windows", 1, "--json").stdout)["scores"]
+    assert [score["model"] for score in scores] == [str(tiny.DEMO), str(shared), str(tiny.DEMO)]

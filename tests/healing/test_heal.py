@@ -1,0 +1,515 @@
+"""Healing: what gets gradients, what is written, and that an interrupted run ends as if it had not been."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import log_softmax
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import shareatt_export
+from shareatt_export.errors import BadInput, ShareattError
+from shareatt_export.exporting import convert
+from shareatt_export.healing import heal
+from shareatt_export.healing import saved_state as heal_state
+from shareatt_export.healing import train as heal_train
+from shareatt_export.healing.distill import Distiller
+from shareatt_export.healing.sharing import Sharing
+from shareatt_export.healing.trained_weights import Weights, trained_names
+from shareatt_export.llamacpp.texts import Text, read_text
+from shareatt_export.model.spans import parse_spans, source_map
+from tests.support import parity, tiny
+from tests.support.reference import SharedReference
+
+SPANS = "2-4"
+TOKENS = torch.from_numpy(parity.TOKENS[:, :24])
+SMALL = {"--text": tiny.DEMO / "LICENSE", "--ctx": 16, "--batch": 2, "--dtype": "f32"}
+OPTIONS = [str(item) for pair in SMALL.items() for item in pair]
+
+
+def qwen3() -> torch.nn.Module:
+    """With norms of Q and K, which are left as they are."""
+    torch.manual_seed(3)
+    config = AutoConfig.for_model("qwen3", **tiny.shape(2, 32), use_sliding_window=False, attention_bias=True)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=1.0 if "embed" in name else 1.5 / weight.shape[1] ** 0.5)
+        elif name.endswith("bias"):
+            torch.nn.init.normal_(weight, std=0.1)
+    return model
+
+
+MODELS = {"llama": lambda: tiny.build(2), "qwen3": qwen3, "gemma2": lambda: tiny.build_sliding("gemma2")}
+FAMILY_SPANS = {"llama": SPANS, "qwen3": SPANS, "gemma2": "2:4+6,3:5"}
+TRAINED = {
+    "llama": ["2.q_proj.weight", "2.k_proj.weight", "3.v_proj.weight", "3.o_proj.weight", "4.v_proj.weight",
+              "4.o_proj.weight"],
+    "qwen3": ["2.q_proj.weight", "2.q_proj.bias", "2.k_proj.weight", "2.k_proj.bias", "3.v_proj.weight",
+              "3.v_proj.bias", "3.o_proj.weight", "3.o_proj.bias", "4.v_proj.weight", "4.v_proj.bias",
+              "4.o_proj.weight", "4.o_proj.bias"],
+    "gemma2": ["2.q_proj.weight", "2.k_proj.weight", "4.v_proj.weight", "4.o_proj.weight", "6.v_proj.weight",
+               "6.o_proj.weight", "3.q_proj.weight", "3.k_proj.weight", "5.v_proj.weight", "5.o_proj.weight"],
+}  # fmt: skip
+
+
+def distiller(family: str = "llama", spans: str | None = None, **options: object) -> Distiller:
+    model = MODELS[family]()
+    model.set_attn_implementation("eager")
+    parsed = parse_spans(spans or FAMILY_SPANS[family], tiny.N_LAYER)
+    checkpointing = bool(options.pop("checkpointing", False))
+    weights = Weights(model, trained_names(model, parsed, bool(options.pop("train_mlp", False))), **options)
+    return Distiller(model, Sharing(source_map(parsed, tiny.N_LAYER)), weights, checkpointing)
+
+
+def gradients(made: Distiller) -> dict[str, torch.Tensor]:
+    made.backward(TOKENS)
+    assert all(weight.grad is None for weight in made.model.parameters())
+    return {name: leaf.grad for name, leaf in made.weights.leaves.items()}
+
+
+# ---------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_every_trained_parameter_gets_a_gradient_and_no_other_with_checkpointing_too(family):
+    """The paper's published fine-tuning, checkpointed, reaches the final norm and the head only."""
+    plain, checkpointed = (gradients(distiller(family, checkpointing=on)) for on in (False, True))
+    names = [name.replace("model.layers.", "").replace("self_attn.", "") for name in plain]
+    assert names == TRAINED[family]
+    for name, gradient in plain.items():
+        # The same number added to all keys changes no softmax, so the bias of K has none but for qwen3's norm.
+        assert gradient.abs().max() > 1e-6, name
+        assert torch.equal(gradient, checkpointed[name]), name
+
+
+def test_checkpointing_computes_layers_again(monkeypatch):
+    calls = []
+    layer = type(distiller().model.model.layers[0].mlp)
+    forward = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda self, x: calls.append(1) or forward(self, x))
+    for checkpointing in (False, True):
+        calls.clear()
+        distiller(checkpointing=checkpointing).backward(TOKENS)
+        assert (len(calls) > 2 * tiny.N_LAYER) is checkpointing
+
+
+@pytest.mark.parametrize("name", ["2.self_attn.q_proj", "2.self_attn.k_proj", "4.self_attn.v_proj"])
+def test_gradients_are_those_of_the_loss(name):
+    """Against differences: the source's come through its followers as well."""
+    made = distiller()
+    leaf = made.weights.leaves[f"model.layers.{name}.weight"]
+    made.backward(TOKENS)
+    gradient = leaf.grad.clone()
+    direction, before = gradient / gradient.norm(), leaf.data.clone()
+    losses = []
+    for sign in (1, -1):
+        leaf.data = before + sign * 0.02 * direction
+        losses.append(made.backward(TOKENS))
+    assert (losses[0] - losses[1]) / 0.04 == pytest.approx(gradient.norm().item(), rel=0.03)
+
+
+def test_low_rank_begins_as_the_model_and_trains_both_factors():
+    made = distiller(rank=2)
+    full = distiller()
+    assert all(torch.equal(a, full.weights.current()[name]) for name, a in made.weights.current().items())
+    first = gradients(made)
+    assert all((gradient != 0).any() for name, gradient in first.items() if name.endswith(".B"))
+    with torch.no_grad():
+        for leaf in made.weights.leaves.values():
+            leaf -= leaf.grad / leaf.grad.norm().clamp_min(1e-9)
+    assert all((gradient != 0).any() for gradient in gradients(made).values())
+    changed = made.weights.current()["model.layers.2.self_attn.q_proj.weight"].detach()
+    difference = changed - full.weights.current()["model.layers.2.self_attn.q_proj.weight"].detach()
+    assert torch.linalg.matrix_rank(difference, atol=1e-3) == 2
+
+
+def test_mlps_of_the_spans_layers():
+    added = set(distiller(train_mlp=True).weights.leaves) - set(distiller().weights.leaves)
+    assert added == {f"model.layers.{i}.mlp.{name}_proj.weight" for i in (2, 3, 4) for name in ("gate", "up", "down")}
+
+
+# ---------------------------------------------------------------- teacher, student, loss
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_the_untrained_student_is_the_reference_and_the_teacher_the_model(family):
+    made = distiller(family)
+    with SharedReference(made.sharing.source_layers).on(made.model):
+        expected = made.model(TOKENS).logits
+    with torch.no_grad():
+        student = made.as_student(TOKENS, lambda outputs: outputs.logits)
+        dense = made.model(TOKENS).logits
+    assert torch.equal(student, expected)
+    assert torch.equal(made.teacher(TOKENS).logits, dense)
+    assert not torch.allclose(dense, expected, rtol=1e-2)
+
+
+def test_loss_and_scores_by_hand():
+    made = distiller()
+    with torch.no_grad():
+        student = made.as_student(TOKENS, lambda outputs: outputs)
+    teacher = made.teacher(TOKENS)
+    p, q = (log_softmax(logits.double() / 2, -1) for logits in (teacher.logits, student.logits))
+    kl = 4 * (p.exp() * (p - q)).sum(-1).mean()
+    error = (student.hidden - teacher.hidden).norm(dim=-1) ** 2 / teacher.hidden.norm(dim=-1) ** 2
+    assert made.backward(TOKENS) == pytest.approx(float(kl + error.mean()), rel=1e-4)
+    scores = made.score(TOKENS)
+    p, q = (log_softmax(logits.double()[:, 12:-1], -1) for logits in (teacher.logits, student.logits))
+    assert scores.kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
+    targets = TOKENS[:, 13:, None]
+    assert scores.nll == pytest.approx(-float(q.gather(-1, targets).mean()), rel=1e-4)
+    assert scores.nll_teacher == pytest.approx(-float(p.gather(-1, targets).mean()), rel=1e-4)
+
+
+def test_windows_are_apart_and_each_is_seen_once_before_any_is_seen_twice():
+    class Tokenizer:
+        bos_token_id = 1
+
+        def __call__(self, text, add_special_tokens=True):
+            return type("", (), {"input_ids": [1] * add_special_tokens + [ord(char) for char in text]})
+
+    made = heal.heal_text.windows(Tokenizer(), [Text("a", "".join(map(chr, range(100, 503))))], 4)
+    rows = [tuple(row) for part in (made.train, made.held_out) for row in part.tolist()]
+    assert len(rows) == len(set(rows)) == 100 and len(made.held_out) == 5
+    assert all(row[0] == 1 and row[2:] == (row[1] + 1, row[1] + 2) for row in rows)
+    seen = [tuple(row) for step in range(19) for row in made.batch(step, 5, seed=0).tolist()]
+    assert sorted(seen) == sorted(map(tuple, made.train.tolist()))
+    assert not torch.equal(made.batch(0, 5, seed=0), made.batch(19, 5, seed=0))
+    assert not torch.equal(made.batch(0, 5, seed=0), made.batch(0, 5, seed=1))
+
+
+def test_a_run_ends_with_the_first_limit_and_its_rate_rises_and_falls():
+    both = heal_train.Schedule(1.0, 1, 0, minutes=1, steps=100)
+    assert [both.done(25, 30), both.done(50, 15), both.done(100, 0), both.done(0, 61)] == [0.5, 0.5, 1, 1]
+    assert heal_train.Schedule(1.0, 1, 0, None, 10).done(3, 1e9) == 0.3
+    rates = [both.rate(done) for done in (0, 0.025, 0.05, 0.5, 0.99)]
+    assert rates[0] < rates[1] < rates[2] and rates[2:] == pytest.approx([0.95, 0.5, 0.01])
+
+
+# ---------------------------------------------------------------- the folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("heal") / "model"
+    tiny.save(tiny.build(2).to(torch.bfloat16), folder)
+    (folder / "code.bin").write_bytes(b"pickle")
+    (folder / "extra.txt").write_text("kept")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def healed(model: Path) -> tuple[Path, dict]:
+    """By three steps, and what the record says of it."""
+    out = model.parent / "healed"
+    heal.heal(heal.planned(request(model, out, steps=3)))
+    return out, json.loads((out / heal.RECORD).read_text())
+
+
+def test_only_what_is_trained_changes(model, healed):
+    out, said = healed
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, out))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys() and after[min(changed)].dtype == torch.bfloat16
+    assert changed == set(said["trained"]) == {
+        f"model.layers.{name}.weight"
+        for name in ("2.self_attn.q_proj", "2.self_attn.k_proj", "3.self_attn.v_proj", "3.self_attn.o_proj",
+                     "4.self_attn.v_proj", "4.self_attn.o_proj")
+    }  # fmt: skip
+    names = {path.name for path in model.iterdir()}
+    assert {path.name for path in out.iterdir()} == names - {"code.bin"} | {heal.RECORD}
+    for name in names - {"code.bin", "model.safetensors"}:
+        assert (out / name).read_bytes() == (model / name).read_bytes(), name
+    assert sorted(path.name for path in model.parent.iterdir()) == ["healed", "model"]
+
+
+def test_the_record(healed):
+    said = healed[1]
+    assert [point["tokens"] for point in said["held_out"]] == [0, 32, 64, 96] and said["tokens"] == 96
+    assert said["n_trained"] == 3 * 128 * (128 + 64) and said["spans"] == SPANS
+    assert said["text"] == [{"name": str(tiny.DEMO / "LICENSE"), "sha256": read_text(tiny.DEMO / "LICENSE").sha256}]
+
+
+def test_the_demo_models_loss_falls_on_text_it_was_not_trained_with(tmp_path):
+    asked = request(tiny.DEMO, tmp_path / "out", spans="6-9", n_ctx=128, steps=5)
+    first, *_, last = heal.heal(heal.planned(asked)).result.curve
+    assert last.scores.kl < 0.9 * first.scores.kl
+    assert first.scores.nll_teacher == last.scores.nll_teacher < last.scores.nll < first.scores.nll
+
+
+def test_the_exported_model_is_the_student(model, healed, built, tmp_path):
+    """What the runtime computes with the healed folder, and what the student did with the values it has there."""
+    out, said = healed
+    (file,) = shareatt_export.export(out, SPANS, tmp_path / "sa.gguf", outtype="f32").files
+    tensors = load_file(out / "model.safetensors")
+    job = heal.planned(heal.Request(model, SPANS, None, dtype="f32"))
+    initial = {name: tensors[name].float().numpy() for name in said["trained"]}
+    teacher = heal.load(model, job.config, torch.float32)
+    student = Distiller(teacher, Sharing((0, 1, 2, 2, 2, 5, 6, 7)), Weights(teacher, job.names, initial=initial))
+    tokens = torch.from_numpy(parity.TOKENS[0])[None]
+    with torch.no_grad():
+        expected = student.as_student(tokens, lambda outputs: outputs.logits)[0].numpy()
+    assert parity.nmse(parity.logits(file), expected) < parity.TOLERANCE["f32"]
+    assert parity.nmse(teacher(tokens).logits[0].detach().numpy(), expected) > 1e-2
+
+
+def request(model: Path, out: Path | None, **changes: object) -> heal.Request:
+    texts = (read_text(tiny.DEMO / "LICENSE"),)
+    asked = heal.Request(model, SPANS, out, texts, n_ctx=16, batch=2, steps=6, dtype="f32")
+    return replace(asked, **changes)
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_resumed_is_bit_equal_to_uninterrupted(model, tmp_path, monkeypatch, method):
+    monkeypatch.setattr(heal_train, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(heal_train, "SAVE_SHARE", 0)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    heal.heal(heal.planned(request(model, whole, method=method)))
+    asked = request(model, out, method=method)
+
+    def interrupt(what: str, fraction: float | None) -> None:
+        if fraction is not None and fraction >= 3 / 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        heal.heal(heal.planned(asked), interrupt)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.healing", "whole"]
+    with pytest.raises(ShareattError, match="an interrupted healing; --resume goes on with it, --force begins again"):
+        heal.heal(heal.planned(asked))
+    with pytest.raises(BadInput, match="begun with seed 0, not 1"):
+        heal.heal(heal.planned(replace(asked, seed=1, resume=True)))
+    done = heal.heal(heal.planned(replace(asked, resume=True)))
+    assert weights_of(out) == weights_of(whole) != weights_of(model)
+    assert [point.step for point in done.result.curve] == [0, 1, 2, 3, 4, 5, 6]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+    with pytest.raises(BadInput, match="no interrupted healing to --resume"):
+        heal.heal(heal.planned(replace(asked, resume=True, force=True)))
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(model, tmp_path):
+    made = []
+    for i, (seed, checkpointing) in enumerate([(0, False), (0, True), (1, False)]):
+        asked = request(model, tmp_path / str(i), seed=seed, steps=2, checkpointing=checkpointing)
+        heal.heal(heal.planned(asked))
+        made.append(weights_of(tmp_path / str(i)))
+    assert made[0] == made[1] != made[2]
+
+
+def converted_to(folder, out, outtype="f32"):
+    with convert.converted(folder, out.parent, outtype, None) as dense:
+        dense.replace(out)
+    return out
+
+
+def test_it_begins_where_a_fit_ended(model, tmp_path, built):
+    """With next to no training, the healed model is the one that was aligned and refitted."""
+    dense = converted_to(model, tmp_path / "dense.gguf")
+    fitted = tmp_path / "fitted.gguf"
+    shareatt_export.export(dense, SPANS, fitted, align=True, refit=True, text=tiny.DEMO / "heldout.txt")
+    asked = request(model, tmp_path / "out", spans=None, begin=fitted, steps=1, learning_rate=1e-9)
+    heal.heal(heal.planned(asked))
+    ours = shareatt_export.export(tmp_path / "out", SPANS, tmp_path / "healed.gguf", outtype="f32").files[0]
+    plain = shareatt_export.export(dense, SPANS, tmp_path / "plain.gguf").files[0]
+    assert parity.nmse(parity.logits(ours), parity.logits(fitted)) < 1e-6
+    assert parity.nmse(parity.logits(ours), parity.logits(plain)) > 1e-2
+
+
+def test_a_beginning_that_does_not_fit_is_refused(model, tmp_path, built):
+    dense = converted_to(model, tmp_path / "dense.gguf")
+    plain = shareatt_export.export(dense, SPANS, tmp_path / "plain.gguf").files[0]
+    options = {"spans": None, "steps": 1}
+    for file, message in ((plain, "is not there; --from takes what --align"), (dense, "shares no attention")):
+        with pytest.raises(BadInput, match=message):
+            heal.planned(request(model, tmp_path / "out", begin=file, **options))
+    for spans, begin in ((None, None), (SPANS, plain)):
+        with pytest.raises(ShareattError, match="one of --spans and --from"):
+            heal.planned(request(model, tmp_path / "out", spans=spans, begin=begin))
+    torch.manual_seed(77)
+    other = tiny.build(2)
+    for weight in other.parameters():
+        weight.data = weight.data[torch.randperm(len(weight))] if weight.ndim == 2 else weight.data
+    stranger = converted_to(tiny.save(other, tmp_path / "other"), tmp_path / "other.gguf")
+    fitted = tmp_path / "fitted.gguf"
+    shareatt_export.export(stranger, SPANS, fitted, align=True, text=tiny.DEMO / "heldout.txt")
+    with pytest.raises(BadInput, match=r"blk\.2\.attn_v\.weight.*was not made from this checkpoint"):
+        heal.heal(heal.planned(request(model, tmp_path / "out", begin=fitted, **options)))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_fails_in_writing_leaves_what_was_there_and_is_not_trained_again(
+    model, healed, tmp_path, monkeypatch, force
+):
+    out = tmp_path / "out"
+    if force:
+        shutil.copytree(healed[0], out)
+    copy_with = heal.copy_with
+
+    def fail(*arguments: object) -> None:
+        copy_with(*arguments)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(heal, "copy_with", fail)
+    asked = request(model, out, steps=1, force=force)
+    with pytest.raises(ShareattError, match="cannot be written: No space left on device"):
+        heal.heal(heal.planned(asked))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"] * force + ["out.healing"]
+    if force:
+        assert weights_of(out) == weights_of(healed[0])
+    monkeypatch.setattr(heal, "copy_with", copy_with)
+    monkeypatch.setattr(Distiller, "backward", None)
+    heal.heal(heal.planned(replace(asked, resume=True)))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert weights_of(out) not in (weights_of(model), weights_of(healed[0]))
+
+
+def test_killed_there_is_no_output(model, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "shareatt_export", "heal", model, "--spans", SPANS, "-o", out, "--minutes", "5"]
+    child = subprocess.Popen([*map(str, command), *OPTIONS], stderr=subprocess.PIPE, text=True)
+    assert any("healing" in line for line in child.stderr)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert not out.exists() and not list(tmp_path.glob("*.safetensors"))
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_other_commands_do_without_torch():
+    script = "import sys; from shareatt_export import commands; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_dry_run_writes_nothing(run, model):
+    before = sorted(model.parent.iterdir())
+    done = run("heal", model, "--spans", "2-3,5:7", "--dry-run", *OPTIONS)
+    assert done.status == 0 and "layer 5 computes; layer 7 reuses its attention weights" in done.stdout
+    n = 4 * 128 * (128 + 64)
+    assert f"trains {n:,} numbers: 2 x q_proj.weight, 2 x k_proj.weight, 2 x v_proj.weight" in done.stdout
+    said = json.loads(run("heal", model, "--spans", SPANS, "--dry-run", "--json", "--method", "lora").stdout)
+    assert said["trained"][2] == {"name": "model.layers.3.self_attn.v_proj.weight", "shape": [64, 128]}
+    assert said["n_trained"] == 16 * 3 * (128 + 128 + 64 + 128)
+    assert sorted(model.parent.iterdir()) == before
+
+
+def test_the_command_says_how_to_export(run, model, tmp_path):
+    out = tmp_path / "out"
+    done = run("heal", model, "--spans", "3-4", "--source", "previous", "-o", out, "--steps", "1", *OPTIONS)
+    assert (done.status, done.stdout) == (0, f"{out}\n"), done.stderr
+    assert f"shareatt-export {out} --spans 2-4 -o {out}.gguf" in done.stderr
+    assert "perplexity" in done.stderr
+    done = run("heal", model, "--spans", SPANS, "-o", out, "--steps", "1", "--json", "--force", "-q", *OPTIONS)
+    record = json.loads((out / heal.RECORD).read_text())
+    assert json.loads(done.stdout) == {"output": str(out), **record} and done.stderr == ""
+
+
+def config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def save_family(folder: Path, kind: str, **fields: object) -> None:
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **tiny.shape(2, 32), **fields))
+    made.save_pretrained(folder)
+    (folder / "extra.txt").write_text("some text " * 99)
+
+
+def drop_tensor(folder: Path) -> None:
+    """The header of a safetensors file is JSON: give a tensor another name of the same length."""
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b"3.self_attn.v_proj", b"3.self_attn.u_proj"))
+
+
+REFUSED = {
+    "fused": (
+        lambda f: save_family(f, "gpt_neox"),
+        [],
+        "Q, K and V are one matrix (gpt_neox.layers.0.attention.query_",
+    ),
+    "own attention": (
+        lambda f: save_family(f, "gptj", n_layer=8, rotary_dim=16),
+        ["--ctx", "8"],
+        "does not use transformers' att",
+    ),
+    "encoder": (
+        lambda f: config(f, architectures=["BertForMaskedLM"]),
+        [],
+        "architectures: 'BertForMaskedLM': heal tak",
+    ),
+    "unknown": (lambda f: config(f, model_type="martian"), [], "config.json: transformers does not know it"),
+    "quantised": (
+        lambda f: config(f, quantization_config={"quant_method": "gptq", "bits": 4}),
+        [],
+        "quantization_conf",
+    ),
+    "code": (
+        lambda f: (f / "modeling.py").touch(),
+        [],
+        "brings code of its own (modeling.py), which heal does not run",
+    ),
+    "pickles": (lambda f: (f / "model.safetensors").rename(f / "model.bin"), [], "has only pickle weights"),
+    "missing tensor": (drop_tensor, [], "no tensor 'model.layers.3.self_attn.v_proj.weight'"),
+    "truncated": (lambda f: (f / "model.safetensors").write_bytes(b"abc"), [], "header length"),
+    "spans": (lambda f: None, ["--spans", "6-9"], "layer 8 is out of range; this model has layers 0-7"),
+    "context": (lambda f: None, ["--ctx", "1024"], "--ctx 1024: the model takes 512 tokens"),
+    "device": (lambda f: None, ["--device", "cuda"], "--device cuda: torch finds no such device"),
+    "short text": (
+        lambda f: (f / "extra.txt").write_text("a"),
+        ["--ctx", "512"],
+        "too short: healing takes two windows",
+    ),
+    "output exists": (lambda f: (f.parent / "out").mkdir(), [], "out: exists already; use --force to replace it"),
+    "not ours": (lambda f: (f.parent / "out").mkdir(), ["--force"], "is not a folder with a shareatt_heal.json"),
+    "no parent": (lambda f: None, ["-o", "/nowhere/out"], "the folder /nowhere does not exist"),
+    "within": (lambda f: None, ["-o", "model/out"], "is the input itself, or within it, or around it"),
+    "nothing to resume": (lambda f: None, ["--resume"], "out.healing: no interrupted healing to --resume"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_in_one_line(run, model, tmp_path, monkeypatch, case):
+    if case == "device" and torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    spoil, options, message = REFUSED[case]
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    spoil(folder)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    done = run("heal", "model", "--spans", SPANS, "-o", "out", "--text", "model/extra.txt", "--steps", "1", *options)
+    assert done.status == 1 and message in done.error, done.stderr
+    assert done.stdout == "" and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_gguf_or_no_torch_is_refused(run, model, demo_dense, tmp_path, monkeypatch):
+    asked = ["--spans", SPANS, "-o", tmp_path / "out"]
+    done = run("heal", demo_dense, *asked)
+    assert done.error.endswith("not a folder; heal needs the Hugging Face folder that a GGUF is made from")
+    monkeypatch.setattr(convert, "find_spec", lambda name: None)
+    assert "torch is needed to read Hugging Face models; pip install" in run("heal", model, *asked).error
+    done = run("heal", model, "--spans", SPANS)
+    assert done.status == 2 and "Missing option '-o'" in done.stderr
+
+
+def test_a_state_of_another_program_is_refused(model, tmp_path):
+    folder = heal_state.folder_of(tmp_path / "out")
+    folder.mkdir()
+    (folder / heal_state.FILE).write_bytes(b"something else")
+    (folder / "mine").touch()
+    asked = request(model, tmp_path / "out", steps=1)
+    with pytest.raises(BadInput, match="state.pt: cannot be read"):
+        heal.heal(heal.planned(replace(asked, resume=True)))
+    heal.heal(heal.planned(replace(asked, force=True)))
+    assert [path.name for path in folder.iterdir()] == ["mine"]

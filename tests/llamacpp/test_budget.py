@@ -1,0 +1,122 @@
+"""The memory that the probabilities may take: what the followers save of the K cache, or what the user says."""
+
+import ctypes
+import re
+from pathlib import Path
+
+import pytest
+
+from shareatt_export.errors import RuntimeProblem
+from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.llamacpp import runtime
+from shareatt_export.llamacpp.engine import Context, Model, Token
+from shareatt_export.model.facts import read_facts
+from tests.support import parity, tiny
+
+N_CTX = 4096
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("budget")
+
+
+@pytest.fixture(scope="module")
+def cases(folder: Path, built: runtime.Status) -> dict[str, parity.Case]:
+    return {heads: parity.make_case(heads, "f16", folder) for heads in tiny.HEADS}
+
+
+def n_ubatch(file: Path, variables: dict[str, str], **params: object) -> tuple[int, str]:
+    """The tokens whose probabilities a context holds, of 512; and its log."""
+    params = {"n_ctx": N_CTX, "n_ubatch": 512} | params
+    with parity.environment(variables), Model(parity.lib(), file) as model, Context(model, True, **params) as context:
+        said = re.findall(r"followers reuse the attention weights of up to (\d+) tokens", context.log)
+        return min([512, *map(int, said)]), context.log
+
+
+# of the last two, two sets of probabilities are alive at once: those of layer 1, which shares nothing; of another span
+@pytest.mark.parametrize("params", [{}, {"n_ctx": 1024}, {"n_seq_max": 2}], ids=["", "context", "streams"])
+@pytest.mark.parametrize("spans", ["2-5", "0-7", "0-3,4-7", "every:2", "0:2-7", "0:2+4+6,1:3+5+7"])
+@pytest.mark.parametrize("heads", tiny.HEADS)
+def test_the_probabilities_take_what_the_followers_save(cases, folder, heads, spans, params):
+    """Per cell: 2 bytes of f16 for each head and token of the ubatch, of all that is alive; and K of the followers."""
+    file = cases[heads].shared(spans, folder)
+    facts = read_facts(read_header(file))
+    n_followers = sum(source != layer for layer, source in enumerate(facts.source_layers))
+    n_stream = params.get("n_seq_max", 1)
+    saved = n_followers * facts.n_embd_k(0) * 2 * params.get("n_ctx", N_CTX)
+    n_alive = 2 if spans.startswith("0:") else 1
+    fits = saved // (2 * n_alive * facts.n_head[0] * (params.get("n_ctx", N_CTX) // n_stream))
+    size, log = n_ubatch(file, {}, **params)
+    if fits < 64:
+        assert size == 512 and "followers recompute the attention weights" in log
+    else:
+        assert size == min(fits - fits % 16, 512) and "followers recompute" not in log
+
+
+def test_the_user_can_say_otherwise(cases, folder):
+    file = cases["GQA"].shared("0-7", folder)
+    per_token = 2 * tiny.N_HEAD * N_CTX
+    assert n_ubatch(file, {parity.BUDGET: parity.UNLIMITED})[0] == 512
+    assert n_ubatch(file, {parity.BUDGET: str(200 * per_token)})[0] == 192
+    assert n_ubatch(file, {parity.BUDGET: str(64 * per_token)})[0] == 64
+    for too_little in (0, 64 * per_token - 1):
+        size, log = n_ubatch(file, {parity.BUDGET: str(too_little)})
+        assert size == 512 and "followers recompute" in log
+
+
+@pytest.mark.parametrize("text", ["", "1e9", "-1", "64MB", "99999999999999999999999"])
+def test_what_is_no_number_of_bytes_is_refused(cases, folder, monkeypatch, text):
+    monkeypatch.setenv(parity.BUDGET, text)
+    file, message = cases["GQA"].shared("0-7", folder), f"{parity.BUDGET}: '{text}' is not a number of bytes"
+    with Model(parity.lib(), file) as model, pytest.raises(RuntimeProblem, match=message):
+        Context(model, True)
+
+
+def buffers(file: Path, **params: object) -> float:
+    """MiB of the KV cache and of the compute buffers."""
+    _, log = n_ubatch(file, {}, n_ctx=16384, **params)
+    return sum(map(float, re.findall(r"(?:KV|compute) buffer size = +([0-9.]+) MiB", log)))
+
+
+@pytest.mark.parametrize("spans", ["2-5", "0-7", "0-3,4-7", "every:2"])
+@pytest.mark.parametrize("heads", tiny.HEADS)
+def test_never_more_memory_than_the_dense_model(cases, folder, heads, spans):
+    case = cases[heads]
+    assert buffers(case.shared(spans, folder)) <= buffers(case.dense)
+
+
+@pytest.mark.parametrize("mode", parity.MODES)
+def test_within_the_budget_the_logits_are_the_same(cases, folder, mode):
+    """At the cut ubatch; the default budget is the only one here."""
+    case, way = cases["GQA"], parity.MODES[mode]
+    params = {"n_ctx": 512, "n_ubatch": 256} | way.params
+    with Model(parity.lib(), case.shared("0-7", folder)) as model, Context(model, True, **params) as context:
+        ours = way.run(context)
+    expected = case.reference((0,) * tiny.N_LAYER, way.sequence)
+    assert parity.nmse(ours, expected) <= parity.TOLERANCE["f16"]
+
+
+def test_batches_are_split_by_it(cases, folder):
+    """A graph with more tokens would need more memory than the context has set aside for it."""
+    file, sizes = cases["GQA"].shared("0-7", folder), []
+    lib = parity.lib()
+    name, rows = lib._lib.ggml_get_name, lib._lib.ggml_nrows
+    name.argtypes, name.restype = [ctypes.c_void_p], ctypes.c_char_p
+    rows.argtypes, rows.restype = [ctypes.c_void_p], ctypes.c_int64
+
+    @lib.ggml_backend_sched_eval_callback
+    def look(tensor, ask, data):
+        if ask and name(tensor) == b"kq_soft_max-0":
+            sizes.append(rows(tensor) // tiny.N_HEAD)
+        return False
+
+    with Model(lib, file) as model, Context(model, True, n_ctx=N_CTX, n_ubatch=512, cb_eval=look) as context:
+        batch = [Token(5, i) for i in range(300)]
+        context.decode(batch)
+        assert sizes == [112, 112, 76]
+        sizes.clear()
+        lib.llama_memory_clear(context.memory, True)
+        lib.llama_set_causal_attn(context.handle, False)
+        context.decode(batch)
+        assert sizes == [300], "without a causal mask all tokens must see each other"

@@ -1,0 +1,100 @@
+"""Layers on several machines: a source and its followers need not lie on the same device."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shareatt_export.llamacpp.engine import Model
+from tests.exporting.test_export import export
+from tests.support import parity, small
+from tests.support.parity import nmse
+from tests.support.rpc import all_logits
+from tests.support.server import free_port
+
+# Layer 6 is the source of 7, 8 and 9. By layers on the first and the second server; the rest stays on the CPU.
+BORDERS = {
+    "outside the span": (6, 6),
+    "behind the source": (7, 5),
+    "among the followers": (8, 4),
+    "source on the CPU": (2, 3),
+    "source and follower on the CPU": (1, 3),
+}
+
+
+@contextmanager
+def rpc_server(built, log):
+    port = free_port()
+    with log.open("wb") as out:
+        command = [built.bin / "ggml-rpc-server", "-H", "127.0.0.1", "-p", str(port), "-t", "1"]
+        server = subprocess.Popen(command, stdout=out, stderr=out)
+    try:
+        while True:
+            assert server.poll() is None, log.read_text()
+            try:
+                socket.create_connection(("127.0.0.1", port), 10).close()
+                break
+            except ConnectionError:
+                time.sleep(0.05)
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def endpoints(built, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rpc")
+    with ExitStack() as stack:
+        yield [stack.enter_context(rpc_server(built, folder / f"log-{i}")) for i in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def shared(built, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    return export(small.write_dense(folder / "dense.gguf"), folder / "shared.gguf")
+
+
+@pytest.fixture(scope="module")
+def local(shared):
+    with Model(parity.lib(), shared) as model:
+        return all_logits(model)
+
+
+@pytest.mark.parametrize("border", BORDERS)
+def test_layers_on_two_servers_compute_what_one_machine_does(built, endpoints, shared, local, tmp_path, border):
+    first, second = BORDERS[border]
+    out = tmp_path / "logits.npz"
+    # the output layer counts too, and goes where the last layer is
+    arguments = [built.python, built.bin, shared, out, first + second + 1, f"{first},{second + 1}", *endpoints]
+    command = [sys.executable, "-m", "tests.support.rpc", *map(str, arguments)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    on_cpu = small.N_LAYER - first - second
+    assert json.loads(done.stdout) == ["CPU"] * on_cpu + ["RPC0"] * first + ["RPC1"] * (second + 1)
+    far = np.load(out)
+    for name, expected in local.items():
+        assert nmse(far[name], expected) < 1e-10
+
+
+def test_run_with_rpc(built, endpoints, demo_dense, tmp_path):
+    """Through the command line, as the README says: what follows -- goes to llama.cpp."""
+    shared = export(demo_dense, tmp_path / "shared.gguf")
+
+    def generate(*options):
+        command = [sys.executable, "-m", "shareatt_export", "run", shared, "-p", "import os\n", "-n", "16", "--"]
+        command += ["--temp", "0", "-t", "1", "--ignore-eos", "-lv", "5", *options]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, set(re.findall(r"assigned to device (\w+)", done.stderr))
+
+    text, devices = generate()
+    assert devices == {"CPU"} and len(text) > 16
+    assert generate("--rpc", ",".join(endpoints)) == (text, {"RPC0", "RPC1"})

@@ -1,0 +1,230 @@
+"""The patched llama.cpp beside the arithmetic: bad source maps, states, K-shift, sequences, and the patch itself."""
+
+import ctypes
+import importlib
+import re
+import subprocess
+
+import numpy as np
+import pytest
+
+from shareatt_export.errors import RuntimeProblem
+from shareatt_export.formats.gguf_encode import raw_array_i32
+from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.llamacpp.engine import Context, Model, Token
+from shareatt_export.llamacpp.pin import patch_dir, pin
+from shareatt_export.llamacpp.source import apply_patch, stock_source
+from tests.exporting.test_export import export
+from tests.support import parity, small
+from tests.support.parity import nmse
+from tests.support.small import F32_CACHE, tokens
+
+KEY = "llama.attention.shared_attn.source_layers"
+PARAM = KEY.replace(".", "__")
+SHARED = (0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 10, 11)
+
+
+@pytest.fixture(scope="module")
+def files(built, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runtime")
+    dense = small.write_dense(folder / "dense.gguf")
+    return dense, export(dense, folder / "shared.gguf"), folder
+
+
+@pytest.fixture(params=parity.PATHS)
+def path(request):
+    """One of the ways in which followers get the weights, for the contexts of the test."""
+    with parity.environment(parity.PATHS[request.param][1]):
+        yield request.param
+
+
+@pytest.fixture
+def flash_attn(path):
+    return parity.PATHS[path][0]
+
+
+def test_a_dense_file_with_a_map_alone_runs_like_the_export(files, tmp_path):
+    """Its Q and K of followers are there but not loaded."""
+    dense, shared, _ = files
+    marked = small.with_metadata(dense, tmp_path / "marked.gguf", **{PARAM: raw_array_i32(SHARED)})
+    logits = []
+    for path in (marked, shared):
+        with Model(parity.lib(), path) as model, Context(model, **F32_CACHE) as context:
+            assert model.source_layers() == SHARED
+            logits.append(context.decode(tokens(20)))
+    assert np.array_equal(*logits)
+
+
+def test_fused_qkv_runs_like_its_parts(built, tmp_path):
+    """The same rows as one fused tensor and as three: dense with spans set, and exported."""
+    dense = small.write_dense(tmp_path / "fused.gguf", fused=True, bias=True)
+    logits = []
+    for path, share in ((dense, SHARED), (export(dense, tmp_path / "shared.gguf"), None)):
+        with Model(parity.lib(), path, share) as model, Context(model, False, **F32_CACHE) as context:
+            logits.append(context.decode(tokens(20)))
+    assert nmse(logits[0], logits[1]) < 1e-10
+
+
+def test_set_checks_the_map(files):
+    dense, shared, _ = files
+    with Model(parity.lib(), dense) as model:
+        for bad in (SHARED[:-1], (0, 2, *range(2, 12)), (0, 0, 1, *range(3, 12))):
+            with pytest.raises(RuntimeProblem, match=KEY):
+                model.share(bad)
+        assert model.source_layers() == tuple(range(12))
+        model.share(SHARED)
+        assert model.source_layers() == SHARED
+    with Model(parity.lib(), shared) as model, pytest.raises(RuntimeProblem, match="layer 7 cannot compute its own"):
+        model.share(tuple(range(12)))
+
+
+def test_followers_compute_neither_query_nor_key_nor_scores(files, built, path, flash_attn):
+    """What the graph really runs, by the names of its nodes."""
+    get_name = ctypes.CDLL(str(built.bin / "libggml-base.so")).ggml_get_name
+    get_name.argtypes, get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
+    seen = set()
+
+    @parity.lib().ggml_backend_sched_eval_callback
+    def look(tensor, ask, data):
+        seen.add(get_name(tensor).decode())
+        return False
+
+    with Model(parity.lib(), files[1]) as model, Context(model, flash_attn, cb_eval=look, **F32_CACHE) as context:
+        context.decode(tokens(4))
+    sources = {layer for layer, source in enumerate(SHARED) if layer == source}
+
+    def layers(role):
+        return {int(name.rsplit("-", 1)[1]) for name in seen if re.fullmatch(rf"{role}-\d+", name)}
+
+    assert layers("Qcur") == layers("Kcur") == sources
+    scores = {"plain": sources, "reuse": sources, "hybrid": {6}, "recompute": set()}
+    assert layers("kq") <= layers("kq_soft_max") == scores[path]  # in the kernel, they are one node
+    assert layers("Vcur") == layers("l_out") == set(range(12))
+
+
+# ---------------------------------------------------------------- state, K-shift, sequences
+
+
+def test_state_goes_on_where_it_was(files, flash_attn):
+    with Model(parity.lib(), files[1]) as model:
+        with Context(model, flash_attn, **F32_CACHE) as context:
+            context.decode(tokens(30))
+            state = context.state()
+            expected = context.decode(tokens(5, 30))
+        with Context(model, flash_attn, **F32_CACHE) as context:
+            assert context.restore(state)
+            assert context.state() == state
+            assert np.array_equal(context.decode(tokens(5, 30)), expected)
+
+
+def test_a_state_fits_where_v_lies_the_same_way(files):
+    """With flash attention off V is transposed; how followers get their weights does not matter."""
+    with Model(parity.lib(), files[1]) as model:
+        states, logits = {}, {}
+        for path, (flash_attn, variables) in parity.PATHS.items():
+            with parity.environment(variables), Context(model, flash_attn, **F32_CACHE) as context:
+                context.decode(tokens(30))
+                states[path] = context.state()
+                logits[path] = context.decode(tokens(5, 30))
+        for path, (flash_attn, variables) in parity.PATHS.items():
+            for other, state in states.items():
+                with parity.environment(variables), Context(model, flash_attn, **F32_CACHE) as context:
+                    assert context.restore(state) == ((other == "plain") == (path == "plain")), (path, other)
+                    if other == path or "plain" not in (other, path):
+                        assert nmse(context.decode(tokens(5, 30)), logits[path]) < 1e-4
+
+
+def test_k_shift(files, flash_attn):
+    """Rotary positions are relative: everything moved by 50 gives the same next logits."""
+    logits = []
+    for shift in (0, 50):
+        with Model(parity.lib(), files[1]) as model, Context(model, flash_attn, **F32_CACHE) as context:
+            context.decode(tokens(30))
+            context.lib.llama_memory_seq_add(context.memory, 0, 0, -1, shift)
+            logits.append(context.decode([Token(5, 30 + shift)]))
+    assert nmse(*logits) < (1e-4 if flash_attn else 1e-8)
+
+
+@pytest.mark.parametrize("unified", [False, True])
+def test_sequence_copy_and_remove(files, unified, flash_attn):
+    """With a stream per sequence the copy is a copy of K and V tensors, which followers have only half of."""
+    with (
+        Model(parity.lib(), files[1]) as model,
+        Context(model, flash_attn, n_seq_max=2, kv_unified=unified, **F32_CACHE) as context,
+    ):
+        context.decode(tokens(30))
+        context.lib.llama_memory_seq_cp(context.memory, 0, 1, -1, -1)
+        first = context.decode(tokens(4, 30, sequence=0))
+        second = context.decode(tokens(4, 30, sequence=1))
+        assert nmse(second, first) < 1e-10
+        context.lib.llama_memory_seq_rm(context.memory, 1, 30, -1)
+        assert nmse(context.decode(tokens(4, 30, sequence=1)), first) < 1e-10
+
+
+# ---------------------------------------------------------------- the patch
+
+
+def test_the_patch_applies_to_the_pinned_source_only(tmp_path):
+    tree = tmp_path / "llama.cpp"
+    stock = stock_source()
+    for name in pin().touched:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes((stock / name).read_bytes())
+    apply_patch(tree)  # checks the hashes of every touched file itself
+    assert all((tree / "src" / path.name).is_file() for path in (patch_dir() / "src").iterdir())
+    with pytest.raises(RuntimeProblem, match="not the pinned llama.cpp"):
+        apply_patch(tree)
+    with pytest.raises(RuntimeProblem, match=r"hooks\.patch does not apply: .*patch failed"):
+        apply_patch(tree, check_hashes=False)
+
+
+def test_the_patch_is_thin():
+    """Call sites only, with one line of context, and every touched file is recorded."""
+    lines = (patch_dir() / "hooks.patch").read_text().splitlines()
+    assert {line.removeprefix("+++ b/") for line in lines if line.startswith("+++ ")} == set(pin().touched)
+    added = [line for line in lines if line.startswith("+") and not line.startswith("+++")]
+    removed = [line for line in lines if line.startswith("-") and not line.startswith("---")]
+    assert len(added) <= 65 and len(removed) <= 25
+
+
+def test_the_saver_keeps_the_map(files, tmp_path):
+    """llama_model_save_to_file writes a file that loads as what it was."""
+    saved = tmp_path / "saved.gguf"
+    with Model(parity.lib(), files[1]) as model:
+        parity.lib().llama_model_save_to_file(model.handle, str(saved).encode())
+    assert read_header(saved).value(KEY) == list(SHARED)
+    with Model(parity.lib(), saved) as model:
+        assert model.source_layers() == SHARED
+
+
+def test_quantize_and_split_keep_the_map(files, built, tmp_path):
+    def tool(name, *arguments):
+        subprocess.run([built.bin / name, *map(str, arguments)], check=True, capture_output=True)
+
+    quantised, merged = tmp_path / "q8_0.gguf", tmp_path / "merged.gguf"
+    tool("llama-quantize", files[1], quantised, "q8_0")
+    tool("llama-gguf-split", "--split", "--split-max-tensors", 60, files[1], tmp_path / "part")
+    parts = sorted(tmp_path.glob("part-*"))
+    tool("llama-gguf-split", "--merge", parts[0], merged)
+    assert len(parts) == 2
+    for path in (quantised, parts[0], merged):
+        with Model(parity.lib(), path) as model, Context(model, **F32_CACHE) as context:
+            assert model.source_layers() == SHARED
+            assert np.isfinite(context.decode(tokens(5))).all()
+
+
+def test_llama_cpp_python_runs_it(demo_dense, tmp_path):
+    """The high-level API of llama-cpp-python: the same logits, and text."""
+    path = export(demo_dense, tmp_path / "shared.gguf")
+    lib = parity.lib()
+    llama = importlib.import_module("llama_cpp").Llama(
+        str(path), n_ctx=512, logits_all=True, n_threads=2, verbose=False
+    )
+    ids = llama.tokenize(b"import os\n\ndef ")
+    llama.eval(ids)
+    with Model(lib, path) as model, Context(model, False, n_ctx=512, n_batch=512) as context:
+        ours = context.decode([Token(id, position) for position, id in enumerate(ids)])
+    assert np.array_equal(llama.scores[: len(ids)], ours)
+    answer = llama.create_completion("import os\n\ndef ", max_tokens=8, temperature=0)
+    assert answer["usage"]["completion_tokens"] == 8
+    llama.close()

@@ -1,0 +1,58 @@
+"""LoRA adapters as GGUF, and the same change merged into the weights of a dense file."""
+
+import ctypes
+import shutil
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.llamacpp.engine import Context, Model
+from tests.support import small
+
+RANK, ALPHA, SCALE = 2, 3.0, 0.5
+
+
+def lora_pair(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A and B for one of small's tensors ("blk.7.attn_v"); as large as the weight itself, so that it is heard."""
+    rng = np.random.default_rng(list(name.encode()))
+    rows = small.ROWS[name.rsplit(".", 1)[1]]
+    a = rng.standard_normal((RANK, small.N_EMBD), dtype=np.float32) / 8
+    return a, rng.standard_normal((rows, RANK), dtype=np.float32)
+
+
+def write_lora(path: Path, names: list[str]) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", ALPHA)
+    for name in names:
+        a, b = lora_pair(name)
+        writer.add_tensor(f"{name}.weight.lora_a", a)
+        writer.add_tensor(f"{name}.weight.lora_b", b)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def merge_lora(dense: Path, out: Path, names: list[str]) -> Path:
+    """W + SCALE * ALPHA / RANK * B A, for a dense f32 file."""
+    shutil.copy(dense, out)
+    tensors = read_header(out).tensors
+    for name in names:
+        a, b = lora_pair(name)
+        shape = (len(b), small.N_EMBD)
+        weight = np.memmap(out, np.float32, "r+", tensors[f"{name}.weight"].offset, shape)
+        weight += SCALE * ALPHA / RANK * b @ a
+        weight.flush()
+    return out
+
+
+def apply_lora(model: Model, context: Context, path: Path) -> None:
+    handle = model.lib.llama_adapter_lora_init(model.handle, str(path).encode())
+    assert handle
+    adapters = (model.lib.llama_adapter_lora_p_ctypes * 1)(handle)
+    assert model.lib.llama_set_adapters_lora(context.handle, adapters, 1, (ctypes.c_float * 1)(SCALE)) == 0

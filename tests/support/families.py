@@ -1,0 +1,264 @@
+"""Tiny models of many Hugging Face families, attention-dominant, for the parity of runtime and torch reference.
+
+A row of FAMILIES is a model type of transformers and what its configuration needs; everything else is the same for all.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.llamacpp.source import stock_source
+from shareatt_export.model.facts import read_facts
+from shareatt_export.model.spans import SourceMap
+from tests.support import parity, tiny
+from tests.support.parity import Case
+from tests.support.reference import SharedReference
+
+N_LAYER, N_HEAD, N_HEAD_KV, HEAD_DIM = 8, 4, 2, 32
+N_SWA = 24
+
+
+@dataclass(frozen=True)
+class Family:
+    """`config`: fields of the configuration beside the common ones."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    saved: dict[str, Any] = field(default_factory=dict)  # what the converter reads and transformers no longer writes
+    sentencepiece: bool = False  # else BPE
+    n_layer: int = N_LAYER
+    spans: str = "2-5"
+
+
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+GROUPED = EXPERTS | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
+GROUPED |= {"n_group": 1, "topk_group": 1}
+ERNIE_EXPERTS = EXPERTS | {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1}
+TIED = {"tie_word_embeddings": True}
+MHA = {"num_key_value_heads": N_HEAD}
+PAD = {"pad_token_id": 0}
+SLIDING = {"sliding_window": N_SWA}
+FULL, SWA = "full_attention", "sliding_attention"
+FULL_FIRST = SLIDING | {"layer_types": [FULL, SWA, SWA, SWA] * 2}
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+DBRX = {
+    "d_model": N_HEAD * HEAD_DIM,
+    "n_heads": N_HEAD,
+    "n_layers": N_LAYER,
+    "max_seq_len": 512,
+    "attn_config": {"kv_n_heads": N_HEAD_KV, "clip_qkv": 8.0, "rope_theta": 1e4},
+    "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+}
+# llama.cpp always rounds the bounds of YaRN's ramp, and gpt-oss does not ("truncate"): 1e-3 between the dense models
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
+YARN |= {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
+FAMILIES = {
+    "llama": Family(sentencepiece=True),
+    "mistral": Family({"sliding_window": None}, sentencepiece=True),
+    "mixtral": Family({"sliding_window": None} | EXPERTS, sentencepiece=True),
+    "qwen2": Family({"use_sliding_window": False}),
+    "qwen2_moe": Family(EXPERTS | {"shared_expert_intermediate_size": 32, "decoder_sparse_step": 1}),
+    "qwen3": Family({"use_sliding_window": False}),
+    "qwen3_moe": Family(EXPERTS | {"decoder_sparse_step": 1, "norm_topk_prob": True}),
+    "gemma": Family(TIED, sentencepiece=True),
+    "gemma2": Family(TIED | SLIDING | {"query_pre_attn_scalar": HEAD_DIM}, sentencepiece=True, spans="2-7"),
+    "gemma3_text": Family(
+        TIED | SLIDING | {"query_pre_attn_scalar": HEAD_DIM}, sentencepiece=True, n_layer=12, spans="4-11"
+    ),
+    "olmo": Family({"clip_qkv": None}),
+    "olmo2": Family(),
+    "stablelm": Family({"partial_rotary_factor": 0.5, "use_qkv_bias": True}),
+    "starcoder2": Family({"use_bias": True, "sliding_window": None}),
+    "granite": Family({"attention_multiplier": 0.2, "embedding_multiplier": 2.0, "residual_multiplier": 0.5}),
+    "granitemoe": Family(EXPERTS | {"attention_multiplier": 0.2}),
+    "smollm3": Family({"no_rope_layer_interval": 4, "pad_token_id": 0}),
+    "exaone4": Family({"sliding_window": None, "layer_types": [FULL] * N_LAYER}),
+    "phi": Family(MHA | {"intermediate_size": 4 * N_HEAD * HEAD_DIM}),
+    "phi3": Family(PAD | {"sliding_window": None}),
+    "gpt_oss": Family(EXPERTS | SLIDING | {"rope_parameters": YARN}, spans="2-7"),
+    "glm": Family(PAD),
+    "glm4": Family(PAD),
+    "glm4_moe": Family(PAD | GROUPED),
+    "cohere": Family(TIED),
+    "cohere2": Family(TIED | SLIDING, {"rotary_pct": 1.0}, spans="2-7"),
+    "olmo3": Family(SLIDING, spans="2-7"),
+    "olmoe": Family(EXPERTS | MHA),
+    "gpt2": Family(saved={"n_ctx": 512}),
+    "gpt_bigcode": Family(),
+    # transformers drops rotary_pct, so the converter must read the file itself, as it does for a type unknown there
+    "gpt_neox": Family(saved={"rotary_pct": 0.25, "model_type": "gptneox"}),
+    "nemotron": Family(sentencepiece=True),
+    "seed_oss": Family(),
+    "apertus": Family(),
+    "arcee": Family(),
+    "jais2": Family(),
+    "hunyuan_v1_dense": Family(PAD),
+    "ernie4_5": Family(sentencepiece=True),
+    "ernie4_5_moe": Family(ERNIE_EXPERTS, sentencepiece=True),
+    "dots1": Family(MHA | GROUPED, {"scoring_func": "sigmoid"}),
+    "minimax_m2": Family(EXPERTS, {"scoring_func": "sigmoid", "rotary_dim": HEAD_DIM}),
+    "granitemoeshared": Family(EXPERTS | {"attention_multiplier": 0.2, "shared_intermediate_size": 32}),
+    "ministral3": Family(sentencepiece=True),
+    "llama4_text": Family(EXPERTS),
+    "exaone_moe": Family(GROUPED | SLIDING | {"num_shared_experts": 1}, {"scoring_func": "sigmoid"}, spans="4-7"),
+    "cohere2_moe": Family(TIED | EXPERTS | SLIDING, {"rotary_pct": 1.0}, spans="4-7"),
+    "granite_swa": Family(SLIDING | {"attention_multiplier": 0.2}, spans="4-7"),
+    "laguna": Family(EXPERTS | FULL_FIRST | {"shared_expert_intermediate_size": 32}, spans="4-7"),
+    # llama.cpp gives the sliding layers the theta of the others
+    "mellum": Family(EXPERTS | FULL_FIRST | {"rope_parameters": {FULL: ROPE, SWA: ROPE}}, spans="4-7"),
+    "afmoe": Family(EXPERTS | SLIDING | {"mup_enabled": True}, {"route_norm": True}, spans="4-7"),
+    # with 2-5 the rounding of flash attention flips one token's choice of experts
+    "hy_v3": Family(PAD | EXPERTS, spans="1-4"),
+    "solar_open": Family(PAD | GROUPED | {"first_k_dense_replace": 0, "rope_parameters": ROPE}),
+    "dbrx": Family(DBRX),
+    "internlm3": Family(sentencepiece=True),
+}
+REMOTE = "transformers has no code of it, only its repository on the Hub has, and that is not run here"
+OWN_ATTENTION = (
+    "its attention in transformers does not go through the attention interface, where the reference has its hook"
+)
+NOT_MADE = {
+    "internlm2": REMOTE,
+    "baichuan": REMOTE,
+    "falcon": OWN_ATTENTION,
+    "bloom": OWN_ATTENTION,
+    "mpt": OWN_ATTENTION,
+    "phimoe": "llama.cpp has RMS norms and one softmax for its experts, transformers LayerNorm and SparseMixer, so the "
+    "dense models differ (2e-1)",
+    "hunyuan_v1_moe": "the converter wants the ranks of its tokenizer, which only its repository on the Hub has",
+    "bitnet": "the converter does not know the names that transformers gives the norms within its layers",
+}
+# The first two are everyone's, the others Phi 3's, GLM's and Solar's.
+SPECIAL_TOKENS = ["<s>", "</s>", "<unk>", "<|startoftext|>", "<|endoftext|>", "<|user|>", "<|observation|>", "[gMASK]"]
+GAIN = {
+    "q_proj": 1.7,
+    "k_proj": 1.7,
+    "qkv_proj": 1.7,
+    "query_key_value": 1.7,
+    "c_attn": 1.7,
+    "Wqkv": 1.7,
+    "o_proj": 1.5,
+    "dense": 1.5,
+    "out_proj": 1.5,
+}
+
+
+def config(family: str) -> Any:
+    row = FAMILIES[family]
+    common = tiny.shape(N_HEAD_KV, HEAD_DIM, row.n_layer) | {"tie_word_embeddings": False}
+    return AutoConfig.for_model(family, **(common | row.config))
+
+
+def build(family: str) -> PreTrainedModel:
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config(family), dtype=torch.float32).eval()
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")  # the others cannot compute in float64
+    for name, weight in model.named_parameters():
+        role = name.split(".")[-2]
+        if weight.ndim >= 2:
+            if "embed" in name or "wte" in name or "wpe" in name:
+                scale = 1.0
+            else:
+                scale = GAIN.get(role, 1.0 if "v_proj" in name or "lm_head" in name else 0.4) / weight.shape[-1] ** 0.5
+            torch.nn.init.normal_(weight, std=scale)
+        elif "norm" not in name and "ln" not in name:
+            torch.nn.init.normal_(weight, std=2.0 if "sinks" in name else 0.1)
+    return model
+
+
+def save(model: PreTrainedModel, family: str, folder: Path) -> Path:
+    row = FAMILIES[family]
+    (tiny.save if row.sentencepiece else save_with_bpe)(model, folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | row.saved))
+    return folder
+
+
+def save_with_bpe(model: PreTrainedModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*alphabet, "ab"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("a", "b")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens([AddedToken(token) for token in SPECIAL_TOKENS])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    about = {"tokenizer_class": "GPT2Tokenizer", "bos_token": "<s>", "eos_token": "</s>", "model_max_length": 512}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+    return folder
+
+
+# The converter knows BPE tokenizers by a hash of what they make of a text, and ours by no hash.
+CONVERT = """
+import runpy, sys
+from pathlib import Path
+sys.path.insert(0, str(Path(sys.argv[1]).parent))
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def convert(folder: Path, out: Path, outtype: str = "f32") -> Path:
+    script = stock_source(None) / "convert_hf_to_gguf.py"
+    command = [sys.executable, "-c", CONVERT, script, folder, "--outfile", out, "--outtype", outtype]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return out
+
+
+def make_case(family: str, folder: Path) -> Case:
+    model = build(family)
+    out = folder / "dense.gguf"
+    convert(save(model, family, folder / family), out)
+    return Case(model.double(), out)
+
+
+def reference(case: Case, source_layers: SourceMap | None = None, kind: type = SharedReference) -> parity.Array:
+    n_layer = case.torch_model.config.num_hidden_layers
+    return case.reference(source_layers or tuple(range(n_layer)), kind=kind)
+
+
+# ---------------------------------------------------------------- docs/ARCHITECTURES.md
+
+PREFACE = """## Families of transformers
+
+A tiny random model of each, converted by llama.cpp's own converter, against transformers in float64
+(`tests/support/reference.py`): normalised mean squared errors of the logits; `tests/llamacpp/test_families.py` holds
+four of them on every run, all with `scripts/test.sh --full`. Dense and plain may be at most {tolerance:.0e}; with flash
+attention on (reuse, recompute), at most twice that or twice what the dense model shows between flash attention on and
+off.
+"""
+
+
+def report() -> Iterator[str]:
+    yield PREFACE.format(tolerance=parity.TOLERANCE["f32"])
+    yield "| family | architecture | dense | plain | reuse | recompute | dense, flash |"
+    yield "| --- | --- |" + " --- |" * 5
+    for family, row in FAMILIES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            case = make_case(family, Path(folder))
+            shared = case.shared(row.spans, Path(folder))
+            facts = read_facts(read_header(shared))
+            errors = [parity.nmse(parity.logits(case.dense), reference(case))]
+            expected = reference(case, facts.source_layers)
+            for path in ("plain", "reuse", "recompute"):
+                errors.append(parity.nmse(parity.logits(shared, path=path), expected))
+            errors.append(parity.flash_error_of_dense(case, "prefill"))
+        yield f"| {family} | {facts.arch} | " + " | ".join(f"{error:.1e}" for error in errors) + " |"
+    yield "\nNot among them:\n"
+    yield "| family | why |"
+    yield "| --- | --- |"
+    for family, reason in NOT_MADE.items():
+        yield f"| {family} | {reason} |"

@@ -1,0 +1,65 @@
+"""The tap oracle: in any architecture, a follower's attention output is the source's weights times its own V.
+
+It looks at the nodes of the graph while it runs (kq_soft_max of the source, Vcur and kqv of the follower), so it needs
+no second implementation of the model.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shareatt_export.llamacpp import runtime
+from shareatt_export.llamacpp.engine import Context, Model, Token
+from shareatt_export.llamacpp.graph_callback import Taps
+from tests.support import parity
+
+N_TOKENS = 24
+Array = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Run:
+    output: Array  # logits, or embeddings of a model without them
+    taps: dict[tuple[str, int], Array]
+
+
+def run(file: Path, path: str = "plain", causal: bool = True) -> Run:
+    flash_attn, variables = parity.PATHS[path]
+    found: dict[tuple[str, int], Array] = {}
+    taps = Taps(
+        parity.lib(),
+        runtime.require().bin,
+        ["kq_soft_max", "Vcur", "kqv"],
+        lambda name, layer, values: found.update({(name, layer): values.astype(np.float64)}),
+    )
+    params: dict[str, Any] = {"type_k": 0, "type_v": 0, "n_ctx": 256, "cb_eval": taps.callback}
+    if not causal:
+        params |= {"embeddings": True, "pooling_type": 0}
+    with (
+        parity.environment(variables),
+        Model(parity.lib(), file) as model,
+        Context(model, flash_attn, **params) as context,
+        taps,
+    ):
+        rng = np.random.default_rng(3)
+        batch = [Token(int(t), i) for i, t in enumerate(rng.integers(0, model.n_vocab, N_TOKENS))]
+        output = context.decode(batch) if causal else context.embed(batch)
+    output[np.abs(output) > 1e30] = 0  # what Chameleon says of image tokens
+    return Run(output, found)
+
+
+def product(weights: Array, values: Array, head_dim: int) -> Array:
+    """[1, n_head, n_tokens, n_kv] times the values of n_tokens tokens -> [1, n_head, n_tokens, head_dim]"""
+    values = values.reshape(weights.shape[2], -1, head_dim)
+    by_head = np.repeat(values, weights.shape[1] // values.shape[1], axis=1)
+    return np.einsum("bhtj,jhd->bhtd", weights[..., : len(values)], by_head)
+
+
+def error(run: Run, source: int, follower: int, other: Run | None = None) -> float:
+    """Of the follower's attention output against the product with the weights of `source`, here or in another run."""
+    measured = run.taps["kqv", follower]
+    weights = (other or run).taps["kq_soft_max", source]
+    return parity.nmse(measured, product(weights, run.taps["Vcur", follower], measured.shape[-1]))
