@@ -25,7 +25,7 @@ from shareatt_export.formats.gguf_encode import header_bytes, raw_string_array, 
 from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.llamacpp.runtime import tool
 from shareatt_export.llamacpp.source import stock_source
-from shareatt_export.model.synthetic import Shape, write_random
+from shareatt_export.model.synthetic import ModelShape, write_random
 
 N_VOCAB = 256_000
 TOOL = [sys.executable, "-m", "shareatt_export"]
@@ -65,7 +65,7 @@ def copying(folder: Path, gb: float, rounds: int) -> str:
     per_layer = 4 * 4096 * 4096 + 3 * 4096 * 14336
     n_layer = max(2, round(gb * 1e9 / (per_layer * 34 / 32)))
     if not dense.exists():
-        write_random(dense, Shape(n_layer, 4096, 32, 32, 128, 14336, 32000))
+        write_random(dense, ModelShape(n_layer, 4096, 32, 32, 128, 14336, 32000))
 
     def cp() -> Run:
         out.unlink(missing_ok=True)
@@ -89,7 +89,7 @@ def checking(folder: Path, rounds: int) -> Iterator[str]:
     for type in ("Q8_0", "F16", "Q4_K_S"):
         dense, out = folder / f"{type}.gguf", folder / "out.gguf"
         if type == "Q8_0":
-            write_random(dense, Shape(2, 4096, 32, 32, 128, 14336, 32000))
+            write_random(dense, ModelShape(2, 4096, 32, 32, 128, 14336, 32000))
         else:
             run(tool("llama-quantize"), "--allow-requantize", "--pure", folder / "Q8_0.gguf", dense, type)
 

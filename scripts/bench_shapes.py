@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """`shareatt-export bench` on models of real shapes with random q8_0 weights: 16 layers, spans 8-15, f16 cache.
 
-    python scripts/bench_shapes.py build/shapes --json build/shapes/bench.json
+    python scripts/bench_shapes.py build/shapes --json build/shapes/measure.json
 
 FOLDER keeps the models (about 1.1 GB each). The vocabulary is small (32000) and tied, so that the layers are measured
 and not the output matrix. Both the default budget for attention weights and an unlimited one are measured. Shapes can
@@ -18,16 +18,16 @@ from typing import Any
 
 from rich.console import Console
 
-from shareatt_export.benchmark import measure as bench
+from shareatt_export.benchmark import measure
 from shareatt_export.benchmark.rows import as_dict
 from shareatt_export.cli import report
 from shareatt_export.cli.progress_bar import steps
-from shareatt_export.exporting.pipeline import Request, export, opened
-from shareatt_export.model.synthetic import Shape, write_random
+from shareatt_export.exporting.pipeline import ExportRequest, export, opened
+from shareatt_export.model.synthetic import ModelShape, write_random
 
 SHAPES = {
-    "GQA": Shape(n_layer=16, n_embd=2048, n_head=32, n_head_kv=8, head_dim=64, n_ff=8192, n_vocab=32000),
-    "MHA": Shape(n_layer=16, n_embd=2048, n_head=16, n_head_kv=16, head_dim=128, n_ff=5632, n_vocab=32000),
+    "GQA": ModelShape(n_layer=16, n_embd=2048, n_head=32, n_head_kv=8, head_dim=64, n_ff=8192, n_vocab=32000),
+    "MHA": ModelShape(n_layer=16, n_embd=2048, n_head=16, n_head_kv=16, head_dim=128, n_ff=5632, n_vocab=32000),
 }
 SPANS = "8-15"
 
@@ -38,7 +38,7 @@ def pair(name: str, folder: Path) -> tuple[Path, Path]:
     if not sa.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_random(dense, SHAPES[name])
-        with opened(Request(dense, SPANS, sa)) as job:
+        with opened(ExportRequest(dense, SPANS, sa)) as job:
             export(job)
     return dense, sa
 
@@ -77,16 +77,16 @@ def main() -> None:
     data = {}
     for name in args.shapes:
         dense, sa = pair(name, args.folder)
-        request = bench.Request(
+        request = measure.BenchRequest(
             dense,
             sa,
             depths=tuple(sorted(args.depths)),
             rounds=args.rounds,
             threads=args.threads,
-            p_bytes=(bench.UNLIMITED,),
+            p_bytes=(measure.UNLIMITED,),
         )
         with steps(err) as progress:
-            measured = bench.measure(request, progress)
+            measured = measure.measure(request, progress)
         out.print(f"[bold]{name}[/bold] {SHAPES[name]}", highlight=False)
         report.show_bench(measured, out)
         data[name] = as_dict(measured)

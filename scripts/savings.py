@@ -14,17 +14,17 @@ the f16 attention weights once. It says nothing of prefill, and nothing of quali
 """
 
 from shareatt_export.model.costs import decode_bytes, saved_parameters
-from shareatt_export.model.synthetic import Shape
+from shareatt_export.model.synthetic import ModelShape
 
 BITS = 4.5  # about Q4_K_M
 
 
 SHAPES = {
-    "Llama-2-7B": Shape(32, 4096, 32, 32, 128, 11008, 32000, tied=False),
-    "Llama-3.1-8B": Shape(32, 4096, 32, 8, 128, 14336, 128256, tied=False),
-    "Llama-3.2-1B": Shape(16, 2048, 32, 8, 64, 8192, 128256, tied=True),
-    "Qwen2.5-1.5B": Shape(28, 1536, 12, 2, 128, 8960, 151936, tied=True),
-    "Qwen3-4B": Shape(36, 2560, 32, 8, 128, 9728, 151936, tied=True),
+    "Llama-2-7B": ModelShape(32, 4096, 32, 32, 128, 11008, 32000, tied=False),
+    "Llama-3.1-8B": ModelShape(32, 4096, 32, 8, 128, 14336, 128256, tied=False),
+    "Llama-3.2-1B": ModelShape(16, 2048, 32, 8, 64, 8192, 128256, tied=True),
+    "Qwen2.5-1.5B": ModelShape(28, 1536, 12, 2, 128, 8960, 151936, tied=True),
+    "Qwen3-4B": ModelShape(36, 2560, 32, 8, 128, 9728, 151936, tied=True),
 }
 ROWS = [
     ("Llama-2-7B", 8),

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .errors import ShareattError
-from .exporting.pipeline import Exported, Request, opened
+from .exporting.pipeline import Exported, ExportRequest, opened
 from .exporting.pipeline import export as run_job
 from .formats.weight_types import weight_type
 from .model.spans import SourceMode
@@ -39,7 +39,7 @@ def export(
     `progress` is told what is being done, and the fraction that is done. Raises ShareattError,
     or ValueError for another outtype.
     """
-    request = Request(
+    request = ExportRequest(
         model=model,
         spans=spans,
         out=Path(out),

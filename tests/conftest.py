@@ -54,7 +54,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 
 
 @pytest.fixture(scope="session")
-def built() -> runtime.Status:
+def built() -> runtime.RuntimeStatus:
     """The patched runtime; fails, never skips, where it is not built."""
     return runtime.require()
 

@@ -24,10 +24,10 @@ from gguf import GGMLQuantizationType
 from ..errors import BadInput, RuntimeProblem
 from ..formats.gguf_header import Header, pad
 from ..formats.gguf_keys import KEY_SOURCE_SHA256
-from ..formats.identity import identity
+from ..formats.identity import tensors_sha256
 from ..formats.shards import read_model
 from ..llamacpp import runtime
-from ..model.costs import Weights, decode_bytes, prefill_flops, read_weights
+from ..model.costs import WeightSizes, decode_bytes, prefill_flops, read_weights
 from ..model.facts import F16, Facts, read_facts
 from ..system.progress import Step, silent
 
@@ -39,7 +39,7 @@ TURN = 4  # tokens that one setting decodes before the next one does
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchRequest:
     """What is measured, as the options of `shareatt-export bench` say it."""
 
     dense: Path
@@ -68,21 +68,21 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ModelPair:
     """The two models as their headers tell them."""
 
     facts: Facts
     sa_facts: Facts
-    weights: Weights
-    sa_weights: Weights
+    weights: WeightSizes
+    sa_weights: WeightSizes
 
 
 @dataclass
 class Measured:
     """Seconds of each turn by setting: all of a token, and the attention of each layer."""
 
-    request: Request
-    pair: Pair
+    request: BenchRequest
+    pair: ModelPair
     settings: tuple[Setting, ...]
     seconds: dict[tuple[str, int], dict[str, list[float]]] = field(default_factory=dict)  # ("decode", depth)
     attention: dict[tuple[str, int], dict[str, list[dict[int, float]]]] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class Measured:
     memory: dict[str, dict[str, int | None]] = field(default_factory=dict)  # peaks of "rss" and "anonymous"
 
 
-def settings_of(request: Request) -> tuple[Setting, ...]:
+def settings_of(request: BenchRequest) -> tuple[Setting, ...]:
     dense = [Setting("dense, flash on", request.dense, False, True)]
     if request.type_v in (GGMLQuantizationType.F32, F16, GGMLQuantizationType.BF16):
         dense.append(Setting("dense, flash off", request.dense, False, False))  # it cannot quantise V
@@ -101,7 +101,7 @@ def settings_of(request: Request) -> tuple[Setting, ...]:
     return (*dense, *sa)
 
 
-def read_pair(dense: Path, sa: Path) -> Pair:
+def read_pair(dense: Path, sa: Path) -> ModelPair:
     """Raises BadInput where the two are no pair; reads all tensor data of the dense model for its identity."""
     headers = read_model(dense), read_model(sa)
     facts, sa_facts = map(read_facts, headers)
@@ -110,20 +110,20 @@ def read_pair(dense: Path, sa: Path) -> Pair:
     if not sa_facts.is_shared:
         raise BadInput(f"{sa}: shares no attention; make an SA model with 'shareatt-export {dense} --spans ... -o OUT'")
     _check_identity(*headers)
-    return Pair(facts, sa_facts, *map(read_weights, headers))
+    return ModelPair(facts, sa_facts, *map(read_weights, headers))
 
 
 def _check_identity(dense: Header, sa: Header) -> None:
-    if sa.value(KEY_SOURCE_SHA256) != identity(dense):
+    if sa.value(KEY_SOURCE_SHA256) != tensors_sha256(dense):
         raise BadInput(
             f"{sa.path}: {KEY_SOURCE_SHA256}: was not made from {dense.path}; give the dense GGUF it was exported from"
         )
 
 
-class Child:
+class WorkerProcess:
     """A worker process; `ask` sends one request and waits for its answer. Raises what the worker reports."""
 
-    def __init__(self, setting: Setting, request: Request, clock: bool) -> None:
+    def __init__(self, setting: Setting, request: BenchRequest, clock: bool) -> None:
         self.setting = setting
         patched = runtime.require()
         spec = {
@@ -197,16 +197,16 @@ class Child:
 
 
 @contextmanager
-def _children(settings: tuple[Setting, ...], request: Request, clock: bool) -> Iterator[list[Child]]:
+def _children(settings: tuple[Setting, ...], request: BenchRequest, clock: bool) -> Iterator[list[WorkerProcess]]:
     with ExitStack() as stack:
         children = []
         for setting in settings:
-            children.append(Child(setting, request, clock))
+            children.append(WorkerProcess(setting, request, clock))
             stack.callback(children[-1].close)
         yield children
 
 
-def measure(request: Request, progress: Step = silent) -> Measured:
+def measure(request: BenchRequest, progress: Step = silent) -> Measured:
     """All measurements. Raises BadInput, RuntimeProblem."""
     runtime.require()
     runtime.require(patched=False)
@@ -235,14 +235,14 @@ def measure(request: Request, progress: Step = silent) -> Measured:
     return measured
 
 
-def _turns(request: Request) -> Iterator[tuple[str, int]]:
+def _turns(request: BenchRequest) -> Iterator[tuple[str, int]]:
     """What each setting does in a round before the others do the same, and with how many tokens."""
     yield "prefill", request.prompt
     for done in range(0, request.generate, TURN):
         yield "decode", min(TURN, request.generate - done)
 
 
-def _round(measured: Measured, children: list[Child], depth: int, work: "_Work") -> None:
+def _round(measured: Measured, children: list[WorkerProcess], depth: int, work: "_Work") -> None:
     for what, n in _turns(measured.request):
         turns = measured.seconds.setdefault((what, depth), {})
         for child in children:
@@ -252,7 +252,7 @@ def _round(measured: Measured, children: list[Child], depth: int, work: "_Work")
         children = children[::-1]
 
 
-def _attention(measured: Measured, children: list[Child], what: str, depth: int, work: "_Work") -> None:
+def _attention(measured: Measured, children: list[WorkerProcess], what: str, depth: int, work: "_Work") -> None:
     """Seconds of the attention of each layer: for the whole prompt, or for a token (the median of some)."""
     rounds = measured.attention.setdefault((what, depth), {})
     n = measured.request.prompt if what == "prefill" else ATTENTION_TOKENS

@@ -36,7 +36,7 @@ err = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
 
 
 def run_export(
-    request: pipeline.Request, card: bool | None, report_file: Path | None, as_json: bool, quiet: bool
+    request: pipeline.ExportRequest, card: bool | None, report_file: Path | None, as_json: bool, quiet: bool
 ) -> None:
     """`card` None: where the output is a folder. Without Request.out the plan alone is shown."""
     card_file = _card_file(request.out, card) if request.out else None
@@ -89,7 +89,7 @@ def run_analyze(
     model: Path, text: Path | None, output: Path | None, force: bool, as_json: bool, quiet: bool, **options: Any
 ) -> None:
     files = _files_in(output, analysis_report.FILES, force)
-    request = analyze.Request(model, read_text(text), **options)
+    request = analyze.AnalyzeRequest(model, read_text(text), **options)
     with steps(err, quiet) as step, as_gguf(model, step) as gguf:
         analysis = replace(analyze.analyze(replace(request, model=gguf), step), request=request)
     _deliver(analysis_report, analysis, files, force, as_json)
@@ -112,7 +112,7 @@ def run_search(
     from . import search_report
 
     files = _files_in(output, search_report.FILES, force)
-    request = finder.Request(
+    request = finder.SearchRequest(
         model,
         read_text(text),
         search.Budget(followers, max_kl, kv_bytes),
@@ -121,7 +121,7 @@ def run_search(
         **options,
     )
     with steps(err, quiet) as step, as_gguf(model, step) as gguf:
-        found = replace(finder.find(replace(request, model=gguf), step), request=request)
+        found = replace(finder.search(replace(request, model=gguf), step), request=request)
     _deliver(search_report, found, files, force, as_json)
 
 
@@ -164,7 +164,7 @@ def run_eval(
         bench_plot.require_matplotlib("--plot")
     texts, items = read_text(text), tuple(map(read_tasks, tasks))
     with steps(err, quiet) as step, as_gguf(dense, step) as gguf:
-        done = evaluate.evaluate(evaluate.Request(gguf, text=texts, tasks=items, **options), step)
+        done = evaluate.evaluate(evaluate.EvaluateRequest(gguf, text=texts, tasks=items, **options), step)
     if plot is not None:
         evaluate_plot.plot(done, plot)
     if as_json:
@@ -186,7 +186,7 @@ def run_heal(
 
     if minutes is None and options["steps"] is None:
         minutes = 15
-    request = heal.Request(out=output, texts=tuple(map(read_text, texts or (None,))), minutes=minutes, **options)
+    request = heal.HealRequest(out=output, texts=tuple(map(read_text, texts or (None,))), minutes=minutes, **options)
     job = heal.planned(request)
     if not as_json and not quiet:
         heal_report.show_plan(job, err if output else out)
@@ -209,7 +209,7 @@ def run_bench(plot: Path | None, as_json: bool, quiet: bool, type_k: str, type_v
         bench_plot.require_matplotlib("--plot")
     k, v = (GGMLQuantizationType[name.upper()] for name in (type_k, type_v))
     with steps(err, quiet) as step:
-        measured = bench.measure(bench.Request(type_k=k, type_v=v, **options), step)
+        measured = bench.measure(bench.BenchRequest(type_k=k, type_v=v, **options), step)
     if plot is not None:
         bench_plot.plot(bench_rows.rows(measured), measured.request.sa.name, plot)
     if as_json:

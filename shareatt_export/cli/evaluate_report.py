@@ -8,9 +8,9 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from ..evaluation.evaluate import Answers, Evaluation, Score
+from ..evaluation.evaluate import Evaluation, Score, TaskAnswers
 from ..evaluation.intervals import Mean, sign_test, wilson
-from ..evaluation.positions import At, Bucket
+from ..evaluation.positions import Bucket, PositionScores
 from .report import plain, table
 
 
@@ -54,7 +54,7 @@ def _score_dict(score: Score) -> dict[str, Any]:
 
 
 def _bucket_dict(bucket: Bucket, names: list[str]) -> dict[str, Any]:
-    def model(name: str, at: At) -> dict[str, Any]:
+    def model(name: str, at: PositionScores) -> dict[str, Any]:
         return {
             "name": name,
             "nll": _mean_dict(at.nll),
@@ -66,7 +66,7 @@ def _bucket_dict(bucket: Bucket, names: list[str]) -> dict[str, Any]:
     return {"first": bucket.first, "last": bucket.last, "models": models}
 
 
-def _answers_dict(answers: Answers, names: list[str]) -> dict[str, Any]:
+def _answers_dict(answers: TaskAnswers, names: list[str]) -> dict[str, Any]:
     def model(name: str, right: npt.NDArray[np.bool_]) -> dict[str, Any]:
         lost, won = flips(answers, right)
         n_right = int(right.sum())
@@ -88,7 +88,7 @@ def _answers_dict(answers: Answers, names: list[str]) -> dict[str, Any]:
     }
 
 
-def flips(answers: Answers, right: npt.NDArray[np.bool_]) -> tuple[list[int], list[int]]:
+def flips(answers: TaskAnswers, right: npt.NDArray[np.bool_]) -> tuple[list[int], list[int]]:
     """Lines of the items that the dense model answers and this one does not, and the other way round."""
     dense, lines = answers.right[0], np.array(answers.lines)
     return lines[dense & ~right].tolist(), lines[right & ~dense].tolist()

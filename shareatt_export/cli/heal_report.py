@@ -6,11 +6,11 @@ from typing import Any
 
 from rich.console import Console
 
-from ..healing.heal import Healed, Job, as_dict
+from ..healing.heal import Healed, HealJob, as_dict
 from .report import table
 
 
-def plan_dict(job: Job) -> dict[str, Any]:
+def plan_dict(job: HealJob) -> dict[str, Any]:
     return {
         "spans": ",".join(map(str, job.spans)),
         "trained": [{"name": name, "shape": list(job.slots[name].shape)} for name in job.names],
@@ -18,7 +18,7 @@ def plan_dict(job: Job) -> dict[str, Any]:
     }
 
 
-def show_plan(job: Job, console: Console) -> None:
+def show_plan(job: HealJob, console: Console) -> None:
     console.print(table([(str(span), span.in_words()) for span in job.spans], ("span", "")))
     kinds = Counter(".".join(name.split(".")[-2:]) for name in job.names)
     what = ", ".join(f"{n} x {kind}" for kind, n in kinds.items())

@@ -123,13 +123,13 @@ def export_command(
     """
     if output is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--output' (or use --dry-run).")
-    from ..exporting.pipeline import Request
+    from ..exporting.pipeline import ExportRequest
     from ..searching.beam import Budget
     from .commands import run_export
 
     budget = Budget(followers, max_kl, kv_bytes)
     options["budget"] = None if budget == Budget() else budget
-    run_export(Request(out=None if dry_run else output, **options), card, report_file, as_json, quiet)
+    run_export(ExportRequest(out=None if dry_run else output, **options), card, report_file, as_json, quiet)
 
 
 @cli.command("inspect", short_help="Say what a GGUF is and what it needs.")

@@ -11,11 +11,11 @@ from rich.table import Table
 
 from ..benchmark.measure import Measured
 from ..benchmark.rows import Ratio, Row, rows
-from ..exporting.pipeline import Exported, Job
+from ..exporting.pipeline import Exported, ExportJob
 from ..formats.gguf_header import Header, TensorInfo
 from ..formats.gguf_keys import KEY_EXPORTER, KEY_FORMAT_VERSION, KEY_SOURCE_SHA256
 from ..llamacpp.pin import pin
-from ..llamacpp.runtime import Status
+from ..llamacpp.runtime import RuntimeStatus
 from ..model.facts import Facts
 from ..model.spans import Span, spans_of
 from ..plan.plan import Plan
@@ -52,7 +52,7 @@ def dropped_by(plan: Plan, span: Span) -> list[TensorInfo]:
     return [info for info in plan.dropped if info.name.startswith(followers)]
 
 
-def job_dict(job: Job) -> dict[str, Any]:
+def job_dict(job: ExportJob) -> dict[str, Any]:
     plan, facts = job.plan, job.plan.facts
     return {
         "model": str(job.request.model),
@@ -116,7 +116,7 @@ def show_followers(done: Exported, console: Console) -> None:
         console.print(f"Quantised again, to the type that it had: W_O of {layers}.", highlight=False)
 
 
-def show_plan(job: Job, console: Console) -> None:
+def show_plan(job: ExportJob, console: Console) -> None:
     plan, facts = job.plan, job.plan.facts
     n_ctx = facts.n_ctx_train
     name = plan.dense.text("general.name", plan.dense.path.name)
@@ -144,7 +144,7 @@ def _dropped_words(dropped: list[TensorInfo]) -> str:
     return f"{len(dropped)} tensors dropped, {size(sum(info.n_bytes for info in dropped))}"
 
 
-def inspect_dict(header: Header, facts: Facts, runtime: Status) -> dict[str, Any]:
+def inspect_dict(header: Header, facts: Facts, runtime: RuntimeStatus) -> dict[str, Any]:
     sha = header.value(KEY_SOURCE_SHA256)
     return {
         "file": str(header.path),
@@ -167,7 +167,7 @@ def inspect_dict(header: Header, facts: Facts, runtime: Status) -> dict[str, Any
     }
 
 
-def show_inspect(header: Header, facts: Facts, runtime: Status, console: Console) -> None:
+def show_inspect(header: Header, facts: Facts, runtime: RuntimeStatus, console: Console) -> None:
     data = inspect_dict(header, facts, runtime)
     rows = [
         ("file", f"{data['file']} ({size(data['file_bytes'])})"),
@@ -184,7 +184,7 @@ def show_inspect(header: Header, facts: Facts, runtime: Status, console: Console
     console.print(table(rows))
 
 
-def runtime_dict(runtime: Status) -> dict[str, Any]:
+def runtime_dict(runtime: RuntimeStatus) -> dict[str, Any]:
     return {
         "ready": runtime.ready,
         "path": str(runtime.bin),
@@ -194,14 +194,14 @@ def runtime_dict(runtime: Status) -> dict[str, Any]:
     }
 
 
-def _runtime_words(runtime: Status) -> str:
+def _runtime_words(runtime: RuntimeStatus) -> str:
     if not runtime.ready:
         return "not built; run 'shareatt-export runtime build'"
     built = runtime.built
     return f"ready in {runtime.bin} (llama.cpp {built['llama_cpp']}, {built['source']}, ABI {built['abi']})"
 
 
-def show_runtime(runtime: Status, console: Console) -> None:
+def show_runtime(runtime: RuntimeStatus, console: Console) -> None:
     console.print(table([("runtime", _runtime_words(runtime)), ("folder", str(runtime.root))]))
 
 

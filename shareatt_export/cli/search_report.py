@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from ..model.spans import n_followers
-from ..searching.search import Point, Result
+from ..searching.search import ScoredMap, SearchResult
 from ..system.staging import publish, staged
 from .report import table
 
@@ -17,14 +17,14 @@ STATE = "search-state.json"
 AS_GOOD = "Dropping attention in these layers costs no more than sharing it, and saves more: do that instead."
 
 
-def export_command(found: Result) -> str:
+def export_command(found: SearchResult) -> str:
     request = found.request
     words = ["shareatt-export", str(request.model), "--spans", found.spans_text]
     words += ["--align"] * request.align + ["--refit"] * request.refit
     return shlex.join([*words, "-o", "OUT.gguf"])
 
 
-def as_dict(found: Result) -> dict[str, Any]:
+def as_dict(found: SearchResult) -> dict[str, Any]:
     request = found.request
     return {
         "model": str(request.model),
@@ -45,7 +45,7 @@ def as_dict(found: Result) -> dict[str, Any]:
     }
 
 
-def _point_dict(point: Point) -> dict[str, Any]:
+def _point_dict(point: ScoredMap) -> dict[str, Any]:
     quality = point.quality
     return {
         "name": point.name,
@@ -58,7 +58,7 @@ def _point_dict(point: Point) -> dict[str, Any]:
     }
 
 
-def show(found: Result, console: Console) -> None:
+def show(found: SearchResult, console: Console) -> None:
     columns = ("spans", "followers", "KV per token", "KL", "KL p99", "perplexity", "same top")
     others = [*found.baselines, *([found.dropped] if found.dropped else [])]
     grid = table(map(_row, found.path), columns)
@@ -81,7 +81,7 @@ def show(found: Result, console: Console) -> None:
         console.print(f"\n    {export_command(found)}\n", highlight=False, soft_wrap=True)
 
 
-def _row(point: Point) -> tuple[str, ...]:
+def _row(point: ScoredMap) -> tuple[str, ...]:
     quality = point.quality
     return (
         point.name,
@@ -94,7 +94,7 @@ def _row(point: Point) -> tuple[str, ...]:
     )
 
 
-def write(found: Result, data: dict[str, Any], folder: Path, force: bool) -> None:
+def write(found: SearchResult, data: dict[str, Any], folder: Path, force: bool) -> None:
     with staged(folder / FILES[0]) as work:
         json_file, picture = (work / name for name in FILES)
         json_file.write_text(json.dumps(data, indent=2) + "\n")
@@ -102,7 +102,7 @@ def write(found: Result, data: dict[str, Any], folder: Path, force: bool) -> Non
         publish({work / name: folder / name for name in FILES}, [], force)
 
 
-def _plot(found: Result, out: Path) -> None:
+def _plot(found: SearchResult, out: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")

@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import Unsupported
-from ..fitting.observer import Layer, Observer, brought
+from ..fitting.observer import ObservedLayer, Observer, head_outputs
 from ..formats.gguf_header import Header
 from ..formats.shards import read_model
 from ..llamacpp import runtime
-from ..llamacpp.texts import Text, windows
+from ..llamacpp.texts import Text, token_windows
 from ..model.candidate_pairs import candidates
 from ..model.facts import Facts, read_facts, require_exportable
 from ..system.progress import Step, silent
@@ -33,7 +33,7 @@ WEIGHTS_KEPT = 256 << 20  # bytes of output projections in memory
 
 
 @dataclass(frozen=True)
-class Request:
+class AnalyzeRequest:
     model: Path
     text: Text
     n_ctx: int = 256  # tokens of a window
@@ -43,7 +43,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairErrors:
     """Layer `follower` with the attention weights of layer `source`.
 
     `error` and `drop_error` are norms of what is missing in the output of attention, relative to that of the residual
@@ -60,22 +60,22 @@ class Pair:
 
 @dataclass(frozen=True)
 class Analysis:
-    request: Request
+    request: AnalyzeRequest
     facts: Facts
     n_windows: int
     sinks_per_window: float
     similarity: Matrix  # [n_layer, n_layer], mean over heads and tokens
     similarity_without_first: Matrix  # the same, weights of the first token left away
     similarity_without_sinks: Matrix  # and those of other sinks
-    pairs: tuple[Pair, ...]
+    pairs: tuple[PairErrors, ...]
 
-    def best_source(self, follower: int) -> Pair | None:
+    def best_source(self, follower: int) -> PairErrors | None:
         return min(
             (pair for pair in self.pairs if pair.follower == follower), key=lambda pair: pair.error, default=None
         )
 
 
-def analyze(request: Request, step: Step = silent) -> Analysis:
+def analyze(request: AnalyzeRequest, step: Step = silent) -> Analysis:
     """Raises BadInput or Unsupported if the model cannot be analysed."""
     header = read_model(request.model)
     facts = read_facts(header)
@@ -87,7 +87,7 @@ def analyze(request: Request, step: Step = silent) -> Analysis:
     step("reading the model", None)
     sums = _Sums(facts, candidates(facts, request.reach), _output_weights(header))
     with Observer(built, request.model, facts, request.n_ctx, request.n_threads) as observer:
-        parts = windows(observer.model, request.text, request.n_ctx, request.n_windows)
+        parts = token_windows(observer.model, request.text, request.n_ctx, request.n_windows)
         for i, tokens in enumerate(parts):
             step("analysing", i / len(parts))
             sums.add(observer.layers(tokens))
@@ -119,7 +119,7 @@ class _Sums:
         self.heads = {pair: np.zeros((facts.n_head[pair[1]],) * 2) for pair in candidates}
         self.attention, self.residual = np.zeros(n), np.zeros(n)
 
-    def add(self, layers: list[Layer]) -> None:
+    def add(self, layers: list[ObservedLayer]) -> None:
         sinks = self._sinks(layers)
         self.n_sinks += int(sinks.sum())
         first = np.arange(len(sinks)) == 0
@@ -132,7 +132,7 @@ class _Sums:
                 self.heads[source, follower] += _head_similarity(layers[source].weights, layers[follower].weights)
 
     @staticmethod
-    def _sinks(layers: list[Layer]) -> npt.NDArray[np.bool_]:
+    def _sinks(layers: list[ObservedLayer]) -> npt.NDArray[np.bool_]:
         """[n_tokens]: much looked at by the tokens after it, mean over layers and heads; never by itself alone."""
         n = layers[0].weights.shape[-1]
         received = np.mean([layer.weights.mean(0) for layer in layers], axis=0)
@@ -140,21 +140,21 @@ class _Sums:
         sinks: npt.NDArray[np.bool_] = (received * later).sum(0) / np.maximum(later.sum(0), 1) > SINK
         return sinks
 
-    def _add_errors(self, layers: list[Layer], sources: list[int], follower: int) -> None:
+    def _add_errors(self, layers: list[ObservedLayer], sources: list[int], follower: int) -> None:
         ours = layers[follower]
-        own = brought(ours.weights, ours.values)
+        own = head_outputs(ours.weights, ours.values)
         projection = self.output_weights(follower).T
         self.attention[follower] += np.sum(np.square(own @ projection), dtype=np.float64)
         if follower > 0:
             self.residual[follower] += np.sum(np.square(ours.input), dtype=np.float64)
         for source in sources:
-            difference = (brought(layers[source].weights, ours.values) - own) @ projection
+            difference = (head_outputs(layers[source].weights, ours.values) - own) @ projection
             self.error[source, follower] += float(np.sum(np.square(difference), dtype=np.float64))
 
-    def analysis(self, request: Request, n_windows: int) -> Analysis:
+    def analysis(self, request: AnalyzeRequest, n_windows: int) -> Analysis:
         relative = np.sqrt(self.attention / np.maximum(self.residual, 1e-30))
         pairs = [
-            Pair(
+            PairErrors(
                 source,
                 follower,
                 float(self.similarities[0][source, follower] / n_windows),
@@ -175,7 +175,7 @@ def _normalised(weights: npt.NDArray[np.float32], hidden: npt.NDArray[np.bool_])
     return rows
 
 
-def _similarity(layers: list[Layer], hidden: npt.NDArray[np.bool_]) -> Matrix:
+def _similarity(layers: list[ObservedLayer], hidden: npt.NDArray[np.bool_]) -> Matrix:
     """[n_layer, n_layer]: cosine of attention weights, mean over heads and tokens; 0 where the numbers of heads differ.
 
     `hidden` [n_tokens] are positions that do not count.
@@ -202,7 +202,7 @@ def _head_similarity(source: npt.NDArray[np.float32], follower: npt.NDArray[np.f
     return mean
 
 
-def ranked(analysis: Analysis) -> Iterator[Pair]:
+def ranked(analysis: Analysis) -> Iterator[PairErrors]:
     """The best source of each follower, the cheapest follower first."""
     best = (analysis.best_source(layer) for layer in range(analysis.facts.n_layer))
     yield from sorted((pair for pair in best if pair), key=lambda pair: pair.error)

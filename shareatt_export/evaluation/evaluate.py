@@ -20,7 +20,7 @@ from ..formats.shards import read_model
 from ..llamacpp import runtime
 from ..llamacpp.bindings import load
 from ..llamacpp.engine import Context, Model, Token
-from ..llamacpp.texts import Text, windows
+from ..llamacpp.texts import Text, token_windows
 from ..model.facts import F16, Facts, read_facts
 from ..system.progress import Step, silent
 from .answers import Encoded, answer, context_params, encode
@@ -35,7 +35,7 @@ BATCH = 512  # tokens whose logits are in memory
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluateRequest:
     dense: Path
     others: tuple[Path, ...]
     text: Text
@@ -70,7 +70,7 @@ class Score(Quality):
 
 
 @dataclass(frozen=True)
-class Answers:
+class TaskAnswers:
     """To the items of one kind in one file."""
 
     tasks: Tasks
@@ -81,14 +81,14 @@ class Answers:
 
 @dataclass(frozen=True)
 class Evaluation:
-    request: Request
+    request: EvaluateRequest
     n_windows: int
     n_tokens: int  # scored
     scores: tuple[Score, ...]  # the dense model's first
     others: tuple[Subject, ...]
     baselines: tuple[Subject | None, ...]  # of the others, if asked for
     positions: tuple[Bucket, ...]
-    answers: tuple[Answers, ...]
+    answers: tuple[TaskAnswers, ...]
 
 
 def baseline(dense: Subject, kv_bytes_per_token: int) -> Subject | None:
@@ -101,7 +101,7 @@ def baseline(dense: Subject, kv_bytes_per_token: int) -> Subject | None:
     return None
 
 
-def evaluate(request: Request, step: Step = silent) -> Evaluation:
+def evaluate(request: EvaluateRequest, step: Step = silent) -> Evaluation:
     """Raises BadInput if the models do not have the same vocabulary, the text is too short, or a task too long."""
     built = runtime.require()
     lib = load(built.python, built.bin)
@@ -119,7 +119,7 @@ def evaluate(request: Request, step: Step = silent) -> Evaluation:
             if model.n_vocab != base.n_vocab:
                 raise BadInput(f"{path}: has {model.n_vocab} tokens, {request.dense} has {base.n_vocab}")
         sheets = [encode(base, tasks, dense.facts.n_ctx_train) for tasks in request.tasks]
-        parts = windows(base, request.text, request.n_ctx, request.n_windows)
+        parts = token_windows(base, request.text, request.n_ctx, request.n_windows)
         loaded = [(models[s.model], s.type_k) for s in everyone]
         sums = _predict(request, loaded, parts, step)
         n_bytes = len(base.text(token for part in parts for token in part[half + 1 :]))
@@ -134,7 +134,7 @@ def evaluate(request: Request, step: Step = silent) -> Evaluation:
     )
 
 
-def _subjects(request: Request, headers: Mapping[Path, Header]) -> Iterator[Subject]:
+def _subjects(request: EvaluateRequest, headers: Mapping[Path, Header]) -> Iterator[Subject]:
     yield Subject("dense", request.dense, read_facts(headers[request.dense]))
     names = [path.name for path in request.others]
     for path in request.others:
@@ -144,13 +144,15 @@ def _subjects(request: Request, headers: Mapping[Path, Header]) -> Iterator[Subj
 Loaded = tuple[Model, GGMLQuantizationType]  # and the type of its K cache
 
 
-def _context(request: Request, loaded: Loaded, **params: int | bool) -> Context:
+def _context(request: EvaluateRequest, loaded: Loaded, **params: int | bool) -> Context:
     model, type_k = loaded
     threads = {"n_threads": request.n_threads, "n_threads_batch": request.n_threads}
     return Context(model, True, type_k=type_k, **threads, **params)
 
 
-def _predict(request: Request, loaded: Sequence[Loaded], parts: Sequence[list[int]], step: Step) -> list[Divergence]:
+def _predict(
+    request: EvaluateRequest, loaded: Sequence[Loaded], parts: Sequence[list[int]], step: Step
+) -> list[Divergence]:
     n = request.n_ctx
     sums = [Divergence(len(parts), n - 1) for _ in loaded]
     batch_size = min(n, BATCH)
@@ -183,8 +185,8 @@ def _score(subject: Subject, file_bytes: int, sums: Divergence, first: int, n_by
 
 
 def _answer(
-    request: Request, loaded: Sequence[Loaded], sheets: Sequence[list[Encoded]], step: Step
-) -> Iterator[Answers]:
+    request: EvaluateRequest, loaded: Sequence[Loaded], sheets: Sequence[list[Encoded]], step: Step
+) -> Iterator[TaskAnswers]:
     """All models answer one file after the other, in contexts that its longest item fits in."""
     n_rounds = len(sheets) * len(loaded)
     for i, (tasks, sheet) in enumerate(zip(request.tasks, sheets, strict=True)):
@@ -195,4 +197,4 @@ def _answer(
                 given.append(answer(context, sheet))
         for metric, by_line in given[0].items():
             right = tuple(np.array(list(each[metric].values())) for each in given)
-            yield Answers(tasks, metric, tuple(by_line), right)
+            yield TaskAnswers(tasks, metric, tuple(by_line), right)

@@ -14,7 +14,7 @@ FIRST_EDGE = 128
 
 
 @dataclass(frozen=True)
-class At:
+class PositionScores:
     """One model in one bucket. `log_ratio`: nats per token more than the dense model, window by window."""
 
     nll: Mean
@@ -26,7 +26,7 @@ class At:
 class Bucket:
     first: int  # positions, both included
     last: int
-    models: tuple[At, ...]
+    models: tuple[PositionScores, ...]
 
 
 def edges(n_ctx: int) -> list[int]:
@@ -45,7 +45,7 @@ def buckets(nll: Sequence[Matrix], kl: Sequence[Matrix]) -> tuple[Bucket, ...]:
         columns = slice(max(start, 1) - 1, end - 1)
         dense = nll[0][:, columns]
         models = tuple(
-            At(mean(ours[:, columns]), mean(apart[:, columns]), mean(ours[:, columns] - dense))
+            PositionScores(mean(ours[:, columns]), mean(apart[:, columns]), mean(ours[:, columns] - dense))
             for ours, apart in zip(nll, kl, strict=True)
         )
         found.append(Bucket(max(start, 1), end - 1, models))

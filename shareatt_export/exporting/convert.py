@@ -16,7 +16,7 @@ from pathlib import Path
 from ..checkpoint.checks import check_checkpoint
 from ..errors import ConversionFailed, RuntimeProblem, ShareattError
 from ..llamacpp.source import stock_source
-from ..system import child_process as child
+from ..system import child_process
 from ..system.progress import Fraction, Step
 from ..system.staging import private_folder
 
@@ -81,7 +81,7 @@ def converted(
         # name models that its libraries would fetch; and what they leave in the temporary folder goes with ours
         env = {key: value for key, value in os.environ.items() if key != "NO_LOCAL_GGUF"}
         env |= {"HF_HUB_OFFLINE": "1", "TMPDIR": str(work.resolve())}
-        status = child.run(command, look, cwd=work, env=env)
+        status = child_process.run(command, look, cwd=work, env=env)
         if status or not out.is_file():
             raise ConversionFailed(f"{folder}: convert_hf_to_gguf.py: {_last_error(log)}")
         yield out

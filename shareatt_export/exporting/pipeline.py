@@ -17,8 +17,8 @@ from ..checkpoint.checks import check_checkpoint, checkpoint_files
 from ..errors import BadInput, BadSpans, ShareattError, VerifyFailed
 from ..formats.gguf_header import Header, read_header
 from ..formats.shards import piece_names, pieces, read_model
-from ..formats.tensor_copies import copies
-from ..formats.transfer import Written
+from ..formats.tensor_copies import whole_copies
+from ..formats.transfer import TensorWritten
 from ..llamacpp import runtime
 from ..llamacpp.texts import Text, read_text
 from ..model.facts import read_facts
@@ -38,11 +38,11 @@ from .verify import Verified, hold_against, same_inventory
 from .write import unchanged, write_pieces, write_plan
 
 if TYPE_CHECKING:
-    from ..fitting.fit import Follower
+    from ..fitting.fit import FittedFollower
 
 
 @dataclass(frozen=True)
-class Request:
+class ExportRequest:
     """What the user asks for, as the options of `shareatt-export export` say it."""
 
     model: Path | str  # a Hugging Face folder, a GGUF file (the first shard), or the id of a model on the hub
@@ -72,10 +72,10 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportJob:
     """An export that is ready to run."""
 
-    request: Request
+    request: ExportRequest
     repository: str | None  # where the model was fetched from
     inputs: tuple[Path, ...]
     plan: Plan
@@ -96,15 +96,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Exported:
-    job: Job
+    job: ExportJob
     files: tuple[Path, ...]
     source_sha256: str
     n_bytes: int  # copied and compared, byte by byte
-    followers: "tuple[Follower, ...]" = ()  # what was fitted
+    followers: "tuple[FittedFollower, ...]" = ()  # what was fitted
 
 
 @contextmanager
-def opened(request: Request, step: Step = silent) -> Iterator[Job]:
+def opened(request: ExportRequest, step: Step = silent) -> Iterator[ExportJob]:
     """The job of a request; a checkpoint's dense GGUF is there for the length of the block. Raises ShareattError."""
     model, repo = Path(request.model), None
     if not model.exists() and (repo := hub.repository(str(request.model))):
@@ -131,7 +131,7 @@ def opened(request: Request, step: Step = silent) -> Iterator[Job]:
     yield _job(header, header.files, None, request, how, stages)
 
 
-def _of_checkpoint(model: Path, repo: str | None, request: Request, step: Step) -> Iterator[Job]:
+def _of_checkpoint(model: Path, repo: str | None, request: ExportRequest, step: Step) -> Iterator[ExportJob]:
     inputs = checkpoint_files(model)
     _check_out(request, inputs)
     n_layer = check_checkpoint(model, request.trust_remote_code)
@@ -151,17 +151,17 @@ def _of_checkpoint(model: Path, repo: str | None, request: Request, step: Step) 
         yield job
 
 
-def _check_out(request: Request, inputs: list[Path]) -> None:
+def _check_out(request: ExportRequest, inputs: list[Path]) -> None:
     if request.out is not None and not request.out.is_dir() and request.split_max_size is None:
         check_output(request.out, inputs, request.force)
 
 
-def _quantisation(request: Request) -> Quantisation:
+def _quantisation(request: ExportRequest) -> Quantisation:
     runtime.require()  # before anything that takes long
     return Quantisation(request.outtype, request.imatrix, request.threads)
 
 
-def _stages(step: Step, request: Request, converts: bool, quantises: bool) -> Stages:
+def _stages(step: Step, request: ExportRequest, converts: bool, quantises: bool) -> Stages:
     """Shares are times beside that of writing, roughly."""
     fits, splits = request.align or request.refit, request.split_max_size is not None
     shares = {
@@ -179,10 +179,10 @@ def _job(
     header: Header,
     inputs: tuple[Path, ...],
     repo: str | None,
-    request: Request,
+    request: ExportRequest,
     how: Quantisation | None,
     stages: Stages,
-) -> Job:
+) -> ExportJob:
     facts = read_facts(header)
     text = read_text(request.text) if request.align or request.refit or request.spans == AUTO else None
     fitting = Fitting(request.align, request.refit, text.sha256) if text and (request.align or request.refit) else None
@@ -193,19 +193,21 @@ def _job(
         quantize.check_input(header)
         prediction = quantize.predict(plan, how)
     planned = prediction.pieces(request.split_max_size) if prediction else plan.pieces(request.split_max_size)
-    job = Job(request, repo, inputs, plan, how, prediction, tuple(piece.file_size for piece in planned), text, stages)
+    job = ExportJob(
+        request, repo, inputs, plan, how, prediction, tuple(piece.file_size for piece in planned), text, stages
+    )
     if request.out is not None:
         for path in job.outputs:
             check_output(path, inputs, request.force)
     return job
 
 
-def _search(header: Header, request: Request, text: Text, stages: Stages) -> str:
+def _search(header: Header, request: ExportRequest, text: Text, stages: Stages) -> str:
     from ..searching import search as finder  # it takes a while to import
 
     assert request.budget is not None  # noqa: S101  (opened() has looked)
     watch = stages("searching")
-    ask = finder.Request(
+    ask = finder.SearchRequest(
         header.path,
         text,
         request.budget,
@@ -214,10 +216,10 @@ def _search(header: Header, request: Request, text: Text, stages: Stages) -> str
         fast=request.fast,
         n_threads=request.threads or os.cpu_count() or 2,
     )
-    return finder.find(ask, lambda what, fraction: watch(fraction or 0.0)).spans_text
+    return finder.search(ask, lambda what, fraction: watch(fraction or 0.0)).spans_text
 
 
-def export(job: Job) -> Exported:
+def export(job: ExportJob) -> Exported:
     """Write and verify in a hidden folder, and only then give the files their names."""
     outputs = job.outputs
     with staged(outputs[0]) as folder, Writeback() as writeback:
@@ -238,19 +240,19 @@ def export(job: Job) -> Exported:
     return Exported(job, outputs, verified.source_sha256, verified.n_bytes, followers)
 
 
-def _fitted(job: Job, store: Path) -> "tuple[Job, tuple[Follower, ...]]":
+def _fitted(job: ExportJob, store: Path) -> "tuple[ExportJob, tuple[FittedFollower, ...]]":
     """The job with the weights that its plan asks for, which stand in `store`."""
     if job.plan.fitting is None or job.text is None:
         return job, ()
     from ..fitting import fit  # it takes a while to import
 
     watch = job.stages("fitting")
-    request = fit.Request(job.plan.fitting, job.text, n_threads=job.request.threads or os.cpu_count() or 2)
+    request = fit.FitRequest(job.plan.fitting, job.text, n_threads=job.request.threads or os.cpu_count() or 2)
     done = fit.fit(job.plan, request, runtime.require(), watch)
     return replace(job, plan=fit.store(job.plan, done, store)), done.followers
 
 
-def _write_sa(job: Job, files: list[Path], written: Written = lambda path: None) -> Verified:
+def _write_sa(job: ExportJob, files: list[Path], written: TensorWritten = lambda path: None) -> Verified:
     """The plan's file, or its shards."""
     max_bytes = job.request.split_max_size if len(files) > 1 else None
     advance = counted(job.stages("writing"), job.plan.weight_bytes_before)
@@ -258,7 +260,7 @@ def _write_sa(job: Job, files: list[Path], written: Written = lambda path: None)
     return hold_against(read_model(files[0]), plan)
 
 
-def _write_quantised(job: Job, folder: Path, files: list[Path]) -> Verified:
+def _write_quantised(job: ExportJob, folder: Path, files: list[Path]) -> Verified:
     """The plan's file, quantised; split after that, as only then its sizes are real."""
     assert job.quantisation is not None and job.prediction is not None  # noqa: S101  (export() has looked)
     sa, quantised = folder / ".sa", folder / ".quantised"
@@ -274,7 +276,7 @@ def _write_quantised(job: Job, folder: Path, files: list[Path]) -> Verified:
     if len(files) == 1:
         quantised.rename(files[0])
         return verified
-    tensors = copies(header)
+    tensors = whole_copies(header)
     advance = counted(job.stages("splitting"), sum(copy.n_bytes for copy in tensors))
     shards = pieces(header.version, header.metadata, tensors, header.alignment, job.request.split_max_size)
     write_pieces(shards, files, advance)

@@ -20,7 +20,7 @@ from ..formats.shards import Piece, pieces
 from ..formats.weight_types import WEIGHT_TYPES
 from ..llamacpp import runtime
 from ..plan.plan import Plan
-from ..system import child_process as child
+from ..system import child_process
 from ..system.progress import Fraction
 
 FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
@@ -145,7 +145,7 @@ def _run(arguments: Sequence[str], how: Quantisation, what: Path, watch: Fractio
 
     n_threads = [] if how.n_threads is None else [str(how.n_threads)]
     command = [str(runtime.tool("llama-quantize")), *arguments, how.type, *n_threads]
-    status = child.run(command, look, cwd=how.imatrix.parent if how.imatrix else None)
+    status = child_process.run(command, look, cwd=how.imatrix.parent if how.imatrix else None)
     if status:
         raise ShareattError(f"{what}: llama-quantize {how.type}: {_reason(log, status)}")
     return "".join(log)

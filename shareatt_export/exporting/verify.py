@@ -13,9 +13,9 @@ from ..errors import VerifyFailed
 from ..formats.gguf_encode import Tensor
 from ..formats.gguf_header import Header
 from ..formats.gguf_keys import KEY_EXPORTER, KEY_FIT_SHA256, KEY_SOURCE_SHA256, KEY_SPANS, key_source_layers
-from ..formats.identity import identity
+from ..formats.identity import tensors_sha256
 from ..formats.shards import read_model
-from ..formats.tensor_copies import Copy
+from ..formats.tensor_copies import TensorCopy
 from ..model.facts import read_facts
 from ..model.spans import added
 from ..plan.make_plan import make_plan
@@ -44,7 +44,7 @@ def verify(out: Path, dense: Path, advance: Advance = nothing) -> Verified:
         raise VerifyFailed(f"{out}: has {sa_facts.n_layer} layers, {dense} has {dense_facts.n_layer}")
     spans = added(dense_facts.source_layers, sa_facts.source_layers)
     fitting = None if dense_facts.is_shared else Fitting.of(sa)
-    plan = with_identity(make_plan(dense_header, dense_facts, spans, fitting), identity(dense_header, advance))
+    plan = with_identity(make_plan(dense_header, dense_facts, spans, fitting), tensors_sha256(dense_header, advance))
     digests = _fitted(sa, plan, advance)
     plan = with_fit(plan, {}, digests) if fitting else plan
     verified = hold_against(sa, plan)
@@ -104,7 +104,7 @@ def _metadata(sa: Header, plan: Plan) -> None:
         raise VerifyFailed(f"{sa.path}: metadata key '{min(extra)}' should not be there")
 
 
-def same_bytes(sa: Header, copies: Sequence[Copy], advance: Advance = nothing) -> None:
+def same_bytes(sa: Header, copies: Sequence[TensorCopy], advance: Advance = nothing) -> None:
     with Inputs() as inputs:
         for copy in copies:
             info = sa.tensors[copy.name]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from ..errors import VerifyFailed
 from ..formats.gguf_header import TensorInfo
-from ..formats.identity import identity_of, known_identity
+from ..formats.identity import combined_sha256, recorded_sha256
 from ..formats.shards import Piece, read_model
-from ..formats.tensor_copies import Copy
-from ..formats.transfer import Written, transfer
+from ..formats.tensor_copies import TensorCopy
+from ..formats.transfer import TensorWritten, transfer
 from ..plan.plan import Plan, with_identity
 from ..system.streams import Advance, nothing
 
@@ -22,7 +22,7 @@ def write_plan(
     paths: Sequence[Path],
     max_bytes: int | None,
     advance: Advance = nothing,
-    written: Written = lambda path: None,
+    written: TensorWritten = lambda path: None,
     finite: bool = True,
 ) -> Plan:
     """Write the files of a plan; the plan with the identity of its input, which only reading all of it can tell.
@@ -30,11 +30,11 @@ def write_plan(
     `advance` is told of plan.weight_bytes_before bytes, `written` of a file after each tensor.
     Raises VerifyFailed where a byte is not what it should be, and if all must be `finite`, BadInput where one is not.
     """
-    known = known_identity(plan.dense)
+    known = recorded_sha256(plan.dense)
     fitted = {copy.origin for copy in plan.tensors} - set(plan.dense.tensors.values())
     origins = [*plan.dense.tensors.values(), *fitted]
     digests = _fill(plan.pieces(max_bytes), paths, origins, known is None, advance, written, finite)
-    plan = with_identity(plan, known or identity_of(plan.dense, digests))
+    plan = with_identity(plan, known or combined_sha256(plan.dense, digests))
     for piece, path in zip(plan.pieces(max_bytes), paths, strict=True):
         with path.open("r+b") as file:  # as long as before
             file.write(piece.header)
@@ -42,10 +42,10 @@ def write_plan(
 
 
 def write_pieces(
-    made: Sequence[Piece[Copy]],
+    made: Sequence[Piece[TensorCopy]],
     paths: Sequence[Path],
     advance: Advance = nothing,
-    written: Written = lambda path: None,
+    written: TensorWritten = lambda path: None,
 ) -> None:
     """Write each piece to its path, compared; `advance` is told of tensor bytes."""
     origins = [copy.origin for piece in made for copy in piece.tensors]
@@ -53,12 +53,12 @@ def write_pieces(
 
 
 def _fill(
-    made: Sequence[Piece[Copy]],
+    made: Sequence[Piece[TensorCopy]],
     paths: Sequence[Path],
     origins: Iterable[TensorInfo],
     hashes: bool,
     advance: Advance,
-    written: Written,
+    written: TensorWritten,
     finite: bool = False,
 ) -> dict[TensorInfo, bytes]:
     for piece, path in zip(made, paths, strict=True):

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..llamacpp.engine import Context, Model, Token
-from ..llamacpp.graph_callback import END, InputTaps
+from ..llamacpp.graph_callback import END, InputCallback
 
 
 class Features:
@@ -16,7 +16,7 @@ class Features:
 
     def __init__(self, model: Model, bin: Any, n_ctx: int, n_threads: int) -> None:
         self._stack = ExitStack()
-        taps = InputTaps(model.lib, bin, ["attn_output"], self._take)
+        taps = InputCallback(model.lib, bin, ["attn_output"], self._take)
         params = {
             "n_ctx": n_ctx,
             "n_batch": n_ctx,

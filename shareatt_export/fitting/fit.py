@@ -18,24 +18,24 @@ from gguf import GGML_QUANT_SIZES
 
 from ..errors import Unsupported
 from ..formats.gguf_header import TensorInfo
-from ..formats.tensor_copies import Copy, Raw, decoded, raw_tensor
+from ..formats.tensor_copies import RawRows, TensorCopy, float_rows, raw_rows
 from ..llamacpp.engine import Model
-from ..llamacpp.runtime import Status
-from ..llamacpp.texts import Text, windows
+from ..llamacpp.runtime import RuntimeStatus
+from ..llamacpp.texts import Text, token_windows
 from ..plan.plan import Plan, with_fit
 from ..plan.projections import Fitting, Projections, projections
 from ..system.progress import Fraction
 from . import heads, ridge
 from .features import Features
 from .observer import Observer
-from .trial_model import Trial
+from .trial_model import TrialModel
 
 HELD_OUT = 4  # one in so many windows chooses the ridge
 N_ALIGN = 16  # windows are enough to tell heads apart
 
 
 @dataclass(frozen=True)
-class Request:
+class FitRequest:
     how: Fitting
     text: Text
     n_ctx: int = 256  # tokens of a window
@@ -44,7 +44,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Follower:
+class FittedFollower:
     """What was done for a layer. Errors are of its attention output, relative to that of the dense model."""
 
     layer: int
@@ -60,24 +60,24 @@ class Follower:
 class Fit:
     """`changes` are whole tensors of the SA file, as bytes."""
 
-    followers: tuple[Follower, ...]
-    changes: Mapping[Copy, Raw]
+    followers: tuple[FittedFollower, ...]
+    changes: Mapping[TensorCopy, RawRows]
 
 
-def fit(plan: Plan, request: Request, built: Status, watch: Fraction = lambda fraction: None) -> Fit:
+def fit(plan: Plan, request: FitRequest, built: RuntimeStatus, watch: Fraction = lambda fraction: None) -> Fit:
     """Raises BadInput where the text is too short, Unsupported where the model's heads cannot be moved."""
     layers = [layer for layer, source in enumerate(plan.source_layers) if source != layer]
     tensors = {layer: projections(plan.dense, plan.facts, layer) for layer in layers}
     unmoved = {layer: tuple(range(plan.facts.n_head[layer])) for layer in layers}
-    followers = {layer: Follower(layer, plan.source_layers[layer], unmoved[layer]) for layer in layers}
+    followers = {layer: FittedFollower(layer, plan.source_layers[layer], unmoved[layer]) for layer in layers}
     n_steps = request.how.align + request.how.refit * len(layers)
     done = 0
 
     def part(fraction: float) -> None:
         watch((done + fraction) / n_steps)
 
-    changes: dict[Copy, Raw] = {}
-    with Trial(built, plan.dense) as trial:
+    changes: dict[TensorCopy, RawRows] = {}
+    with TrialModel(built, plan.dense) as trial:
         if request.how.align:
             for layer, order in _align(plan, request, built, trial, tensors, part).items():
                 followers[layer] = replace(followers[layer], heads=order)
@@ -85,7 +85,7 @@ def fit(plan: Plan, request: Request, built: Status, watch: Fraction = lambda fr
             done += 1
         if request.how.refit:
             with Model(trial.lib, plan.dense.path) as dense:
-                parts = windows(dense, request.text, request.n_ctx, request.n_windows)
+                parts = token_windows(dense, request.text, request.n_ctx, request.n_windows)
                 for layer in layers:
                     trial.set(plan.source_layers, changes)
                     solution, changed = _refit(
@@ -103,7 +103,7 @@ def fit(plan: Plan, request: Request, built: Status, watch: Fraction = lambda fr
     return Fit(tuple(told), changes)
 
 
-def _requantised(output: Copy, follower: Follower) -> bool:
+def _requantised(output: TensorCopy, follower: FittedFollower) -> bool:
     n_head = len(follower.heads)
     moved = follower.heads != tuple(range(n_head)) and not heads.can_move(n_head, output.shape[0], output.type)
     return GGML_QUANT_SIZES[output.type][0] > 1 and (moved or follower.ridge is not None)
@@ -125,14 +125,19 @@ def store(plan: Plan, done: Fit, path: Path) -> Plan:
 
 
 def _align(
-    plan: Plan, request: Request, built: Status, trial: Trial, tensors: Mapping[int, Projections], watch: Fraction
+    plan: Plan,
+    request: FitRequest,
+    built: RuntimeStatus,
+    trial: TrialModel,
+    tensors: Mapping[int, Projections],
+    watch: Fraction,
 ) -> dict[int, heads.Heads]:
     facts = plan.facts
     require_bare_heads(trial, tensors, "--align")
-    weights = {layer: decoded(raw_tensor(t.output), t.output.type) for layer, t in tensors.items()}
+    weights = {layer: float_rows(raw_rows(t.output), t.output.type) for layer, t in tensors.items()}
     costs = {layer: np.zeros((facts.n_head[layer],) * 2) for layer in tensors}
     with Observer(built, plan.dense.path, facts, request.n_ctx, request.n_threads) as observer:
-        parts = windows(observer.model, request.text, request.n_ctx, min(N_ALIGN, request.n_windows))
+        parts = token_windows(observer.model, request.text, request.n_ctx, min(N_ALIGN, request.n_windows))
         for i, tokens in enumerate(parts):
             watch(i / len(parts))
             seen = observer.layers(tokens)
@@ -142,7 +147,7 @@ def _align(
     return {layer: heads.match(found, facts.n_head_kv[layer]) for layer, found in costs.items()}
 
 
-def require_bare_heads(trial: Trial, layers: Iterable[int], what: str) -> None:
+def require_bare_heads(trial: TrialModel, layers: Iterable[int], what: str) -> None:
     """Whatever lies between the heads and W_O (a norm, a gate) would have to move along. Raises Unsupported."""
     for layer in sorted(layers):
         if (name := trial.feeds.get(f"blk.{layer}.attn_output.weight")) != f"kqv_out-{layer}":
@@ -152,16 +157,16 @@ def require_bare_heads(trial: Trial, layers: Iterable[int], what: str) -> None:
             )
 
 
-def moved(trial: Trial, tensors: Projections, order: heads.Heads, n_head_kv: int) -> dict[Copy, Raw]:
+def moved(trial: TrialModel, tensors: Projections, order: heads.Heads, n_head_kv: int) -> dict[TensorCopy, RawRows]:
     """W_V, W_O and the bias of V with the heads in another order; bytes are moved where heads are whole blocks."""
     groups = heads.groups_of(order, n_head_kv)
-    changes = {copy: heads.moved_rows(raw_tensor(copy), groups) for copy in (tensors.v, tensors.v_bias) if copy}
+    changes = {copy: heads.moved_rows(raw_rows(copy), groups) for copy in (tensors.v, tensors.v_bias) if copy}
     output = tensors.output
-    raw = raw_tensor(output)
+    raw = raw_rows(output)
     if heads.can_move(len(order), output.shape[0], output.type):
         changes[output] = heads.moved_columns(raw, order)
     elif order != tuple(range(len(order))):
-        values = heads.moved_columns(decoded(raw, output.type).view(np.uint8), order).view(np.float32)
+        values = heads.moved_columns(float_rows(raw, output.type).view(np.uint8), order).view(np.float32)
         changes[output] = trial.encoded(values, output.type)
     else:
         changes[output] = raw
@@ -172,17 +177,17 @@ def moved(trial: Trial, tensors: Projections, order: heads.Heads, n_head_kv: int
 
 
 def _refit(
-    trial: Trial,
+    trial: TrialModel,
     dense: Model,
-    output: Copy,
-    changes: Mapping[Copy, Raw],
+    output: TensorCopy,
+    changes: Mapping[TensorCopy, RawRows],
     layer: int,
     parts: Sequence[Sequence[int]],
-    request: Request,
+    request: FitRequest,
     watch: Fraction,
-) -> tuple[ridge.Solution, dict[Copy, Raw]]:
+) -> tuple[ridge.Solution, dict[TensorCopy, RawRows]]:
     """W_O anew. Features are what the follower's heads bring in the trial, targets what W_O makes of the dense ones."""
-    projection = decoded(raw_tensor(output), output.type)
+    projection = float_rows(raw_rows(output), output.type)
     sums = [ridge.Normal.empty(output.shape[0], output.shape[1]) for _ in range(2)]
     n = 0
     size = request.n_ctx, request.n_threads
@@ -192,10 +197,10 @@ def _refit(
             features = ours.of(layer, tokens)
             n += len(features)
             sums[i % HELD_OUT == HELD_OUT - 1].add(features, theirs.of(layer, tokens) @ projection.T)
-    before = decoded(changes.get(output, raw_tensor(output)), output.type).astype(np.float64)
+    before = float_rows(changes.get(output, raw_rows(output)), output.type).astype(np.float64)
     chosen, heldout = sums if len(parts) >= HELD_OUT else (sums[0], sums[0])
     solution = ridge.solve(chosen, heldout, before)
     if solution.ridge is None:
-        return solution, {output: changes.get(output, raw_tensor(output))}
+        return solution, {output: changes.get(output, raw_rows(output))}
     importance = (np.diag(sums[0].gram + sums[1].gram) / n).astype(np.float32)
     return solution, {output: trial.encoded(solution.weights.astype(np.float32), output.type, importance)}

@@ -17,12 +17,12 @@ import numpy.typing as npt
 from ..errors import RuntimeProblem
 from ..llamacpp.bindings import load
 from ..llamacpp.engine import Context, Model, Token
-from ..llamacpp.graph_callback import Taps
-from ..llamacpp.runtime import Status
+from ..llamacpp.graph_callback import GraphCallback
+from ..llamacpp.runtime import RuntimeStatus
 from ..model.facts import Facts
 
 
-class Layer:
+class ObservedLayer:
     """What one window shows of a layer."""
 
     weights: npt.NDArray[np.float32]  # [n_head, n_tokens, n_tokens]
@@ -33,14 +33,14 @@ class Layer:
 class Observer:
     """Windows of n_ctx tokens, one at a time: the layers of one are overwritten by the next."""
 
-    def __init__(self, built: Status, path: Path, facts: Facts, n_ctx: int, n_threads: int) -> None:
+    def __init__(self, built: RuntimeStatus, path: Path, facts: Facts, n_ctx: int, n_threads: int) -> None:
         self._built, self._path, self._facts, self._n = built, path, facts, n_ctx
         self._threads = {"n_threads": n_threads, "n_threads_batch": n_threads}
-        self._layers = [Layer() for _ in range(facts.n_layer)]
+        self._layers = [ObservedLayer() for _ in range(facts.n_layer)]
 
     def __enter__(self) -> Self:
         lib = load(self._built.python, self._built.bin)
-        taps = Taps(lib, self._built.bin, ["kq_soft_max", "Vcur", "l_out"], self._take)
+        taps = GraphCallback(lib, self._built.bin, ["kq_soft_max", "Vcur", "l_out"], self._take)
         n = self._n
         params = {"n_ctx": n, "n_batch": n, "n_ubatch": n, "type_k": 0, "type_v": 0, "cb_eval": taps.callback}
         with ExitStack() as stack:
@@ -50,7 +50,7 @@ class Observer:
             self._stack = stack.pop_all()
         return self
 
-    def layers(self, tokens: Sequence[int]) -> list[Layer]:
+    def layers(self, tokens: Sequence[int]) -> list[ObservedLayer]:
         """Raises RuntimeProblem where the architecture does not show them."""
         self._context.clear()
         with self._taps:
@@ -72,7 +72,7 @@ class Observer:
         self._stack.__exit__(kind, error, at)
 
 
-def brought(
+def head_outputs(
     weights: npt.NDArray[np.float32], values: npt.NDArray[np.float32], positions: npt.NDArray[np.intp] | None = None
 ) -> npt.NDArray[np.float32]:
     """What the heads bring to W_O: [n_head, n_tokens, n_tokens] x [n_head_kv, n_tokens, head_dim]

@@ -10,17 +10,17 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ..errors import Unsupported
 from ..formats.gguf_header import Header
-from ..formats.tensor_copies import Copy, Raw, Values, raw_tensor
+from ..formats.tensor_copies import FloatRows, RawRows, TensorCopy, raw_rows
 from ..llamacpp.bindings import load
 from ..llamacpp.engine import Context, Model, Token
-from ..llamacpp.graph_callback import Taps, Tensor, ggml_base
-from ..llamacpp.runtime import Status
+from ..llamacpp.graph_callback import GraphCallback, Tensor, ggml_base
+from ..llamacpp.runtime import RuntimeStatus
 
 
-class Trial:
+class TrialModel:
     """Only tensors of the layers' attention can be changed."""
 
-    def __init__(self, built: Status, header: Header) -> None:
+    def __init__(self, built: RuntimeStatus, header: Header) -> None:
         self.lib, self.bin, self.header = load(built.python, built.bin), built.bin, header
         self._base = ggml_base(built.bin)
         # weights that can be written: in plain memory of the process, in the layout of the file
@@ -29,13 +29,13 @@ class Trial:
         )
         self.feeds: dict[str, str] = {}  # weights by name -> what the graph multiplies them with
         self._tensors = self._find()
-        self._changed: dict[Copy, Raw] = {}
+        self._changed: dict[TensorCopy, RawRows] = {}
 
     def _find(self) -> dict[str, int]:
         """Addresses of the weights, which the nodes of a graph point to."""
         found, feeds = dict[str, int](), self.feeds
 
-        class Sources(Taps):
+        class Sources(GraphCallback):
             def _look(self, address: int, ask: bool, data: object) -> bool:
                 sources = [source for source in Tensor.from_address(address).src if source]
                 names = [Tensor.from_address(source).name.decode() for source in sources]
@@ -49,23 +49,23 @@ class Trial:
             context.decode([Token(0, 0)])
         return found
 
-    def set(self, source_layers: tuple[int, ...], changes: Mapping[Copy, Raw]) -> None:
+    def set(self, source_layers: tuple[int, ...], changes: Mapping[TensorCopy, RawRows]) -> None:
         """With other contexts closed. Tensors that are not among the changes are as in the file again."""
         self.model.share(source_layers)
         for copy in self._changed.keys() - changes.keys():
-            self._put(copy, raw_tensor(copy))
+            self._put(copy, raw_rows(copy))
         for copy, raw in changes.items():
             if self._changed.get(copy) is not raw:
                 self._put(copy, raw)
         self._changed = dict(changes)
 
-    def _put(self, copy: Copy, raw: Raw) -> None:
+    def _put(self, copy: TensorCopy, raw: RawRows) -> None:
         if copy.origin.name not in self._tensors:
             raise Unsupported(f"{self.header.path}: tensor '{copy.origin.name}': this model's graph does not use it")
         raw = np.ascontiguousarray(raw)
         self._base.ggml_backend_tensor_set(self._tensors[copy.origin.name], raw.ctypes.data, copy.skipped, raw.nbytes)
 
-    def encoded(self, values: Values, type: GGMLQuantizationType, importance: Values | None = None) -> Raw:
+    def encoded(self, values: FloatRows, type: GGMLQuantizationType, importance: FloatRows | None = None) -> RawRows:
         """`importance` [length of a row]: of each column, as llama-imatrix measures it; types of two bits and less need
         one, and without it take all columns alike."""
         values = np.ascontiguousarray(values, np.float32)

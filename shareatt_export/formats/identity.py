@@ -11,18 +11,18 @@ from .gguf_keys import KEY_SOURCE_SHA256, key_source_layers
 from .transfer import transfer
 
 
-def identity(header: Header, advance: Advance = nothing) -> str:
+def tensors_sha256(header: Header, advance: Advance = nothing) -> str:
     """Identity of a dense model's weights: SHA-256 over name, type, shape and SHA-256 of every tensor, in order.
 
     An SA file knows that of the model it was made from.
     """
-    if (known := known_identity(header)) is not None:
+    if (known := recorded_sha256(header)) is not None:
         return known
     digests = transfer(header.tensors.values(), {}, {}, True, advance)
-    return identity_of(header, digests)
+    return combined_sha256(header, digests)
 
 
-def known_identity(header: Header) -> str | None:
+def recorded_sha256(header: Header) -> str | None:
     shared = key_source_layers(header.text("general.architecture")) in header.metadata
     if not shared or KEY_SOURCE_SHA256 not in header.metadata:
         return None
@@ -31,7 +31,7 @@ def known_identity(header: Header) -> str | None:
     return known
 
 
-def identity_of(header: Header, digests: Mapping[TensorInfo, bytes]) -> str:
+def combined_sha256(header: Header, digests: Mapping[TensorInfo, bytes]) -> str:
     digest = hashlib.sha256()
     for info in header.tensors.values():
         name = info.name.encode()

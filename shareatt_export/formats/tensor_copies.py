@@ -12,7 +12,7 @@ from .gguf_header import Header, TensorInfo
 
 
 @dataclass(frozen=True)
-class Copy:
+class TensorCopy:
     """A tensor of the SA file: the last bytes of a tensor of the input, mostly all. `shape` is in ggml order."""
 
     name: str
@@ -27,26 +27,26 @@ class Copy:
         return self.origin.n_bytes - self.n_bytes
 
 
-def copies(header: Header) -> tuple[Copy, ...]:
+def whole_copies(header: Header) -> tuple[TensorCopy, ...]:
     """Every tensor of a file, as it stands there."""
-    return tuple(map(whole, header.tensors.values()))
+    return tuple(map(whole_copy, header.tensors.values()))
 
 
-def whole(info: TensorInfo) -> Copy:
-    return Copy(info.name, info.shape, info.type, info.n_bytes, info)
+def whole_copy(info: TensorInfo) -> TensorCopy:
+    return TensorCopy(info.name, info.shape, info.type, info.n_bytes, info)
 
 
-Values = npt.NDArray[np.float32]  # [rows, length of a row]
+FloatRows = npt.NDArray[np.float32]  # [rows, length of a row]
 
 
-Raw = npt.NDArray[np.uint8]  # [rows, bytes of a row]
+RawRows = npt.NDArray[np.uint8]  # [rows, bytes of a row]
 
 
-def raw_tensor(copy: Copy) -> Raw:
+def raw_rows(copy: TensorCopy) -> RawRows:
     """The bytes of a tensor as an export would copy them, row by row; a bias is one row."""
     rows = math.prod(copy.shape[1:])
     return np.memmap(copy.origin.path, np.uint8, "r", copy.origin.offset + copy.skipped, (rows, copy.n_bytes // rows))
 
 
-def decoded(raw: Raw, type: GGMLQuantizationType) -> Values:
+def float_rows(raw: RawRows, type: GGMLQuantizationType) -> FloatRows:
     return np.asarray(gguf.dequantize(raw, type), np.float32)

@@ -12,13 +12,13 @@ from threading import Event
 from gguf import GGML_QUANT_SIZES
 
 from ..errors import VerifyFailed
-from ..system.signals import Held
+from ..system.signals import HeldSignals
 from ..system.streams import Advance, nothing, read_range, write_at
 from .finite import check as check_finite
 from .gguf_header import TensorInfo
-from .tensor_copies import Copy
+from .tensor_copies import TensorCopy
 
-Written = Callable[[Path], object]
+TensorWritten = Callable[[Path], object]
 
 
 N_THREADS = min(4, os.cpu_count() or 1)
@@ -26,11 +26,11 @@ N_THREADS = min(4, os.cpu_count() or 1)
 
 def transfer(
     origins: Iterable[TensorInfo],
-    copies: Mapping[TensorInfo, Copy],
+    copies: Mapping[TensorInfo, TensorCopy],
     targets: Mapping[str, TensorInfo],
     hashes: bool,
     advance: Advance = nothing,
-    written: Written = lambda path: None,
+    written: TensorWritten = lambda path: None,
     finite: bool = False,
 ) -> dict[TensorInfo, bytes]:
     """Read tensors, on several threads: write those of `copies` (by origin) to `targets` (by their own name), and
@@ -50,7 +50,7 @@ def transfer(
             written(targets[copy.name].path)
         return info, digest.digest() if digest else b""
 
-    with Held() as signals, ThreadPoolExecutor(N_THREADS) as pool:
+    with HeldSignals() as signals, ThreadPoolExecutor(N_THREADS) as pool:
         try:
             return dict(pool.map(one, origins))
         except BaseException:
@@ -61,7 +61,7 @@ def transfer(
 
 def _one(
     info: TensorInfo,
-    copy: Copy | None,
+    copy: TensorCopy | None,
     target: TensorInfo | None,
     digest: "hashlib._Hash | None",
     advance: Advance,

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from .sharing import Sharing, checkpointed
-from .trained_weights import Weights
+from .trained_weights import TrainedWeights
 
 T = TypeVar("T")
 
@@ -48,7 +48,9 @@ class Scores:
 
 
 class Distiller(nn.Module):
-    def __init__(self, model: PreTrainedModel, sharing: Sharing, weights: Weights, checkpointing: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, sharing: Sharing, weights: TrainedWeights, checkpointing: bool = False
+    ) -> None:
         super().__init__()
         self.model, self.sharing, self.weights, self.checkpointing = model, sharing, weights, checkpointing
         model.requires_grad_(False)

@@ -33,13 +33,11 @@ from ..model.spans import SourceMode, Span, parse_spans, source_map
 from ..system.progress import Step, silent
 from ..system.staging import check_output_folder, publish_folder, staged
 from ..system.streams import sha256
-from . import saved_state as heal_state
-from . import starting_weights as heal_begin
-from . import training_text as heal_text
+from . import saved_state, starting_weights, training_text
 from .distill import Distiller
 from .sharing import Sharing
-from .train import Result, Schedule, train
-from .trained_weights import Weights, trained_names
+from .train import Schedule, TrainingResult, train
+from .trained_weights import TrainedWeights, trained_names
 
 RECORD = "shareatt_heal.json"
 LEARNING_RATE = {"full": 3e-3, "lora": 3e-3}
@@ -48,7 +46,7 @@ ATTENTION_KINDS = {"full_attention": False, "sliding_attention": True}
 
 
 @dataclass(frozen=True)
-class Request:
+class HealRequest:
     """What the user asks for, as the options of `shareatt-export heal` say it."""
 
     model: Path
@@ -78,8 +76,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Job:
-    request: Request
+class HealJob:
+    request: HealRequest
     config: Any
     spans: tuple[Span, ...]
     names: tuple[str, ...]
@@ -105,12 +103,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Healed:
-    job: Job
+    job: HealJob
     settings: Mapping[str, Any]
-    result: Result
+    result: TrainingResult
 
 
-def planned(request: Request) -> Job:
+def planned(request: HealRequest) -> HealJob:
     """Reads no weights: refusals come before what takes long. Raises ShareattError."""
     folder = request.model
     if not folder.is_dir():
@@ -132,23 +130,27 @@ def planned(request: Request) -> Job:
     if request.n_ctx > n_most:
         raise BadInput(f"{folder}: --ctx {request.n_ctx}: the model takes {n_most} tokens")
     begin = read_model(request.begin) if request.begin else None
-    spans = _spans(request, begin, n_layer, _is_swa(config, n_layer))
+    spans = _job_spans(request, begin, n_layer, _is_swa(config, n_layer))
     try:
         names = trained_names(skeleton, spans, request.train_mlp)
     except Unsupported as error:
         raise Unsupported(f"{folder}: {error}") from None
     slots = find_tensors(folder, names)
-    initial = heal_begin.fitted_weights(begin, skeleton) if begin else {}
-    return Job(request, config, spans, names, slots, Weights(skeleton, names, request.n_rank).n_trained, begin, initial)
+    initial = starting_weights.fitted_weights(begin, skeleton) if begin else {}
+    return HealJob(
+        request, config, spans, names, slots, TrainedWeights(skeleton, names, request.n_rank).n_trained, begin, initial
+    )
 
 
-def _spans(request: Request, begin: Header | None, n_layer: int, is_swa: tuple[bool, ...] | None) -> tuple[Span, ...]:
+def _job_spans(
+    request: HealRequest, begin: Header | None, n_layer: int, is_swa: tuple[bool, ...] | None
+) -> tuple[Span, ...]:
     if (request.spans is None) == (begin is None):
         raise BadSpans("one of --spans and --from is needed")
     if request.spans is not None:
         return parse_spans(request.spans, n_layer, request.source, is_swa)
     assert begin is not None  # noqa: S101  (the condition above)
-    spans = heal_begin.spans_in(begin)
+    spans = starting_weights.spans_in(begin)
     return spans
 
 
@@ -175,19 +177,19 @@ def _is_swa(config: Any, n_layer: int) -> tuple[bool, ...] | None:
     return tuple(ATTENTION_KINDS[kind] for kind in kinds)[:n_layer]
 
 
-def heal(job: Job, step: Step = silent) -> Healed:
+def heal(job: HealJob, step: Step = silent) -> Healed:
     """Train, and write the folder of Request.out, whole or not at all. Raises ShareattError."""
     request, out = job.request, job.request.out
     if out is None:
         raise ValueError("a plan alone has no output")
     step("reading", None)
     settings = settings_of(job)
-    progress = heal_state.prepare(out, settings, request.resume, request.force)
+    progress = saved_state.prepare(out, settings, request.resume, request.force)
     tokenizer = AutoTokenizer.from_pretrained(request.model, local_files_only=True)
-    windows = heal_text.windows(tokenizer, request.texts, request.n_ctx)
+    windows = training_text.training_windows(tokenizer, request.texts, request.n_ctx)
     distiller = _distiller(job)
     schedule = Schedule(job.learning_rate, request.batch, request.seed, request.minutes, request.steps)
-    result = train(distiller, windows, schedule, progress, partial(heal_state.save, out, settings), step)
+    result = train(distiller, windows, schedule, progress, partial(saved_state.save, out, settings), step)
     done = Healed(job, settings, result)
     step("writing", None)
     with staged(out) as work:
@@ -196,11 +198,11 @@ def heal(job: Job, step: Step = silent) -> Healed:
         copy_with(request.model, made, job.slots, distiller.weights.current())
         (made / RECORD).write_text(json.dumps(as_dict(done), indent=2) + "\n", encoding="utf-8")
         publish_folder(made, out, request.model, request.force, RECORD)
-    heal_state.remove(out)
+    saved_state.remove(out)
     return done
 
 
-def settings_of(job: Job) -> dict[str, Any]:
+def settings_of(job: HealJob) -> dict[str, Any]:
     """All that the result hangs on."""
     request = job.request
     weights = {slot.file for slot in job.slots.values()}
@@ -252,14 +254,14 @@ def as_dict(done: Healed) -> dict[str, Any]:
     }
 
 
-def _distiller(job: Job) -> Distiller:
+def _distiller(job: HealJob) -> Distiller:
     request = job.request
     model = load(request.model, job.config, job.dtype)
     if job.begin:
-        heal_begin.check_origin(job.begin, model)
+        starting_weights.check_origin(job.begin, model)
     model.to(job.device)  # type: ignore[arg-type]
     stored = {name: slot.dtype for name, slot in job.slots.items()}
-    weights = Weights(model, job.names, request.n_rank, job.initial, request.seed, stored)
+    weights = TrainedWeights(model, job.names, request.n_rank, job.initial, request.seed, stored)
     sharing = Sharing(source_map(job.spans, job.config.num_hidden_layers))
     distiller = Distiller(model, sharing, weights, request.checkpointing)
     distiller.score(torch.zeros(1, 4, dtype=torch.int64))

@@ -18,7 +18,7 @@ FILE = "state.pt"
 
 
 @dataclass(frozen=True)
-class Progress:
+class SavedState:
     step: int  # the next one
     seconds: float  # of training so far
     curve: Sequence[dict[str, Any]]  # the scores at 0, 10, 20 ... per cent
@@ -30,7 +30,7 @@ def folder_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.healing")
 
 
-def prepare(out: Path, settings: Mapping[str, Any], resume: bool, force: bool) -> Progress | None:
+def prepare(out: Path, settings: Mapping[str, Any], resume: bool, force: bool) -> SavedState | None:
     """What to go on from. `settings` is all that the result hangs on. Raises OutputRefused or BadInput."""
     folder = folder_of(out)
     if resume:
@@ -42,13 +42,13 @@ def prepare(out: Path, settings: Mapping[str, Any], resume: bool, force: bool) -
     return None
 
 
-def _load(folder: Path, settings: Mapping[str, Any]) -> Progress:
+def _load(folder: Path, settings: Mapping[str, Any]) -> SavedState:
     path = folder / FILE
     if not path.is_file():
         raise BadInput(f"{folder}: no interrupted healing to --resume")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)  # which runs no code
-        theirs, progress = state.pop("settings"), Progress(**state)
+        theirs, progress = state.pop("settings"), SavedState(**state)
     except Exception as error:
         raise BadInput(f"{path}: cannot be read ({error}); --force instead of --resume begins again") from None
     for name in sorted(settings.keys() | theirs.keys()):
@@ -58,7 +58,7 @@ def _load(folder: Path, settings: Mapping[str, Any]) -> Progress:
     return progress
 
 
-def save(out: Path, settings: Mapping[str, Any], progress: Progress) -> None:
+def save(out: Path, settings: Mapping[str, Any], progress: SavedState) -> None:
     folder = folder_of(out)
     folder.mkdir(exist_ok=True)
     temporary = folder / f"{FILE}.new"

@@ -17,7 +17,7 @@ from ..model.facts import read_facts
 from ..model.spans import Span, spans_of
 from .trained_weights import attention_modules
 
-Values = dict[str, npt.NDArray[np.float32]]  # by parameter
+StartingValues = dict[str, npt.NDArray[np.float32]]  # by parameter
 FAR = 0.05  # relative distance of the same weights in another type, at most; 4 bits are less than 2 % away, 2 are 30 %
 
 
@@ -28,7 +28,7 @@ def spans_in(header: Header) -> tuple[Span, ...]:
     return spans_of(facts.source_layers)
 
 
-def fitted_weights(header: Header, model: PreTrainedModel) -> Values:
+def fitted_weights(header: Header, model: PreTrainedModel) -> StartingValues:
     """Of the followers that were fitted. Raises BadInput where the shapes are not those of the model."""
     names = header.value(KEY_FIT_TENSORS)
     if not isinstance(names, list):

@@ -12,8 +12,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from ..system.progress import Step
 from .distill import Distiller, Scores
-from .saved_state import Progress
-from .training_text import Windows
+from .saved_state import SavedState
+from .training_text import TrainingWindows
 
 WARMUP = 0.05  # of the run
 BETAS = (0.9, 0.99)
@@ -42,7 +42,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """Of the curve of a run."""
 
     step: int
@@ -51,8 +51,8 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Result:
-    curve: tuple[Point, ...]  # before, after, and at each tenth between them
+class TrainingResult:
+    curve: tuple[CurvePoint, ...]  # before, after, and at each tenth between them
 
     @property
     def steps(self) -> int:
@@ -65,32 +65,32 @@ class Result:
 
 def train(
     distiller: Distiller,
-    windows: Windows,
+    windows: TrainingWindows,
     schedule: Schedule,
-    progress: Progress | None,
-    save: Callable[[Progress], None],
+    progress: SavedState | None,
+    save: Callable[[SavedState], None],
     step: Step,
-) -> Result:
+) -> TrainingResult:
     """Changes the distiller's leaves, from those of `progress` on if there is one. `save` is called every so often."""
     leaves = distiller.weights.leaves
     optimizer = torch.optim.AdamW(list(leaves.values()), lr=schedule.learning_rate, betas=BETAS, weight_decay=0.0)
-    clock, i, curve = Clock(0.0), 0, list[Point]()
+    clock, i, curve = Clock(0.0), 0, list[CurvePoint]()
     if progress is not None:
         clock, i = Clock(progress.seconds), progress.step
-        curve = [Point(**(point | {"scores": Scores(**point["scores"])})) for point in progress.curve]
+        curve = [CurvePoint(**(point | {"scores": Scores(**point["scores"])})) for point in progress.curve]
         for name, leaf in leaves.items():
             leaf.data.copy_(progress.leaves[name])
         optimizer.load_state_dict(dict(progress.optimizer))
     next_save, shown = clock() + SAVE_SECONDS, float("nan")
 
     def save_all() -> None:
-        save(Progress(i, clock(), [asdict(point) for point in curve], leaves, optimizer.state_dict()))
+        save(SavedState(i, clock(), [asdict(point) for point in curve], leaves, optimizer.state_dict()))
 
     while (done := schedule.done(i, clock())) < 1:
         if POINTS * done >= len(curve):
             step("measuring", None)
             with clock.stopped():
-                curve.append(Point(i, clock(), score(distiller, windows.held_out, schedule.batch)))
+                curve.append(CurvePoint(i, clock(), score(distiller, windows.held_out, schedule.batch)))
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(done)
         optimizer.zero_grad()
@@ -107,7 +107,7 @@ def train(
     step("measuring", None)
     seconds = clock()
     save_all()  # should the output fail, --resume has nothing left to train
-    return Result((*curve, Point(i, seconds, score(distiller, windows.held_out, schedule.batch))))
+    return TrainingResult((*curve, CurvePoint(i, seconds, score(distiller, windows.held_out, schedule.batch))))
 
 
 class Clock:

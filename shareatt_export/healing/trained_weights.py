@@ -23,7 +23,7 @@ LORA_SCALE = 2.0  # of a low-rank difference; with AdamW little more than a lear
 
 
 @dataclass(frozen=True)
-class Projections:
+class ProjectionNames:
     """What a family calls them, as children of its attention module."""
 
     q: str
@@ -33,16 +33,18 @@ class Projections:
 
 
 KNOWN = (
-    Projections("q_proj", "k_proj", "v_proj", "o_proj"),  # Llama, Mistral, Qwen, Gemma, OLMo, gpt-oss and most others
-    Projections("q_proj", "k_proj", "v_proj", "dense"),  # Phi
-    Projections("q_proj", "k_proj", "v_proj", "out_proj"),  # OPT, GPT-J, GPT-Neo
+    ProjectionNames(
+        "q_proj", "k_proj", "v_proj", "o_proj"
+    ),  # Llama, Mistral, Qwen, Gemma, OLMo, gpt-oss and most others
+    ProjectionNames("q_proj", "k_proj", "v_proj", "dense"),  # Phi
+    ProjectionNames("q_proj", "k_proj", "v_proj", "out_proj"),  # OPT, GPT-J, GPT-Neo
 )
 FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv")  # Phi-3, GPT-NeoX, GPT-2, DBRX
 
 
-def attention_modules(model: PreTrainedModel) -> dict[int, tuple[str, nn.Module, Projections]]:
+def attention_modules(model: PreTrainedModel) -> dict[int, tuple[str, nn.Module, ProjectionNames]]:
     """By layer: the attention module and its name. Raises Unsupported where Q, K, V and O are not matrices apart."""
-    found: dict[int, tuple[str, nn.Module, Projections]] = {}
+    found: dict[int, tuple[str, nn.Module, ProjectionNames]] = {}
     kind = type(model).__name__
     for name, module in model.named_modules():
         children = {child for child, _ in module.named_children()}
@@ -90,7 +92,7 @@ def _of_linear(module: nn.Module, name: str) -> list[str]:
     return [f"{name}.{own}" for own, _ in module.named_parameters(recurse=False)]
 
 
-class Weights:
+class TrainedWeights:
     """Trained parameters, in float32. `leaves` is what the optimizer changes.
 
     `stored` are the types that they will be written in. With a rank, a matrix is what it was plus B A, of which B

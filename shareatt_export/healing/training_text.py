@@ -18,7 +18,7 @@ HELD_OUT, ONE_IN = 16, 20  # windows, at most one of so many
 
 
 @dataclass(frozen=True)
-class Windows:
+class TrainingWindows:
     train: Tensor  # [n_window, n_ctx] of int32
     held_out: Tensor
 
@@ -34,7 +34,7 @@ def _order(n: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
-def windows(tokenizer: Any, texts: Sequence[Text], n_ctx: int) -> Windows:
+def training_windows(tokenizer: Any, texts: Sequence[Text], n_ctx: int) -> TrainingWindows:
     """Raises BadInput where there is not one window to train with and one to hold out."""
     bos = tokenizer.bos_token_id
     if bos is not None and tokenizer("a").input_ids[0] != bos:
@@ -48,7 +48,7 @@ def windows(tokenizer: Any, texts: Sequence[Text], n_ctx: int) -> Windows:
     n_held = min(HELD_OUT, max(1, len(every) // ONE_IN))
     held = torch.zeros(len(every), dtype=torch.bool)
     held[[i * len(every) // n_held for i in range(n_held)]] = True
-    return Windows(every[~held], every[held])
+    return TrainingWindows(every[~held], every[held])
 
 
 def _rows(tokenizer: Any, text: Text, n_ctx: int) -> Iterator[Tensor]:

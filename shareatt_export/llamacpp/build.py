@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import RuntimeProblem
-from ..system import child_process as child
+from ..system import child_process
 from ..system.progress import Step, silent
 from .pin import patch_id, pin
-from .runtime import CMAKE_OPTIONS, Status, recipe, require, status, targets
+from .runtime import CMAKE_OPTIONS, RuntimeStatus, recipe, require, status, targets
 from .source import cache_dir, copy_source, pip, private_cache, sdist_dir, stock_source
 
 BINDINGS_NEED = ("typing-extensions", "diskcache", "jinja2", "markupsafe")  # numpy is ours already
@@ -29,7 +29,7 @@ BINDINGS_NEED = ("typing-extensions", "diskcache", "jinja2", "markupsafe")  # nu
 NO_AMX = "add_compile_options(-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)\n"
 
 
-def build(patched: bool = True, llama_cpp: Path | None = None, progress: Step = silent) -> Status:
+def build(patched: bool = True, llama_cpp: Path | None = None, progress: Step = silent) -> RuntimeStatus:
     """Build what is missing and return the ready runtime; an interrupted build is resumed. Raises RuntimeProblem.
 
     `patched=False` builds the library of the same source without the patch, to compare with. `llama_cpp` is a checkout
@@ -58,7 +58,7 @@ def build(patched: bool = True, llama_cpp: Path | None = None, progress: Step = 
     return status(patched)
 
 
-def _prepare_source(runtime: Status, llama_cpp: Path | None, wanted: str, patched: bool, progress: Step) -> None:
+def _prepare_source(runtime: RuntimeStatus, llama_cpp: Path | None, wanted: str, patched: bool, progress: Step) -> None:
     """Copy the source unless an interrupted build did; that of a user's checkout always, which may have changed.
 
     Objects of another source are dropped with it: its files may be older than they are.
@@ -75,7 +75,7 @@ def _prepare_source(runtime: Status, llama_cpp: Path | None, wanted: str, patche
     note.write_text(wanted)
 
 
-def _install_and_test(runtime: Status, progress: Step) -> bool:
+def _install_and_test(runtime: RuntimeStatus, progress: Step) -> bool:
     """Install the bindings and try a q8_0 model; if that crashes, once more without AMX. Returns whether AMX is off."""
     if not (runtime.python / "llama_cpp").is_dir():
         progress("installing the bindings", None)
@@ -163,7 +163,7 @@ def run_logged(command: list[str], log_path: str, progress: Step, env: Mapping[s
             elif re.search(r"\berror\b", line, re.IGNORECASE):
                 errors.append(line.strip())
 
-        status = child.run(command, look, env=env)
+        status = child_process.run(command, look, env=env)
     if status:
         reason = errors[0] if errors else f"status {status}"
         raise RuntimeProblem(f"{Path(command[0]).name} failed: {reason}; the whole log is {log_path}")
@@ -181,7 +181,7 @@ def _install_bindings(target: Path) -> None:
         work.replace(target)
 
 
-def _smoke(runtime: Status) -> int:
+def _smoke(runtime: RuntimeStatus) -> int:
     """Exit status of a child that loads and runs a small q8_0 model; negative: the signal that killed it."""
     command = [sys.executable, "-m", "shareatt_export.llamacpp.smoke_test", str(runtime.python), str(runtime.bin)]
     with (runtime.root / "smoke.log").open("w") as log:

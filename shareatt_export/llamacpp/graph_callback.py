@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.floating[Any]]
-Take = Callable[[str, int, Array], object]
+TakeTensor = Callable[[str, int, Array], object]
 FLOATS = {0: np.float32, 1: np.float16}  # ggml_type
 END = object()  # what `take` returns when it wants nothing further
 
@@ -57,7 +57,7 @@ def ggml_base(bin: Path) -> ctypes.CDLL:
     return base
 
 
-class Taps:
+class GraphCallback:
     """Gives `take` the name, the layer and the values of tensors called NAME-LAYER or NAME_pos-LAYER.
 
     Values come as they are in the graph, in numpy's order of dimensions (the reverse of ggml's), f32 or f16. A name may
@@ -65,7 +65,7 @@ class Taps:
     is computed, and logits mean nothing.
     """
 
-    def __init__(self, lib: ModuleType, bin: Path, names: Sequence[str], take: Take) -> None:
+    def __init__(self, lib: ModuleType, bin: Path, names: Sequence[str], take: TakeTensor) -> None:
         self._base, self._take = ggml_base(bin), take
         self._failure: Exception | None = None
         self._name = re.compile(self._pattern("|".join(map(re.escape, names))))
@@ -108,7 +108,7 @@ class Taps:
         return np.lib.stride_tricks.as_strided(buffer.view(FLOATS[tensor.type]), shape, strides)
 
 
-class InputTaps(Taps):
+class InputCallback(GraphCallback):
     """The same for what is multiplied with the weights blk.LAYER.NAME.weight, whatever the graph calls it."""
 
     @staticmethod

@@ -37,7 +37,7 @@ CMAKE_OPTIONS = (
 
 
 @dataclass(frozen=True)
-class Status:
+class RuntimeStatus:
     """Where the runtime of this version is, or would be."""
 
     root: Path
@@ -57,7 +57,7 @@ class Status:
         return self.root / "python"
 
 
-def status(patched: bool = True) -> Status:
+def status(patched: bool = True) -> RuntimeStatus:
     root = cache_dir() / (f"runtime-{patch_id()}" if patched else f"unpatched-{pin().llama_cpp_commit}")
     try:
         built = json.loads((root / "runtime.json").read_text())
@@ -65,7 +65,7 @@ def status(patched: bool = True) -> Status:
         built = {}
     ready = isinstance(built, dict) and built.keys() >= {"llama_cpp", "source", "abi", "amx_disabled"}
     ready = ready and built.get("cmake") == recipe(patched)  # else an earlier version built it with less in it
-    return Status(root, ready, built if ready else {})
+    return RuntimeStatus(root, ready, built if ready else {})
 
 
 def recipe(patched: bool) -> list[str]:
@@ -78,7 +78,7 @@ def targets(patched: bool) -> tuple[str, ...]:
     return ("llama", *TOOLS) if patched else ("llama",)
 
 
-def require(patched: bool = True) -> Status:
+def require(patched: bool = True) -> RuntimeStatus:
     """The runtime, ready to use. Raises RuntimeProblem that names the command which builds it."""
     if (runtime := status(patched)).ready:
         return runtime

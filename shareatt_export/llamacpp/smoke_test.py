@@ -11,11 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ..model.synthetic import Shape, write_random
+from ..model.synthetic import ModelShape, write_random
 from .bindings import SharedAttention, load
 from .pin import pin
 
-SHAPE = Shape(n_layer=3, n_embd=64, n_head=2, n_head_kv=2, head_dim=32, n_ff=64, n_vocab=32)
+SHAPE = ModelShape(n_layer=3, n_embd=64, n_head=2, n_head_kv=2, head_dim=32, n_ff=64, n_vocab=32)
 
 
 def main(python: str, bin: str) -> int:

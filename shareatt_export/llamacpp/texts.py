@@ -30,7 +30,7 @@ def read_text(path: Path | None) -> Text:
         raise BadInput(f"{path}: not UTF-8 text") from None
 
 
-def windows(model: Model, text: Text, n_ctx: int, n_windows: int | None = None) -> list[list[int]]:
+def token_windows(model: Model, text: Text, n_ctx: int, n_windows: int | None = None) -> list[list[int]]:
     """The text's tokens in windows of n_ctx, spread evenly over it; each begins with BOS if the model wants that.
 
     As in llama-perplexity, the text has one, and so the first token of each further window is overwritten.

@@ -21,7 +21,7 @@ P_ELEMENT_BYTES = 2  # an attention weight in f16
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightSizes:
     """What is read of a model's weights for one token: all but an embedding that is not the output matrix too."""
 
     n_bytes: int
@@ -29,10 +29,10 @@ class Weights:
     n_elements_output: int  # used for the tokens alone whose logits are wanted
 
 
-def read_weights(header: Header) -> Weights:
+def read_weights(header: Header) -> WeightSizes:
     output = "output.weight" if "output.weight" in header.tensors else "token_embd.weight"
     read = [info for info in header.tensors.values() if info.name != "token_embd.weight" or info.name == output]
-    return Weights(
+    return WeightSizes(
         n_bytes=sum(info.n_bytes for info in read),
         n_elements=sum(prod(info.shape) for info in read if info.name != output),
         n_elements_output=prod(header.tensors[output].shape),
@@ -57,7 +57,7 @@ def decode_bytes(
     return weight_bytes + depth * (facts.kv_bytes_per_token(source_layers, type_k, type_v) + reread)
 
 
-def prefill_flops(facts: Facts, source_layers: SourceMap, weights: Weights, n_tokens: int, depth: int) -> int:
+def prefill_flops(facts: Facts, source_layers: SourceMap, weights: WeightSizes, n_tokens: int, depth: int) -> int:
     """Floating point operations of a prompt of `n_tokens` behind `depth` others, logits for its last token only."""
     seen = n_tokens * depth + n_tokens * (n_tokens + 1) // 2  # each token sees itself and those before it
     attention = 0

@@ -22,7 +22,7 @@ BLOCK, BLOCK_BYTES = gguf.GGML_QUANT_SIZES[Q8_0]  # 32 numbers of 8 bits behind 
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     n_layer: int
     n_embd: int
     n_head: int
@@ -67,7 +67,7 @@ class Shape:
         )
 
 
-def write_random(path: Path, shape: Shape) -> None:
+def write_random(path: Path, shape: ModelShape) -> None:
     """A Llama with random q8_0 weights and no tokenizer, written one matrix at a time; the same bytes each time."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(shape.n_layer)

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from ..errors import Unsupported
 from ..formats.gguf_header import Header, TensorInfo
-from ..formats.tensor_copies import Copy, whole
+from ..formats.tensor_copies import TensorCopy, whole_copy
 from ..model.architectures import split_tensor_name
 from ..model.facts import Facts, require_exportable
 from ..model.spans import Span, extended, spans_of
 from .checks import check_heads, check_inventory, check_layers
-from .metadata import planned_metadata
+from .metadata import sa_metadata
 from .plan import Plan
 from .projections import Fitting, v_rows
 
@@ -24,12 +24,12 @@ def make_plan(dense: Header, facts: Facts, spans: tuple[Span, ...], fitting: Fit
     for span in spans:
         check_heads(dense, facts, span)
 
-    tensors: list[Copy] = []
+    tensors: list[TensorCopy] = []
     dropped: list[TensorInfo] = []
     for info in dense.tensors.values():
         layer, role, suffix = split_tensor_name(info.name)
         if layer is None or layer >= facts.n_layer or source_layers[layer] == facts.source_layers[layer]:
-            tensors.append(whole(info))
+            tensors.append(whole_copy(info))
         elif role in arch.qk:
             dropped.append(info)
         elif role == arch.fused_qkv:
@@ -38,9 +38,9 @@ def make_plan(dense: Header, facts: Facts, spans: tuple[Span, ...], fitting: Fit
             why = "is not known in a layer that shares attention; choose other layers"
             raise Unsupported(f"{dense.path}: tensor '{info.name}': {why}")
         else:
-            tensors.append(whole(info))
+            tensors.append(whole_copy(info))
     check_layers(dense, facts)
     check_inventory(dense, facts, arch, spans)
 
     plan = Plan(dense, facts, spans_of(source_layers), source_layers, {}, tuple(tensors), tuple(dropped), fitting)
-    return replace(plan, metadata=planned_metadata(plan))
+    return replace(plan, metadata=sa_metadata(plan))

@@ -27,7 +27,7 @@ from .plan import Plan
 TAG = "shared-attention"
 
 
-def planned_metadata(plan: Plan) -> dict[str, RawValue]:
+def sa_metadata(plan: Plan) -> dict[str, RawValue]:
     """The dense file's metadata in its order, brought up to date, then ours."""
     dense = _before_sharing(plan.dense, plan.facts)
     metadata = dict(dense.metadata)

@@ -11,7 +11,7 @@ from ..formats.gguf_encode import raw_string, raw_string_array
 from ..formats.gguf_header import Header, RawValue, TensorInfo
 from ..formats.gguf_keys import KEY_FIT_SHA256, KEY_SOURCE_SHA256
 from ..formats.shards import Piece, pieces
-from ..formats.tensor_copies import Copy
+from ..formats.tensor_copies import TensorCopy
 from ..model.facts import Facts
 from ..model.spans import SourceMap, Span
 from .projections import Fitting, projections
@@ -26,7 +26,7 @@ class Plan:
     spans: tuple[Span, ...]
     source_layers: SourceMap
     metadata: dict[str, RawValue]
-    tensors: tuple[Copy, ...]
+    tensors: tuple[TensorCopy, ...]
     dropped: tuple[TensorInfo, ...]
     fitting: Fitting | None = None
 
@@ -47,7 +47,7 @@ class Plan:
         return self.facts.kv_bytes_per_token(self.source_layers)
 
     @property
-    def fitted(self) -> tuple[Copy, ...]:
+    def fitted(self) -> tuple[TensorCopy, ...]:
         """Tensors of new followers whose values will not be the dense file's."""
         if self.fitting is None:
             return ()
@@ -58,7 +58,7 @@ class Plan:
     def spans_text(self) -> str:
         return ",".join(map(str, self.spans))
 
-    def pieces(self, max_bytes: int | None = None) -> tuple[Piece[Copy], ...]:
+    def pieces(self, max_bytes: int | None = None) -> tuple[Piece[TensorCopy], ...]:
         """The files to write: one, or shards of at most `max_bytes`."""
         return pieces(self.dense.version, self.metadata, self.tensors, self.dense.alignment, max_bytes)
 
@@ -68,7 +68,7 @@ def with_identity(plan: Plan, source_sha256: str) -> Plan:
     return replace(plan, metadata=plan.metadata | {KEY_SOURCE_SHA256: raw_string(source_sha256)})
 
 
-def with_fit(plan: Plan, fitted: Mapping[Copy, TensorInfo], sha256: Sequence[str]) -> Plan:
+def with_fit(plan: Plan, fitted: Mapping[TensorCopy, TensorInfo], sha256: Sequence[str]) -> Plan:
     """The plan with the tensors of plan.fitted taken from where their new values stand, with their SHA-256 in order."""
     tensors = tuple(replace(copy, origin=fitted[copy]) if copy in fitted else copy for copy in plan.tensors)
     return replace(plan, tensors=tensors, metadata=plan.metadata | {KEY_FIT_SHA256: raw_string_array(sha256)})

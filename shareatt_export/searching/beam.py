@@ -23,7 +23,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Step:
+class CostedMap:
     """The best map with so many followers."""
 
     source_layers: SourceMap
@@ -42,7 +42,7 @@ class Budget:
     max_kl: float | None = None  # nats per token, mean, on the search's part of the text
     kv_bytes: int | None = None  # of the cache (f16) per token
 
-    def met(self, facts: Facts, step: Step) -> bool:
+    def met(self, facts: Facts, step: CostedMap) -> bool:
         if self.max_kl is not None:
             return step.cost > self.max_kl
         if self.kv_bytes is not None:
@@ -50,7 +50,7 @@ class Budget:
         return self.followers is not None and step.n_followers >= self.followers
 
 
-Enough = Callable[[Step], bool]  # whether no further follower is needed
+Enough = Callable[[CostedMap], bool]  # whether no further follower is needed
 
 
 def with_follower(source_layers: SourceMap, source: int, follower: int) -> SourceMap:
@@ -97,7 +97,7 @@ class Search:
         self.n_layer, self.errors, self.cost, self.settings = n_layer, errors, cost, settings
         self.singles: dict[int, float] = {}  # cost of each follower alone: tells more than the error of its output
 
-    def path(self, enough: Enough) -> list[Step]:
+    def path(self, enough: Enough) -> list[CostedMap]:
         """The best map for each number of followers, from none up to where it is enough or none can be added."""
         dense = self._step(tuple(range(self.n_layer)))
         path, beam = [dense], [dense]
@@ -114,7 +114,7 @@ class Search:
             path.append(beam[0])
         return path
 
-    def guesses(self, enough: Enough) -> list[Step]:
+    def guesses(self, enough: Enough) -> list[CostedMap]:
         """The same without a search: a cost is measured only once for each number of followers.
 
         Where no contiguous spans have so many, as in models whose layers attend differently by turns, the follower with
@@ -129,13 +129,13 @@ class Search:
             path.append(self._step(found))
         return path
 
-    def exchanged(self, step: Step) -> Step:
+    def exchanged(self, step: CostedMap) -> CostedMap:
         """With single followers given up for others, or given to other sources, as long as that is cheaper."""
         for _ in range(self.settings.rounds):
             before = step
             for follower in [layer for layer, source in enumerate(before.source_layers) if source != layer]:
                 if step.source_layers[follower] != follower:
-                    step = min([step, *map(self._step, self._exchanges(step.source_layers, follower))], key=_cost)
+                    step = min([step, *map(self._step, self._exchanges(step.source_layers, follower))], key=_cost_of)
             if step == before:
                 break
         return step
@@ -156,11 +156,11 @@ class Search:
             return ways
         return sorted(ways, key=lambda way: self.singles[_new(source_layers, way)])[: self.settings.candidates]
 
-    def _step(self, source_layers: SourceMap) -> Step:
-        return Step(source_layers, self.cost(source_layers))
+    def _step(self, source_layers: SourceMap) -> CostedMap:
+        return CostedMap(source_layers, self.cost(source_layers))
 
 
-def _cost(step: Step) -> float:
+def _cost_of(step: CostedMap) -> float:
     return step.cost
 
 

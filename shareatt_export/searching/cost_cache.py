@@ -10,7 +10,7 @@ from ..model.spans import SourceMap
 from ..system.staging import write_text
 
 
-class Memo:
+class CostCache:
     """Costs of source maps. `settings` are what they depend on: a file of another search is refused.
 
     Without a path nothing is kept. Raises BadInput for a file that is none of ours, or of other settings.

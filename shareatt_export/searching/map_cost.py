@@ -7,8 +7,8 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from ..evaluation.divergence import Divergence, Quality
-from ..fitting.trial_model import Trial
-from ..formats.tensor_copies import Copy, Raw
+from ..fitting.trial_model import TrialModel
+from ..formats.tensor_copies import RawRows, TensorCopy
 from ..llamacpp.engine import Context, Logits, Token
 from ..model.candidate_pairs import Pair
 from ..model.facts import F16
@@ -16,12 +16,12 @@ from ..model.spans import SourceMap
 from .pair_fits import PairFit
 
 
-class Meter:
+class MapCosts:
     """The dense model's logits are kept in a file."""
 
     def __init__(
         self,
-        trial: Trial,
+        trial: TrialModel,
         fits: Mapping[Pair, PairFit],
         parts: Sequence[Sequence[int]],
         file: Path,
@@ -42,7 +42,7 @@ class Meter:
         self,
         source_layers: SourceMap,
         type_k: GGMLQuantizationType = F16,
-        changes: Mapping[Copy, Raw] | None = None,
+        changes: Mapping[TensorCopy, RawRows] | None = None,
     ) -> Quality:
         """With the followers fitted to their sources, or with other changes."""
         if changes is None:
@@ -55,10 +55,10 @@ class Meter:
             sums.add(i, 0, logits, self._dense[i], np.array(self._parts[i][first:]))
         return sums.quality()
 
-    def zeros(self, copies: Iterable[Copy]) -> dict[Copy, Raw]:
+    def zeros(self, copies: Iterable[TensorCopy]) -> dict[TensorCopy, RawRows]:
         return {copy: self._trial.encoded(np.zeros(copy.shape[::-1], np.float32), copy.type) for copy in copies}
 
-    def _fit(self, pair: Pair) -> Mapping[Copy, Raw]:
+    def _fit(self, pair: Pair) -> Mapping[TensorCopy, RawRows]:
         """Pairs out of reach, which only baselines have, are not fitted."""
         return self._fits[pair].changes if pair in self._fits else {}
 

@@ -12,11 +12,11 @@ import numpy as np
 
 from ..fitting import heads
 from ..fitting.fit import moved
-from ..fitting.observer import Observer, brought
+from ..fitting.observer import Observer, head_outputs
 from ..fitting.ridge import Normal
-from ..fitting.trial_model import Trial
+from ..fitting.trial_model import TrialModel
 from ..formats.gguf_header import Header
-from ..formats.tensor_copies import Copy, Raw, decoded, raw_tensor
+from ..formats.tensor_copies import RawRows, TensorCopy, float_rows, raw_rows
 from ..model.candidate_pairs import Pair
 from ..model.facts import Facts
 from ..plan.projections import Projections, projections
@@ -31,7 +31,7 @@ class PairFit:
     """`error` is that of the follower's attention output, relative to the residual stream; squares add up."""
 
     error: float
-    changes: Mapping[Copy, Raw]
+    changes: Mapping[TensorCopy, RawRows]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Tokens:
 
 
 class Fitter:
-    def __init__(self, header: Header, facts: Facts, trial: Trial, observer: Observer, tokens: Tokens) -> None:
+    def __init__(self, header: Header, facts: Facts, trial: TrialModel, observer: Observer, tokens: Tokens) -> None:
         self._header, self._facts, self._trial = header, facts, trial
         self._observer, self._tokens = observer, tokens
 
@@ -64,7 +64,7 @@ class Fitter:
         self, pairs: Sequence[Pair], tensors: Mapping[int, Projections], watch: Fraction
     ) -> dict[Pair, heads.Heads]:
         costs = {pair: np.zeros((self._facts.n_head[pair[1]],) * 2) for pair in pairs}
-        weights = {layer: decoded(raw_tensor(of.output), of.output.type) for layer, of in tensors.items()}
+        weights = {layer: float_rows(raw_rows(of.output), of.output.type) for layer, of in tensors.items()}
         windows = self._tokens.windows[: self._tokens.n_align]
         for i, tokens in enumerate(windows):
             watch(i / len(windows))
@@ -101,7 +101,7 @@ class Fitter:
     ) -> dict[Pair, PairFit]:
         normals = {pair: Normal.empty(*tensors[pair[1]].output.shape) for pair in pairs}
         residual = dict.fromkeys(pairs, 0.0)
-        weights = {layer: decoded(raw_tensor(of.output), of.output.type) for layer, of in tensors.items()}
+        weights = {layer: float_rows(raw_rows(of.output), of.output.type) for layer, of in tensors.items()}
         n_tokens = 0
         for i, tokens in enumerate(self._tokens.windows):
             watch(i / len(self._tokens.windows))
@@ -109,8 +109,8 @@ class Fitter:
             n_tokens += len(tokens)
             for source, follower in pairs:
                 ours = seen[follower]
-                target = brought(ours.weights, ours.values) @ weights[follower].T
-                features = brought(seen[source].weights, ours.values, heads.order(order[source, follower]))
+                target = head_outputs(ours.weights, ours.values) @ weights[follower].T
+                features = head_outputs(seen[source].weights, ours.values, heads.order(order[source, follower]))
                 normals[source, follower].add(features, target)
                 residual[source, follower] += float(np.sum(np.square(ours.input), dtype=np.float64))
         fits = {}
@@ -118,7 +118,7 @@ class Fitter:
             of, normal = tensors[pair[1]], normals[pair]
             n_head_kv = self._facts.n_head_kv[pair[1]]
             changes = moved(self._trial, of, order[pair], n_head_kv) if align else {}
-            solved = decoded(changes.get(of.output, raw_tensor(of.output)), of.output.type).astype(np.float64)
+            solved = float_rows(changes.get(of.output, raw_rows(of.output)), of.output.type).astype(np.float64)
             if refit:
                 solved = normal.solved(solved, RIDGE)
                 importance = (np.diag(normal.gram) / n_tokens).astype(np.float32)

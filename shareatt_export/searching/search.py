@@ -16,21 +16,20 @@ from ..errors import BadInput, BadSpans, Unsupported
 from ..evaluation.divergence import Quality
 from ..fitting.fit import require_bare_heads
 from ..fitting.observer import Observer
-from ..fitting.trial_model import Trial
+from ..fitting.trial_model import TrialModel
 from ..formats.gguf_header import Header
-from ..formats.identity import identity
+from ..formats.identity import tensors_sha256
 from ..formats.shards import read_model
 from ..llamacpp import runtime
-from ..llamacpp.texts import Text, windows
+from ..llamacpp.texts import Text, token_windows
 from ..model.candidate_pairs import Pair, candidates
 from ..model.facts import F16, Facts, read_facts, require_exportable
 from ..model.spans import SourceMap, parse_spans, source_map, spans_of
 from ..plan.projections import projections
 from ..system.progress import Stages, Step, silent
-from .beam import Budget, Search, Settings
-from .beam import Step as Found
-from .cost_cache import Memo
-from .map_cost import Meter
+from .beam import Budget, CostedMap, Search, Settings
+from .cost_cache import CostCache
+from .map_cost import MapCosts
 from .pair_fits import Fitter, Tokens
 
 Q8_0, Q4_0 = GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0
@@ -38,7 +37,7 @@ N_ALIGN = 8  # windows
 
 
 @dataclass(frozen=True)
-class Request:
+class SearchRequest:
     model: Path
     text: Text
     budget: Budget
@@ -54,7 +53,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Point:
+class ScoredMap:
     name: str
     source_layers: SourceMap
     kv_bytes_per_token: int
@@ -62,12 +61,12 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Result:
-    request: Request
-    path: tuple[Point, ...]  # the best for each number of followers, none first
-    chosen: Point
-    dropped: Point | None  # no attention at all in the layers that follow
-    baselines: tuple[Point, ...]
+class SearchResult:
+    request: SearchRequest
+    path: tuple[ScoredMap, ...]  # the best for each number of followers, none first
+    chosen: ScoredMap
+    dropped: ScoredMap | None  # no attention at all in the layers that follow
+    baselines: tuple[ScoredMap, ...]
     singles: Mapping[int, float]  # cost of each follower alone
     cost: float  # of the chosen map, on the search's part of the text
     n_measured: int
@@ -81,7 +80,7 @@ class Result:
         return self.dropped is not None and self.dropped.quality.kl.value <= self.chosen.quality.kl.value
 
 
-def find(request: Request, step: Step = silent) -> Result:
+def search(request: SearchRequest, step: Step = silent) -> SearchResult:
     """Raises BadInput where the budget or the text is too small, Unsupported where the model cannot share."""
     header = read_model(request.model)
     facts = read_facts(header)
@@ -92,7 +91,7 @@ def find(request: Request, step: Step = silent) -> Result:
     built = runtime.require()
     stages = Stages(step, {"fitting pairs": 2 * (request.align or request.refit) + 0.1, "searching": 5, "scoring": 1})
     with ExitStack() as stack:
-        trial = stack.enter_context(Trial(built, header))
+        trial = stack.enter_context(TrialModel(built, header))
         if request.align or request.refit:
             require_bare_heads(
                 trial, {layer for pair in pairs for layer in pair}, "a search; add --no-align --no-refit"
@@ -102,16 +101,16 @@ def find(request: Request, step: Step = silent) -> Result:
             fitter = Fitter(header, facts, trial, observer, Tokens(fit_windows, N_ALIGN))
             fits = fitter.fits(pairs, request.align, request.refit, stages("fitting pairs"))
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="shareatt-")))
-        meter = Meter(trial, fits, search_windows, folder / "search", request.n_ctx, request.n_threads)
-        cost = Memo(request.state, _settings(request, header), meter.cost)
+        meter = MapCosts(trial, fits, search_windows, folder / "search", request.n_ctx, request.n_threads)
+        cost = CostCache(request.state, _settings(request, header), meter.cost)
         errors = {pair: fit.error for pair, fit in fits.items()}
         search = Search(facts.n_layer, errors, cost, request.settings)
         found, chosen = _search(search, request, facts, stages)
-        meter = Meter(trial, fits, test_windows, folder / "test", request.n_ctx, request.n_threads)
+        meter = MapCosts(trial, fits, test_windows, folder / "test", request.n_ctx, request.n_threads)
         return _scored(found, chosen, search, cost, meter, facts, header, request, stages)
 
 
-def _check_budget(request: Request, facts: Facts, pairs: Sequence[Pair]) -> None:
+def _check_budget(request: SearchRequest, facts: Facts, pairs: Sequence[Pair]) -> None:
     budget, most = request.budget, len({follower for _, follower in pairs})
     if sum(of is not None for of in (budget.followers, budget.max_kl, budget.kv_bytes)) != 1:
         raise BadInput(f"{request.model}: name one of --followers, --max-kl and --kv-bytes")
@@ -124,8 +123,8 @@ def _check_budget(request: Request, facts: Facts, pairs: Sequence[Pair]) -> None
         raise BadInput(f"{request.model}: --kv-bytes {budget.kv_bytes}: a token takes {least} at least")
 
 
-def _split(trial: Trial, request: Request) -> tuple[list[list[int]], ...]:
-    every = windows(trial.model, request.text, request.n_ctx)
+def _split(trial: TrialModel, request: SearchRequest) -> tuple[list[list[int]], ...]:
+    every = token_windows(trial.model, request.text, request.n_ctx)
     if len(every) < 8:
         raise BadInput(f"{request.text.name}: {len(every)} windows of {request.n_ctx} tokens; a search needs 8")
     half, quarter = len(every) // 2, 3 * len(every) // 4
@@ -137,10 +136,10 @@ def _spread(items: list[list[int]], n: int) -> list[list[int]]:
     return [items[i * len(items) // n] for i in range(n)] if len(items) > n else items
 
 
-def _settings(request: Request, header: Header) -> dict[str, object]:
+def _settings(request: SearchRequest, header: Header) -> dict[str, object]:
     """What measured costs depend on."""
     return {
-        "model": identity(header) if request.state else "",
+        "model": tensors_sha256(header) if request.state else "",
         "text": request.text.sha256,
         "align": request.align,
         "refit": request.refit,
@@ -150,11 +149,11 @@ def _settings(request: Request, header: Header) -> dict[str, object]:
     }
 
 
-def _search(search: Search, request: Request, facts: Facts, stages: Stages) -> tuple[list[Found], Found]:
+def _search(search: Search, request: SearchRequest, facts: Facts, stages: Stages) -> tuple[list[CostedMap], CostedMap]:
     watch = stages("searching")
     most = request.budget.followers or facts.n_layer // 2
 
-    def enough(step: Found) -> bool:
+    def enough(step: CostedMap) -> bool:
         watch(min(0.9, 0.9 * step.n_followers / most))
         return request.budget.met(facts, step)
 
@@ -170,27 +169,27 @@ def _search(search: Search, request: Request, facts: Facts, stages: Stages) -> t
 
 
 def _scored(
-    path: list[Found],
-    chosen: Found,
+    path: list[CostedMap],
+    chosen: CostedMap,
     search: Search,
-    cost: Memo,
-    meter: Meter,
+    cost: CostCache,
+    meter: MapCosts,
     facts: Facts,
     header: Header,
-    request: Request,
+    request: SearchRequest,
     stages: Stages,
-) -> Result:
+) -> SearchResult:
     watch = stages("scoring")
     usual = dict(_usual(facts, chosen.n_followers))
     n_points = len(path) + len(usual) + 3
     n_done = 0
 
-    def point(name: str, source_layers: SourceMap, type_k: GGMLQuantizationType = F16) -> Point:
+    def point(name: str, source_layers: SourceMap, type_k: GGMLQuantizationType = F16) -> ScoredMap:
         nonlocal n_done
         n_done += 1
         watch(n_done / n_points)
         kv_bytes = facts.kv_bytes_per_token(source_layers, type_k)
-        return Point(name, source_layers, kv_bytes, meter.quality(source_layers, type_k))
+        return ScoredMap(name, source_layers, kv_bytes, meter.quality(source_layers, type_k))
 
     dense = path[0].source_layers
     points = tuple(point(_name(step.source_layers), step.source_layers) for step in path)
@@ -199,16 +198,18 @@ def _scored(
         if all(facts.n_embd_k(layer) % 32 == 0 for layer in range(facts.n_layer)):
             baselines.append(point(f"dense, K cache {name}", dense, type_k))
     dropped = _dropped(chosen.source_layers, meter, facts, header) if chosen.n_followers else None
-    return Result(request, points, points[-1], dropped, tuple(baselines), search.singles, chosen.cost, cost.n_measured)
+    return SearchResult(
+        request, points, points[-1], dropped, tuple(baselines), search.singles, chosen.cost, cost.n_measured
+    )
 
 
-def _dropped(source_layers: SourceMap, meter: Meter, facts: Facts, header: Header) -> Point:
+def _dropped(source_layers: SourceMap, meter: MapCosts, facts: Facts, header: Header) -> ScoredMap:
     """Without any attention in the layers that follow: neither K nor V is kept of them."""
     dense = tuple(range(facts.n_layer))
     followers = [layer for layer in dense if source_layers[layer] != layer]
     quality = meter.quality(dense, changes=meter.zeros(projections(header, facts, layer).output for layer in followers))
     saved = sum(2 * (facts.n_embd_k(layer) + facts.n_embd_v(layer)) for layer in followers)  # f16
-    return Point("no attention in these layers", dense, facts.kv_bytes_per_token(dense) - saved, quality)
+    return ScoredMap("no attention in these layers", dense, facts.kv_bytes_per_token(dense) - saved, quality)
 
 
 def _name(source_layers: SourceMap) -> str:

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 
-class Held:
+class HeldSignals:
     """SIGINT and SIGTERM wait for the end of the block, if they have handlers in Python; `came` are those that wait."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import OutputRefused
-from .signals import Held
+from .signals import HeldSignals
 from .streams import sync
 
 PREFIX = ".shareatt-"  # of folders for files that are not finished
@@ -62,7 +62,7 @@ def private_folder(near: Path | None) -> Iterator[Path]:
     """
     for left in near.glob(f"{PREFIX}*") if near else ():
         _remove_abandoned(left)
-    with Held():  # Python knows of it a moment after it is there
+    with HeldSignals():  # Python knows of it a moment after it is there
         folder = tempfile.TemporaryDirectory(dir=near, prefix=PREFIX, ignore_cleanup_errors=True)
     lock = os.open(folder.name, os.O_RDONLY)
     try:
@@ -70,7 +70,7 @@ def private_folder(near: Path | None) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield Path(folder.name)
     finally:
-        with Held():
+        with HeldSignals():
             folder.cleanup()  # which Python does at its end if we do not come here
             os.close(lock)
 
@@ -106,7 +106,7 @@ def publish(names: Mapping[Path, Path], inputs: Iterable[Path], force: bool) -> 
         sync(temporary)
         temporary.chmod(_mode(path))
     taken: list[Path] = []
-    with Held():
+    with HeldSignals():
         try:
             for temporary, path in reversed(list(names.items())):
                 _take_name(temporary, path, force)
@@ -141,7 +141,7 @@ def publish_folder(temporary: Path, path: Path, source: Path, force: bool, mark:
     _sync_folder(temporary)
     temporary.chmod(0o777 & ~_umask())
     before = temporary.with_name(f"{temporary.name}.before")
-    with Held():
+    with HeldSignals():
         if os.path.lexists(path):
             path.rename(before)
         try:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
 
-from .signals import Held
+from .signals import HeldSignals
 
 CHUNK = 1 << 20  # small enough for the cache of a processor
 
@@ -48,7 +48,7 @@ class Writeback(ThreadPoolExecutor):
 
     def finish(self) -> None:
         if self._last is not None:
-            with Held():
+            with HeldSignals():
                 self._last.result()
 
 

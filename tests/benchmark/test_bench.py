@@ -18,11 +18,11 @@ from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model, Token
 from shareatt_export.model.costs import read_weights
 from shareatt_export.model.facts import read_facts
-from shareatt_export.model.synthetic import Shape, write_random
+from shareatt_export.model.synthetic import ModelShape, write_random
 from tests.exporting.test_export import export
 from tests.support import parity
 
-SHAPE = Shape(n_layer=12, n_embd=128, n_head=4, n_head_kv=2, head_dim=32, n_ff=128, n_vocab=64)
+SHAPE = ModelShape(n_layer=12, n_embd=128, n_head=4, n_head_kv=2, head_dim=32, n_ff=128, n_vocab=64)
 QUICK = ("--depths", "0,200", "--rounds", "1", "--prompt", "16", "--generate", "2", "--threads", "1")
 
 
@@ -43,8 +43,8 @@ ON, OFF, SA = "dense, flash on", "dense, flash off", "SA"
 def measured(files):
     """Three rounds in which everything became twice as slow, one after the other."""
     headers = [read_header(file) for file in files]
-    pair = bench.Pair(*map(read_facts, headers), *map(read_weights, headers))
-    request = bench.Request(*files, depths=(0, 64), rounds=3)
+    pair = bench.ModelPair(*map(read_facts, headers), *map(read_weights, headers))
+    request = bench.BenchRequest(*files, depths=(0, 64), rounds=3)
     made = bench.Measured(request, pair, bench.settings_of(request))
     for depth in request.depths:
         made.seconds["decode", depth] = {ON: [0.10, 0.20, 0.40], OFF: [0.12, 0.30, 0.60], SA: [0.08, 0.16, 0.20]}
@@ -101,7 +101,7 @@ def test_the_table_marks_the_better_dense_setting(measured):
 
 def test_settings():
     def names(**options):
-        return [setting.name for setting in bench.settings_of(bench.Request(None, None, **options))]
+        return [setting.name for setting in bench.settings_of(bench.BenchRequest(None, None, **options))]
 
     assert names() == [ON, OFF, SA]
     assert names(p_bytes=(3 << 20, bench.UNLIMITED)) == [ON, OFF, SA, "SA, P 3 MiB", "SA, P unlimited"]
@@ -143,8 +143,8 @@ def test_the_clock_sees_the_attention_of_each_layer(files, flash_attn):
 
 
 def test_a_dead_worker_is_an_error(files):
-    request = bench.Request(*files, depths=(0,), threads=1)
-    child = bench.Child(bench.settings_of(request)[0], request, clock=False)
+    request = bench.BenchRequest(*files, depths=(0,), threads=1)
+    child = bench.WorkerProcess(bench.settings_of(request)[0], request, clock=False)
     try:
         child.process.kill()
         child.process.wait()
@@ -187,7 +187,7 @@ def test_bench_as_a_table_with_quantised_cache(run, files):
 
 def test_files_that_are_no_pair(run, files, tmp_path):
     dense, sa = files
-    write_random(tmp_path / "other.gguf", Shape(12, 128, 4, 2, 32, 128, n_vocab=96))
+    write_random(tmp_path / "other.gguf", ModelShape(12, 128, 4, 2, 32, 128, n_vocab=96))
     for arguments, message in (
         ((sa, sa), f"{sa}: shares attention; the first argument must be the dense model"),
         ((dense, dense), f"{dense}: shares no attention; make an SA model with"),
@@ -205,7 +205,7 @@ def test_usage(run, files, option):
 
 def test_the_unpatched_library_is_asked_for(run, files, monkeypatch):
     status = runtime.status
-    missing = runtime.Status(files[0].parent, False, {})
+    missing = runtime.RuntimeStatus(files[0].parent, False, {})
     monkeypatch.setattr(runtime, "status", lambda patched=True: status() if patched else missing)
     message = "the unpatched llama.cpp is not built yet; run 'shareatt-export runtime build --unpatched'"
     assert run("bench", *files, *QUICK).error == f"Error: {message}"

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shareatt_export.evaluation.analyze import Request, analyze
+from shareatt_export.evaluation.analyze import AnalyzeRequest, analyze
 from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model, Token
-from shareatt_export.llamacpp.graph_callback import Taps
-from shareatt_export.llamacpp.texts import read_text, windows
+from shareatt_export.llamacpp.graph_callback import GraphCallback
+from shareatt_export.llamacpp.texts import read_text, token_windows
 from shareatt_export.model.candidate_pairs import candidates
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import parse_spans, source_map
@@ -25,17 +25,19 @@ def seen(model: Path, names: list[str], source_layers: tuple[int, ...] | None = 
     """The named tensors of the text's first window, by name and layer."""
     found = {}
     lib, bin = parity.lib(), runtime.require().bin
-    taps = Taps(lib, bin, names, lambda name, layer, values: found.update({(name, layer): values.astype(np.float64)}))
+    taps = GraphCallback(
+        lib, bin, names, lambda name, layer, values: found.update({(name, layer): values.astype(np.float64)})
+    )
     params = {"n_ctx": N_CTX, "n_ubatch": N_CTX, "type_k": 0, "type_v": 0, "cb_eval": taps.callback}
     with Model(lib, model, source_layers) as loaded, Context(loaded, False, **params) as context, taps:
-        (tokens,) = windows(loaded, TEXT, N_CTX, 1)
+        (tokens,) = token_windows(loaded, TEXT, N_CTX, 1)
         context.decode([Token(token, i) for i, token in enumerate(tokens)])
     return found
 
 
 @pytest.fixture(scope="module")
 def analysis(demo_dense, built):
-    return analyze(Request(demo_dense, TEXT, n_ctx=N_CTX, n_windows=1, reach=4))
+    return analyze(AnalyzeRequest(demo_dense, TEXT, n_ctx=N_CTX, n_windows=1, reach=4))
 
 
 @pytest.mark.parametrize("span", ["0:1", "2:5", "6:9", "10:11"])
@@ -84,7 +86,7 @@ def test_kinds_of_attention_do_not_mix(built, tmp_path):
 
 
 def test_the_command(run, demo_dense, tmp_path):
-    arguments = ["analyze", demo_dense, "--ctx", 32, "--windows", 2]
+    arguments = ["analyze", demo_dense, "--ctx", 32, "--token_windows", 2]
     done = run(*arguments, "-o", tmp_path)
     assert done.status == 0 and "Python's documentation" in done.stdout, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"analysis.json", "similarity.png", "error.png"}
@@ -112,7 +114,7 @@ def test_what_cannot_be_analysed(run, demo_dense, tmp_path):
 
 
 def test_a_folder_is_converted(run):
-    arguments = [tiny.DEMO, "--text", tiny.DEMO / "heldout.txt", "--ctx", 32, "--windows", 1, "--json"]
+    arguments = [tiny.DEMO, "--text", tiny.DEMO / "heldout.txt", "--ctx", 32, "--token_windows", 1, "--json"]
     assert json.loads(run("analyze", *arguments).stdout)["model"] == str(tiny.DEMO)
 
 

@@ -10,15 +10,15 @@ import pytest
 
 import shareatt_export
 from shareatt_export.cli import bench_plot
-from shareatt_export.evaluation.evaluate import Q8_0, Request, Subject, baseline, evaluate
+from shareatt_export.evaluation.evaluate import Q8_0, EvaluateRequest, Subject, baseline, evaluate
 from shareatt_export.evaluation.intervals import mean
 from shareatt_export.evaluation.positions import edges
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model, Token, log_softmax
-from shareatt_export.llamacpp.texts import Text, read_text, windows
+from shareatt_export.llamacpp.texts import Text, read_text, token_windows
 from shareatt_export.model.facts import F16
 from shareatt_export.model.spans import parse_spans, source_map
-from shareatt_export.model.synthetic import Shape
+from shareatt_export.model.synthetic import ModelShape
 from tests.support import parity, small, tiny
 
 TEXT = read_text(tiny.DEMO / "heldout.txt")
@@ -56,7 +56,7 @@ def upstream(pattern: str, *arguments: object) -> list[float]:
 
 
 def test_perplexity_and_kl_are_those_of_llama_perplexity(demo_dense, shared, beginning, more, tmp_path):
-    done = evaluate(Request(demo_dense, (shared,), read_text(beginning), N_CTX, N_WINDOWS, baselines=False))
+    done = evaluate(EvaluateRequest(demo_dense, (shared,), read_text(beginning), N_CTX, N_WINDOWS, baselines=False))
     assert done.n_windows == N_WINDOWS and done.n_tokens == N_WINDOWS * (N_CTX // 2 - 1)
     base = tmp_path / "base.bin"
     for score, extra in zip(done.scores, (["--save-all-logits", base], []), strict=True):
@@ -72,7 +72,9 @@ def test_perplexity_and_kl_are_those_of_llama_perplexity(demo_dense, shared, beg
 
 
 def test_bits_per_byte(demo_dense, shared, beginning):
-    (dense, _) = evaluate(Request(demo_dense, (shared,), read_text(beginning), N_CTX, 1, baselines=False)).scores
+    (dense, _) = evaluate(
+        EvaluateRequest(demo_dense, (shared,), read_text(beginning), N_CTX, 1, baselines=False)
+    ).scores
     n_tokens = N_CTX // 2 - 1
     assert 1.5 * n_tokens < dense.nll.value * n_tokens / math.log(2) / dense.bits_per_byte < 8 * n_tokens
 
@@ -104,15 +106,15 @@ def test_buckets_double(n_ctx, expected):
 def test_positions_are_those_of_the_predicted_tokens(demo_dense, shared):
     """Against whole windows at once; the evaluation decodes them in two pieces."""
     n_ctx, n_windows = 600, 2
-    done = evaluate(Request(demo_dense, (shared,), TEXT, n_ctx, n_windows, baselines=False))
+    done = evaluate(EvaluateRequest(demo_dense, (shared,), TEXT, n_ctx, n_windows, baselines=False))
     assert [(bucket.first, bucket.last) for bucket in done.positions] == [(1, 127), (128, 255), (256, 511), (512, 599)]
     likelihoods = []
     for path in (demo_dense, shared):
         with Model(parity.lib(), path) as model, Context(model, True, n_ctx=n_ctx, n_batch=n_ctx) as context:
-            for tokens in windows(model, TEXT, n_ctx, n_windows):
+            for tokens in token_windows(model, TEXT, n_ctx, n_windows):
                 context.clear()
                 likelihoods.append(log_softmax(context.decode([Token(token, i) for i, token in enumerate(tokens)])))
-            parts = windows(model, TEXT, n_ctx, n_windows)
+            parts = token_windows(model, TEXT, n_ctx, n_windows)
     dense, ours = likelihoods[:2], likelihoods[2:]
 
     def nll(rows, tokens, bucket):
@@ -151,7 +153,7 @@ def test_positions_are_those_of_the_predicted_tokens(demo_dense, shared):
     ],
 )
 def test_the_baseline_is_the_best_that_takes_no_more_bytes(n_layer, head_dim, spans, expected):
-    facts = Shape(n_layer, 256, 4, 2, head_dim, 256, 32).facts()
+    facts = ModelShape(n_layer, 256, 4, 2, head_dim, 256, 32).facts()
     source_layers = source_map(parse_spans(spans, n_layer), n_layer) if spans else facts.source_layers
     shared = facts.kv_bytes_per_token(source_layers)
     found = baseline(Subject("dense", None, facts), shared)
@@ -163,7 +165,7 @@ def test_each_sa_model_gets_the_baseline_of_its_bytes(demo_dense, shared, beginn
     half = shareatt_export.export(demo_dense, "every:2", tmp_path / "half.gguf").files[0]
     most = shareatt_export.export(demo_dense, "0-11", tmp_path / "most.gguf").files[0]
     files = (half, shared, most)
-    done = evaluate(Request(demo_dense, files, read_text(beginning), N_CTX, 2, combined=True))
+    done = evaluate(EvaluateRequest(demo_dense, files, read_text(beginning), N_CTX, 2, combined=True))
     assert [other.name for other in done.others] == ["half.gguf", "sa.gguf", "most.gguf"]
     q5_1, q8_0, none = done.baselines
     assert (q5_1.name, q8_0.name, none) == ("dense, K cache q5_1", "dense, K cache q8_0", None)
@@ -180,7 +182,7 @@ def test_each_sa_model_gets_the_baseline_of_its_bytes(demo_dense, shared, beginn
 
 def test_files_of_the_same_name_keep_their_folders(demo_dense, shared, beginning, tmp_path):
     other = shareatt_export.export(demo_dense, "0-1", tmp_path / shared.name).files[0]
-    done = evaluate(Request(demo_dense, (shared, other), read_text(beginning), 16, 1, baselines=False))
+    done = evaluate(EvaluateRequest(demo_dense, (shared, other), read_text(beginning), 16, 1, baselines=False))
     assert [score.subject.name for score in done.scores] == ["dense", str(shared), str(other)]
 
 
@@ -188,12 +190,12 @@ def test_files_of_the_same_name_keep_their_folders(demo_dense, shared, beginning
 
 
 def test_the_command(run, demo_dense, shared, tmp_path):
-    arguments = ["eval", demo_dense, shared, "--ctx", 160, "--windows", 2]
+    arguments = ["eval", demo_dense, shared, "--ctx", 160, "--token_windows", 2]
     done = run(*arguments, "--json", "--plot", tmp_path / "out.png")
     data = json.loads(done.stdout)
     names = ["dense", "sa.gguf", "dense, K cache q8_0"]
     assert [score["name"] for score in data["scores"]] == names
-    assert data["text"]["name"].startswith("Python's documentation") and data["windows"] == 2
+    assert data["text"]["name"].startswith("Python's documentation") and data["token_windows"] == 2
     dense, sa, q8_0 = data["scores"]
     assert sa["kv_bytes_per_token"] == dense["kv_bytes_per_token"] * 21 / 24
     assert q8_0["kv_bytes_per_token"] < sa["kv_bytes_per_token"]
@@ -210,7 +212,7 @@ def test_the_command(run, demo_dense, shared, tmp_path):
 
 
 def test_one_window_has_no_interval_and_is_json_all_the_same(run, demo_dense, shared):
-    done = run("eval", demo_dense, shared, "--ctx", 16, "--windows", 1, "--no-baselines", "--json")
+    done = run("eval", demo_dense, shared, "--ctx", 16, "--token_windows", 1, "--no-baselines", "--json")
     data = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert all(score["kl"]["half_ci95"] is None and score["kl"]["mean"] is not None for score in data["scores"])
 
@@ -230,9 +232,9 @@ def test_models_of_another_vocabulary(run, demo_dense, tmp_path):
 
 def test_a_text_that_is_too_short(demo_dense, shared):
     with pytest.raises(shareatt_export.ShareattError, match="tokens; a window takes 512"):
-        evaluate(Request(demo_dense, (shared,), Text("short", "x = 1")))
+        evaluate(EvaluateRequest(demo_dense, (shared,), Text("short", "x = 1")))
 
 
 def test_the_dense_model_may_be_a_folder(run, shared):
-    scores = json.loads(run("eval", tiny.DEMO, shared, "--ctx", 64, "--windows", 1, "--json").stdout)["scores"]
+    scores = json.loads(run("eval", tiny.DEMO, shared, "--ctx", 64, "--token_windows", 1, "--json").stdout)["scores"]
     assert [score["model"] for score in scores] == [str(tiny.DEMO), str(shared), str(tiny.DEMO)]

@@ -22,7 +22,7 @@ NEED_IMATRIX = ("IQ1_S", "IQ2_XXS", "IQ2_XS")  # of those that we try
 
 
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory, built: runtime.Status) -> Path:
+def dense(tmp_path_factory: pytest.TempPathFactory, built: runtime.RuntimeStatus) -> Path:
     """Rows of 256, which every block size divides; a vocabulary, so that llama-imatrix could run it."""
     path = tmp_path_factory.mktemp("dense") / "dense.gguf"
     dummies.make("llama", path)

@@ -10,14 +10,14 @@ from gguf import GGMLQuantizationType
 
 import shareatt_export
 from shareatt_export.errors import Unsupported, VerifyFailed
-from shareatt_export.evaluation.evaluate import Request, evaluate
+from shareatt_export.evaluation.evaluate import EvaluateRequest, evaluate
 from shareatt_export.exporting.verify import verify
 from shareatt_export.fitting import fit, heads
 from shareatt_export.fitting.ridge import RIDGES, Normal, solve
-from shareatt_export.fitting.trial_model import Trial
+from shareatt_export.fitting.trial_model import TrialModel
 from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.formats.gguf_keys import KEY_FIT_TENSORS
-from shareatt_export.formats.tensor_copies import decoded, raw_tensor
+from shareatt_export.formats.tensor_copies import float_rows, raw_rows
 from shareatt_export.llamacpp.texts import read_text
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import parse_spans
@@ -104,10 +104,10 @@ def test_rows_of_v_in_a_fused_tensor_and_its_bias_move_along(family, tmp_path, b
 def quantised(dense, out, type):
     """A dense GGUF of another type, by llama-quantize."""
     from shareatt_export.llamacpp import runtime
-    from shareatt_export.system import child_process as child
+    from shareatt_export.system import child_process
 
     command = [str(runtime.tool("llama-quantize")), "--pure", str(dense), str(out), type]
-    assert child.run(command, lambda line: None) == 0
+    assert child_process.run(command, lambda line: None) == 0
     return out
 
 
@@ -121,14 +121,14 @@ def test_quantised_heads_are_moved_as_bytes(demo_dense, tmp_path, built):
     plan = planned(quantised(demo_dense, tmp_path / "q8_0.gguf", "Q8_0"))
     tensors = projections(plan.dense, plan.facts, 7)
     order = (3, 2, 5, 4, 0, 1)
-    with Trial(built, plan.dense) as trial:
+    with TrialModel(built, plan.dense) as trial:
         changes = fit.moved(trial, tensors, order, 3)
     for head in range(6):
         at, was = slice(34 * order[head], 34 * order[head] + 34), slice(34 * head, 34 * head + 34)
-        assert np.array_equal(changes[tensors.output][:, at], raw_tensor(tensors.output)[:, was])
+        assert np.array_equal(changes[tensors.output][:, at], raw_rows(tensors.output)[:, was])
     groups = heads.groups_of(order, 3)
     assert groups == (1, 2, 0)
-    assert np.array_equal(changes[tensors.v][32:64], raw_tensor(tensors.v)[:32])
+    assert np.array_equal(changes[tensors.v][32:64], raw_rows(tensors.v)[:32])
 
 
 def test_blocks_that_span_heads_are_quantised_again(tmp_path, built):
@@ -138,13 +138,13 @@ def test_blocks_that_span_heads_are_quantised_again(tmp_path, built):
     assert output.type == GGMLQuantizationType.Q6_K
     assert not heads.can_move(4, output.shape[0], output.type)
     order = (3, 2, 0, 1)
-    with Trial(built, plan.dense) as trial:
+    with TrialModel(built, plan.dense) as trial:
         changes = fit.moved(trial, projections(plan.dense, plan.facts, 3), order, 2)
         unmoved = fit.moved(trial, projections(plan.dense, plan.facts, 3), (0, 1, 2, 3), 2)
-    before, after = decoded(raw_tensor(output), output.type), decoded(changes[output], output.type)
+    before, after = float_rows(raw_rows(output), output.type), float_rows(changes[output], output.type)
     expected = before.reshape(256, 4, 64)[:, np.argsort(order)].reshape(256, 256)
     assert parity.nmse(after, expected) < 1e-3 and parity.nmse(after, before) > 0.5
-    assert np.array_equal(unmoved[output], raw_tensor(output))
+    assert np.array_equal(unmoved[output], raw_rows(output))
 
 
 def test_what_was_quantised_again_is_told(run, demo_dense, tmp_path, built):
@@ -159,15 +159,15 @@ def test_what_was_quantised_again_is_told(run, demo_dense, tmp_path, built):
 def test_types_that_need_an_importance_get_one(demo_dense, built, type):
     values = RNG.standard_normal((4, 512)).astype(np.float32)
     of = GGMLQuantizationType[type]
-    with Trial(built, read_header(demo_dense)) as trial:
-        assert parity.nmse(decoded(trial.encoded(values, of), of), values) < 0.7
+    with TrialModel(built, read_header(demo_dense)) as trial:
+        assert parity.nmse(float_rows(trial.encoded(values, of), of), values) < 0.7
 
 
 def test_heads_behind_a_norm_are_not_moved(tmp_path, built):
     """BitNet normalises what its heads bring, with a weight for each number."""
     dummies.make("bitnet", tmp_path / "bitnet.gguf")
     plan = planned(tmp_path / "bitnet.gguf", "0-1")
-    with Trial(built, plan.dense) as trial, pytest.raises(Unsupported, match="between the heads of layer 1"):
+    with TrialModel(built, plan.dense) as trial, pytest.raises(Unsupported, match="between the heads of layer 1"):
         fit.require_bare_heads(trial, [1], "--align")
 
 
@@ -238,7 +238,7 @@ def test_a_trial_is_the_file_that_is_written(demo_dense, refitted, built, tmp_pa
         info = sa.tensors[copy.name]
         rows = int(np.prod(info.shape[1:]))
         changes[copy] = np.memmap(info.path, np.uint8, "r", info.offset, (rows, info.n_bytes // rows))
-    with Trial(built, plan.dense) as trial:
+    with TrialModel(built, plan.dense) as trial:
 
         def run(source_layers, changed):
             trial.set(source_layers, changed)
@@ -256,7 +256,9 @@ def test_refitting_brings_the_model_closer(demo_dense, refitted, tmp_path):
     plain = shareatt_export.export(demo_dense, "6-9", tmp_path / "plain.gguf").files[0]
     text = read_text(HELDOUT)
     text = type(text)("the rest", text.content[100_000:])
-    _, before, after = evaluate(Request(demo_dense, (plain, refitted.files[0]), text, 256, 8, baselines=False)).scores
+    _, before, after = evaluate(
+        EvaluateRequest(demo_dense, (plain, refitted.files[0]), text, 256, 8, baselines=False)
+    ).scores
     assert after.kl.value < 0.8 * before.kl.value
     for follower in refitted.followers:
         assert follower.ridge is not None and follower.error < follower.error_before

@@ -8,7 +8,7 @@ import pytest
 
 import shareatt_export
 from shareatt_export.errors import BadInput, Unsupported, VerifyFailed
-from shareatt_export.exporting.pipeline import Request, export, opened
+from shareatt_export.exporting.pipeline import ExportRequest, export, opened
 from shareatt_export.exporting.verify import verify
 from shareatt_export.formats.gguf_encode import raw_u32
 from shareatt_export.formats.gguf_header import read_header
@@ -29,7 +29,7 @@ def dense(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def shards(dense: Path, built: runtime.Status) -> list[Path]:
+def shards(dense: Path, built: runtime.RuntimeStatus) -> list[Path]:
     """The dense model in four files, by llama-gguf-split."""
     gguf_split("--split", "--split-max-tensors", "40", dense, dense.with_name("part"))
     return sorted(dense.parent.glob("part-*.gguf"))
@@ -77,7 +77,7 @@ def logits(model: Path):
 
 
 def export_shards(model: Path, out: Path) -> tuple[Path, ...]:
-    request = Request(model, "6-9", out, split_max_size=SIZE)
+    request = ExportRequest(model, "6-9", out, split_max_size=SIZE)
     with opened(request) as job:
         done = export(job)
         assert [file.stat().st_size for file in done.files] == list(job.sizes)

@@ -17,12 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import shareatt_export
 from shareatt_export.errors import BadInput, ShareattError
 from shareatt_export.exporting import convert
-from shareatt_export.healing import heal
-from shareatt_export.healing import saved_state as heal_state
-from shareatt_export.healing import train as heal_train
+from shareatt_export.healing import heal, saved_state, train
 from shareatt_export.healing.distill import Distiller
 from shareatt_export.healing.sharing import Sharing
-from shareatt_export.healing.trained_weights import Weights, trained_names
+from shareatt_export.healing.trained_weights import TrainedWeights, trained_names
 from shareatt_export.llamacpp.texts import Text, read_text
 from shareatt_export.model.spans import parse_spans, source_map
 from tests.support import parity, tiny
@@ -65,7 +63,7 @@ def distiller(family: str = "llama", spans: str | None = None, **options: object
     model.set_attn_implementation("eager")
     parsed = parse_spans(spans or FAMILY_SPANS[family], tiny.N_LAYER)
     checkpointing = bool(options.pop("checkpointing", False))
-    weights = Weights(model, trained_names(model, parsed, bool(options.pop("train_mlp", False))), **options)
+    weights = TrainedWeights(model, trained_names(model, parsed, bool(options.pop("train_mlp", False))), **options)
     return Distiller(model, Sharing(source_map(parsed, tiny.N_LAYER)), weights, checkpointing)
 
 
@@ -187,9 +185,9 @@ def test_windows_are_apart_and_each_is_seen_once_before_any_is_seen_twice():
 
 
 def test_a_run_ends_with_the_first_limit_and_its_rate_rises_and_falls():
-    both = heal_train.Schedule(1.0, 1, 0, minutes=1, steps=100)
+    both = train.Schedule(1.0, 1, 0, minutes=1, steps=100)
     assert [both.done(25, 30), both.done(50, 15), both.done(100, 0), both.done(0, 61)] == [0.5, 0.5, 1, 1]
-    assert heal_train.Schedule(1.0, 1, 0, None, 10).done(3, 1e9) == 0.3
+    assert train.Schedule(1.0, 1, 0, None, 10).done(3, 1e9) == 0.3
     rates = [both.rate(done) for done in (0, 0.025, 0.05, 0.5, 0.99)]
     assert rates[0] < rates[1] < rates[2] and rates[2:] == pytest.approx([0.95, 0.5, 0.01])
 
@@ -250,10 +248,10 @@ def test_the_exported_model_is_the_student(model, healed, built, tmp_path):
     out, said = healed
     (file,) = shareatt_export.export(out, SPANS, tmp_path / "sa.gguf", outtype="f32").files
     tensors = load_file(out / "model.safetensors")
-    job = heal.planned(heal.Request(model, SPANS, None, dtype="f32"))
+    job = heal.planned(heal.HealRequest(model, SPANS, None, dtype="f32"))
     initial = {name: tensors[name].float().numpy() for name in said["trained"]}
     teacher = heal.load(model, job.config, torch.float32)
-    student = Distiller(teacher, Sharing((0, 1, 2, 2, 2, 5, 6, 7)), Weights(teacher, job.names, initial=initial))
+    student = Distiller(teacher, Sharing((0, 1, 2, 2, 2, 5, 6, 7)), TrainedWeights(teacher, job.names, initial=initial))
     tokens = torch.from_numpy(parity.TOKENS[0])[None]
     with torch.no_grad():
         expected = student.as_student(tokens, lambda outputs: outputs.logits)[0].numpy()
@@ -261,9 +259,9 @@ def test_the_exported_model_is_the_student(model, healed, built, tmp_path):
     assert parity.nmse(teacher(tokens).logits[0].detach().numpy(), expected) > 1e-2
 
 
-def request(model: Path, out: Path | None, **changes: object) -> heal.Request:
+def request(model: Path, out: Path | None, **changes: object) -> heal.HealRequest:
     texts = (read_text(tiny.DEMO / "LICENSE"),)
-    asked = heal.Request(model, SPANS, out, texts, n_ctx=16, batch=2, steps=6, dtype="f32")
+    asked = heal.HealRequest(model, SPANS, out, texts, n_ctx=16, batch=2, steps=6, dtype="f32")
     return replace(asked, **changes)
 
 
@@ -273,8 +271,8 @@ def weights_of(folder: Path) -> bytes:
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_resumed_is_bit_equal_to_uninterrupted(model, tmp_path, monkeypatch, method):
-    monkeypatch.setattr(heal_train, "SAVE_SECONDS", 0)
-    monkeypatch.setattr(heal_train, "SAVE_SHARE", 0)
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(train, "SAVE_SHARE", 0)
     whole, out = tmp_path / "whole", tmp_path / "out"
     heal.heal(heal.planned(request(model, whole, method=method)))
     asked = request(model, out, method=method)
@@ -504,9 +502,9 @@ def test_a_gguf_or_no_torch_is_refused(run, model, demo_dense, tmp_path, monkeyp
 
 
 def test_a_state_of_another_program_is_refused(model, tmp_path):
-    folder = heal_state.folder_of(tmp_path / "out")
+    folder = saved_state.folder_of(tmp_path / "out")
     folder.mkdir()
-    (folder / heal_state.FILE).write_bytes(b"something else")
+    (folder / saved_state.FILE).write_bytes(b"something else")
     (folder / "mine").touch()
     asked = request(model, tmp_path / "out", steps=1)
     with pytest.raises(BadInput, match="state.pt: cannot be read"):

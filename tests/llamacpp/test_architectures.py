@@ -31,7 +31,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("arch", ARCHITECTURES if metafunc.config.getoption("--full") else DOZEN)
 
 
-def test_a_follower_takes_the_weights_of_its_source(arch: str, built: runtime.Status, tmp_path: Path):
+def test_a_follower_takes_the_weights_of_its_source(arch: str, built: runtime.RuntimeStatus, tmp_path: Path):
     proof = architectures.prove(arch, tmp_path)
     assert max(proof.product, proof.value) <= architectures.PRODUCT
     assert proof.own_weights >= architectures.DIFFERENT and proof.dense >= architectures.DIFFERENT
@@ -41,7 +41,7 @@ def test_a_follower_takes_the_weights_of_its_source(arch: str, built: runtime.St
     assert proof.paths["recompute"] <= flash
 
 
-def test_a_temperature_that_only_followers_would_have_used(built: runtime.Status, monkeypatch, tmp_path: Path):
+def test_a_temperature_that_only_followers_would_have_used(built: runtime.RuntimeStatus, monkeypatch, tmp_path: Path):
     one_class = {"attention.sliding_window": None, "attention.sliding_window_pattern": 8}
     monkeypatch.setitem(dummies.SPECIAL, "llama4", one_class)  # of its 4 layers, Llama 4 scales Q in the last one
     assert architectures.prove("llama4", tmp_path).product <= architectures.PRODUCT

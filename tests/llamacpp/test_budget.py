@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cases(folder: Path, built: runtime.Status) -> dict[str, parity.Case]:
+def cases(folder: Path, built: runtime.RuntimeStatus) -> dict[str, parity.Case]:
     return {heads: parity.make_case(heads, "f16", folder) for heads in tiny.HEADS}
 
 

@@ -21,7 +21,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="module")
-def case(family: str, tmp_path_factory: pytest.TempPathFactory, built: runtime.Status) -> Case:
+def case(family: str, tmp_path_factory: pytest.TempPathFactory, built: runtime.RuntimeStatus) -> Case:
     return families.make_case(family, tmp_path_factory.mktemp(family))
 
 

@@ -9,7 +9,7 @@ N_SHAPES = 24
 
 
 @pytest.fixture(scope="module")
-def errors(tmp_path_factory: pytest.TempPathFactory, built: runtime.Status) -> dict[tuple[str, ...], float]:
+def errors(tmp_path_factory: pytest.TempPathFactory, built: runtime.RuntimeStatus) -> dict[tuple[str, ...], float]:
     """By shape, kernel, instruction set and number of threads."""
     lines = kernel.output(kernel.build(tmp_path_factory.mktemp("kernel")), "check")
     return {tuple(case): float(error) for *case, error in map(str.split, lines)}

@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cases(folder: Path, built: runtime.Status) -> dict[tuple[str, str], Case]:
+def cases(folder: Path, built: runtime.RuntimeStatus) -> dict[tuple[str, str], Case]:
     return {(heads, kv): parity.make_case(heads, kv, folder) for heads in HEADS for kv in parity.TOLERANCE}
 
 
@@ -64,7 +64,7 @@ def test_hybrid_has_no_flash_attention_within_spans(cases, folder, mode):
 
 
 @pytest.fixture(scope="module")
-def wide(folder: Path, built: runtime.Status) -> Case:
+def wide(folder: Path, built: runtime.RuntimeStatus) -> Case:
     return parity.make_case("GQA", "f32", folder / "wide", parity.WIDE)
 
 

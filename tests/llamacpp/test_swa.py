@@ -31,7 +31,7 @@ def arch(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def case(arch: str, folder: Path, built: runtime.Status) -> Case:
+def case(arch: str, folder: Path, built: runtime.RuntimeStatus) -> Case:
     model = tiny.build_sliding(arch)
     dense = folder / f"{arch}-dense.gguf"
     with converted(tiny.save(model, folder / arch), folder, "f32", None) as made:

@@ -6,11 +6,11 @@ from gguf import GGMLQuantizationType
 from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.model import costs
 from shareatt_export.model.facts import read_facts
-from shareatt_export.model.synthetic import Shape, write_random
+from shareatt_export.model.synthetic import ModelShape, write_random
 from tests.support import small
 
 # 4 query heads of 16, 2 KV heads: Q 64 wide, K and V 32 wide. Layers 1 and 2 follow layer 0.
-SHAPE = Shape(n_layer=3, n_embd=64, n_head=4, n_head_kv=2, head_dim=16, n_ff=96, n_vocab=32)
+SHAPE = ModelShape(n_layer=3, n_embd=64, n_head=4, n_head_kv=2, head_dim=16, n_ff=96, n_vocab=32)
 DENSE, SHARED = (0, 1, 2), (0, 0, 0)
 Q8_0 = GGMLQuantizationType.Q8_0
 
@@ -25,7 +25,7 @@ def test_decode_reads_weights_cache_and_attention_weights():
 
 
 def test_prefill_computes_projections_scores_and_values():
-    weights = costs.Weights(n_bytes=0, n_elements=5000, n_elements_output=700)
+    weights = costs.WeightSizes(n_bytes=0, n_elements=5000, n_elements_output=700)
     seen = (7 + 1) + (7 + 2) + (7 + 3)  # tokens that each of three tokens attends to, behind 7 others
     both_sides, values_alone = 2 * 4 * (16 + 16), 2 * 4 * 16
     linear = 2 * 3 * 5000 + 2 * 700
@@ -44,7 +44,7 @@ def test_saved_parameters_and_the_share_of_a_follower():
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_file_of_a_shape(tmp_path, tied):
-    shape = Shape(n_layer=3, n_embd=64, n_head=4, n_head_kv=2, head_dim=16, n_ff=96, n_vocab=32, tied=tied)
+    shape = ModelShape(n_layer=3, n_embd=64, n_head=4, n_head_kv=2, head_dim=16, n_ff=96, n_vocab=32, tied=tied)
     for name in ("a.gguf", "b.gguf"):
         write_random(tmp_path / name, shape)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()

@@ -8,18 +8,18 @@ import pytest
 
 import shareatt_export
 from shareatt_export.errors import BadInput
-from shareatt_export.evaluation.evaluate import Request, evaluate
+from shareatt_export.evaluation.evaluate import EvaluateRequest, evaluate
 from shareatt_export.exporting import convert
-from shareatt_export.fitting.trial_model import Trial
+from shareatt_export.fitting.trial_model import TrialModel
 from shareatt_export.formats.gguf_header import read_header
-from shareatt_export.llamacpp.texts import read_text, windows
+from shareatt_export.llamacpp.texts import read_text, token_windows
 from shareatt_export.model.candidate_pairs import candidates
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import n_followers, parse_spans, source_map, spans_of
 from shareatt_export.searching import search as finder
-from shareatt_export.searching.beam import Search, Settings, Step, additions, guess, with_follower
-from shareatt_export.searching.cost_cache import Memo
-from shareatt_export.searching.map_cost import Meter
+from shareatt_export.searching.beam import CostedMap, Search, Settings, additions, guess, with_follower
+from shareatt_export.searching.cost_cache import CostCache
+from shareatt_export.searching.map_cost import MapCosts
 from shareatt_export.searching.pair_fits import PairFit
 from tests.support import dummies, tiny
 
@@ -108,7 +108,7 @@ def test_exchanges_better_a_bad_map(seed):
     worst = max(every_map(N_LAYER, 2), key=cost)
     search = Search(N_LAYER, errors, cost, Settings())
     search.path(lambda step: step.n_followers >= 1)
-    assert search.exchanged(Step(worst, cost(worst))).cost < cost(worst) / 2
+    assert search.exchanged(CostedMap(worst, cost(worst))).cost < cost(worst) / 2
 
 
 def test_costs_are_remembered(tmp_path):
@@ -118,15 +118,15 @@ def test_costs_are_remembered(tmp_path):
         asked.append(found)
         return len(asked) / 10
 
-    first = Memo(path, {"text": "a"}, cost)
+    first = CostCache(path, {"text": "a"}, cost)
     assert first((0, 0)) == first((0, 0)) == 0.1 and first((0, 1)) == 0.2
-    again = Memo(path, {"text": "a"}, cost)
+    again = CostCache(path, {"text": "a"}, cost)
     assert again((0, 1)) == 0.2 and again((0, 0)) == 0.1 and again.n_measured == 0 and len(asked) == 2
     with pytest.raises(BadInput, match=r"state of another search \(text\)"):
-        Memo(path, {"text": "b"}, cost)
+        CostCache(path, {"text": "b"}, cost)
     path.write_text('{"costs": [[1]]}')
     with pytest.raises(BadInput, match="not the state of a search"):
-        Memo(path, {"text": "a"}, cost)
+        CostCache(path, {"text": "a"}, cost)
 
 
 # ---------------------------------------------------------------- a model
@@ -134,15 +134,15 @@ def test_costs_are_remembered(tmp_path):
 
 @pytest.fixture(scope="module")
 def trial(demo_dense, built):
-    with Trial(built, read_header(demo_dense)) as trial:
+    with TrialModel(built, read_header(demo_dense)) as trial:
         yield trial
 
 
 def test_costs_are_those_of_eval(demo_dense, trial, tmp_path):
-    meter = Meter(trial, {}, windows(trial.model, HELDOUT, 64, 4), tmp_path / "logits", 64, 2)
+    meter = MapCosts(trial, {}, token_windows(trial.model, HELDOUT, 64, 4), tmp_path / "logits", 64, 2)
     for spans in ("6-9", "1-2,4-5"):
         sa = shareatt_export.export(demo_dense, spans, tmp_path / f"{spans}.gguf").files[0]
-        done = evaluate(Request(demo_dense, (sa,), HELDOUT, 64, 4, baselines=False))
+        done = evaluate(EvaluateRequest(demo_dense, (sa,), HELDOUT, 64, 4, baselines=False))
         quality = meter.quality(source_map(parse_spans(spans, 12), 12))
         assert quality.kl.value == pytest.approx(done.scores[1].kl.value, rel=1e-2)  # other kernels
         assert quality.perplexity == pytest.approx(done.scores[1].perplexity, rel=1e-3)
@@ -156,9 +156,9 @@ def test_fitted_weights_are_in_the_cost(demo_dense, trial, tmp_path):
 
     copy = projections(trial.header, read_facts(trial.header), 7).output
     assert copy.origin == output
-    parts = windows(trial.model, HELDOUT, 64, 2)
-    meter = Meter(trial, {(6, 7): PairFit(0.1, meter_zeros(trial, copy))}, parts, tmp_path / "a", 64, 2)
-    plain = Meter(trial, {}, parts, tmp_path / "b", 64, 2)
+    parts = token_windows(trial.model, HELDOUT, 64, 2)
+    meter = MapCosts(trial, {(6, 7): PairFit(0.1, meter_zeros(trial, copy))}, parts, tmp_path / "a", 64, 2)
+    plain = MapCosts(trial, {}, parts, tmp_path / "b", 64, 2)
     found = source_map(parse_spans("6-7", 12), 12)
     dropped = plain.quality(tuple(range(12)), changes=meter_zeros(trial, copy)).kl.value
     assert meter.cost(found) == pytest.approx(dropped, rel=1e-3)
@@ -173,7 +173,7 @@ def meter_zeros(trial, copy):
 def test_the_search_finds_what_brute_force_finds(demo_dense, trial, tmp_path):
     """All maps of two followers from the twelve pairs that cost least, sources at most two layers before them."""
     facts = read_facts(trial.header)
-    meter = Meter(trial, {}, windows(trial.model, HELDOUT, 64, 2), tmp_path / "logits", 64, 2)
+    meter = MapCosts(trial, {}, token_windows(trial.model, HELDOUT, 64, 2), tmp_path / "logits", 64, 2)
     pairs = candidates(facts, 2)
     singles = {pair: meter.cost((*range(pair[1]), pair[0], *range(pair[1] + 1, 12))) for pair in pairs}
     likely = sorted(singles, key=singles.__getitem__)[:12]
@@ -198,7 +198,7 @@ def text(tmp_path_factory):
 
 
 def small(text):
-    return ["--text", text, "--ctx", 64, "--windows", 4, "--reach", 2]
+    return ["--text", text, "--ctx", 64, "--token_windows", 4, "--reach", 2]
 
 
 def test_the_command(run, demo_dense, text, tmp_path):
@@ -255,9 +255,9 @@ def test_dropping_that_is_as_good_is_said():
         return Some(quality=Some(kl=Some(value=kl)))
 
     for kl, expected in ((0.1, True), (0.2, True), (0.3, False)):
-        result = finder.Result(None, (), point(0.2), point(kl), (), {}, 0.0, 0)  # type: ignore[arg-type]
+        result = finder.SearchResult(None, (), point(0.2), point(kl), (), {}, 0.0, 0)  # type: ignore[arg-type]
         assert result.dropping_is_as_good is expected
-    assert not finder.Result(None, (), point(0.2), None, (), {}, 0.0, 0).dropping_is_as_good  # type: ignore[arg-type]
+    assert not finder.SearchResult(None, (), point(0.2), None, (), {}, 0.0, 0).dropping_is_as_good  # type: ignore[arg-type]
 
 
 def test_spans_auto(run, demo_dense, tmp_path):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model, Token
-from shareatt_export.llamacpp.graph_callback import Taps
+from shareatt_export.llamacpp.graph_callback import GraphCallback
 from tests.support import parity
 
 N_TOKENS = 24
@@ -29,7 +29,7 @@ class Run:
 def run(file: Path, path: str = "plain", causal: bool = True) -> Run:
     flash_attn, variables = parity.PATHS[path]
     found: dict[tuple[str, int], Array] = {}
-    taps = Taps(
+    taps = GraphCallback(
         parity.lib(),
         runtime.require().bin,
         ["kq_soft_max", "Vcur", "kqv"],

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from shareatt_export.system import child_process as child
+from shareatt_export.system import child_process
 
 SLOW = "import os, pathlib, sys, time; print(os.getpid(), flush=True); time.sleep(5); pathlib.Path(sys.argv[1]).touch()"
 
@@ -20,7 +20,7 @@ def test_a_child_is_stopped_with_what_watches_it(tmp_path, error):
         raise error
 
     with pytest.raises(error):
-        child.run([sys.executable, "-c", SLOW, str(tmp_path / "ended")], stop)
+        child_process.run([sys.executable, "-c", SLOW, str(tmp_path / "ended")], stop)
     with suppress(ChildProcessError):  # Popen does not wait where it was interrupted
         os.waitpid(int(lines[0]), 0)
     assert not (tmp_path / "ended").exists()

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shareatt_export.system.signals import Held
+from shareatt_export.system.signals import HeldSignals
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -24,7 +24,7 @@ def handlers():
 @pytest.mark.parametrize("number", SIGNALS)
 def test_they_wait_for_the_end_of_the_block(handlers, number):
     done = []
-    with pytest.raises(SystemExit) as exit, Held() as held:
+    with pytest.raises(SystemExit) as exit, HeldSignals() as held:
         signal.raise_signal(number)
         done.append(list(held.came))
         raise OSError("of the block")
@@ -34,8 +34,8 @@ def test_they_wait_for_the_end_of_the_block(handlers, number):
 
 def test_blocks_within_blocks():
     done = []
-    with pytest.raises(SystemExit), Held():
-        with Held():
+    with pytest.raises(SystemExit), HeldSignals():
+        with HeldSignals():
             signal.raise_signal(signal.SIGINT)
             done.append("inner")
         done.append("outer")
@@ -43,14 +43,14 @@ def test_blocks_within_blocks():
 
 
 def test_without_a_signal_nothing_happens(handlers):
-    with Held() as held:
+    with HeldSignals() as held:
         pass
     assert held.came == [] and signal.getsignal(signal.SIGINT) is handlers
 
 
 def test_what_has_no_handler_is_left_alone():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with Held() as held:
+    with HeldSignals() as held:
         signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     assert held.came == []
@@ -58,7 +58,7 @@ def test_what_has_no_handler_is_left_alone():
 
 def test_other_threads_have_no_say(handlers):
     def work():
-        with Held():
+        with HeldSignals():
             return signal.getsignal(signal.SIGINT)
 
     with ThreadPoolExecutor(1) as pool:
