@@ -1,11 +1,39 @@
-"""The errors that a user can cause or meet. cli.py turns them into one line and exit status 1.
+"""The errors that a user can cause or meet; the command line shows each as one line, and exits with status 1.
 
-A message names the file, the field and, where there is one, the next step.
+    raise BadInput("offset 96, expected 64", path=path, field="tensor 'output.weight'", next_step="get the file again")
+
+reads as "model.gguf: tensor 'output.weight': offset 96, expected 64; get the file again".
 """
+
+from pathlib import Path
+from typing import Self
+
+MAKE_AGAIN = "the file is damaged: get it or make it again"
 
 
 class ShareattError(Exception):
-    """Base of the family."""
+    """Base of the family. Callers read the fields; `str` joins them for people.
+
+    `reason` says what is wrong, `path` names the file, folder or model, `field` the place in it (a tensor, a metadata
+    key, an option), and `next_step` what the user can do.
+    """
+
+    def __init__(
+        self, reason: str, *, path: Path | str | None = None, field: str | None = None, next_step: str | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.reason, self.path, self.field, self.next_step = reason, path, field, next_step
+
+    def __str__(self) -> str:
+        text = ": ".join(str(part) for part in (self.path, self.field, self.reason) if part is not None)
+        return text if self.next_step is None else f"{text}; {self.next_step}"
+
+    def moved(self, old: Path, new: Path) -> Self:
+        """The same error about `new`, if it is about `old` or a file in it; itself otherwise."""
+        if self.path is None or not (path := Path(self.path)).is_relative_to(old):
+            return self
+        rest = path.relative_to(old)
+        return type(self)(self.reason, path=new / rest, field=self.field, next_step=self.next_step)
 
 
 class BadInput(ShareattError):
@@ -36,7 +64,12 @@ class ConversionFailed(ShareattError):
     """llama.cpp's converter refused the Hugging Face checkpoint."""
 
 
+def damaged(path: Path, field: str, reason: str, next_step: str = MAKE_AGAIN) -> BadInput:
+    """What to raise where a file contradicts itself or its format."""
+    return BadInput(reason, path=path, field=field, next_step=next_step)
+
+
 def one_line(text: str) -> str:
-    """As one line, with names of strangers in it, that no terminal acts on."""
+    """The text in one line, without characters that a terminal would act on: names in it may come from strangers."""
     plain = " ".join(text.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in plain)

@@ -5,7 +5,7 @@ from pathlib import Path
 from ..errors import BadInput, Unsupported
 from ..formats.lfs_pointer import refuse_lfs_pointer
 from ..model.facts import MAX_LAYERS
-from .safetensors import damaged, read_json, tensor_names
+from .safetensors import bad_file, read_json, tensor_names
 
 INDEX = "model.safetensors.index.json"
 
@@ -33,7 +33,7 @@ def check_checkpoint(folder: Path, trust_remote_code: bool) -> int | None:
     _check_shards(folder)
     n_layer = config.get("num_hidden_layers")
     if n_layer is not None and (type(n_layer) is not int or not 1 <= n_layer <= MAX_LAYERS):
-        raise damaged(folder / "config.json", "num_hidden_layers", f"{n_layer} layers, 1 to {MAX_LAYERS} are possible")
+        raise bad_file(folder / "config.json", "num_hidden_layers", f"{n_layer} layers, 1 to {MAX_LAYERS} are possible")
     return n_layer
 
 
@@ -55,7 +55,7 @@ def _json(path: Path) -> dict[str, object]:
         return {}
     refuse_lfs_pointer(path)
     if (size := path.stat().st_size) > (limit := MAX_JSON.get(path.name, 4 << 20)):
-        raise damaged(path, "JSON", f"{size} bytes, at most {limit} are possible")
+        raise bad_file(path, "JSON", f"{size} bytes, at most {limit} are possible")
     return read_json(path, path.read_bytes())
 
 
@@ -78,10 +78,10 @@ def _check_shards(folder: Path) -> None:
         sorted(folder / name for name in set(said.values())) if said else sorted(folder.glob("model*.safetensors"))
     ):
         if not path.is_file():
-            raise damaged(path, "shard", "not a regular file")
+            raise bad_file(path, "shard", "not a regular file")
         for name in sorted(tensor_names(path)):
             if name in found:
-                raise damaged(path, f"tensor '{name}'", f"stands in {found[name]} too")
+                raise bad_file(path, f"tensor '{name}'", f"stands in {found[name]} too")
             found[name] = path.name
     if said is None:
         return
@@ -90,21 +90,21 @@ def _check_shards(folder: Path) -> None:
             where = (
                 f"'{name[:64]}' is in {said.get(name, 'no file')} by the index, in {found.get(name, 'no file')} really"
             )
-            raise damaged(index, "weight_map", where)
+            raise bad_file(index, "weight_map", where)
     for path in sorted(folder.glob("model-*-of-*.safetensors")):
         if path.name not in said.values():
-            raise damaged(index, "weight_map", f"{path.name} is not in it")
+            raise bad_file(index, "weight_map", f"{path.name} is not in it")
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     """File names by tensor; they come from a file that somebody else wrote, and must stay inside the folder."""
     weight_map = _json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise damaged(index, "weight_map", "expected a JSON object of file names")
+        raise bad_file(index, "weight_map", "expected a JSON object of file names")
     there = {path.name for path in index.parent.iterdir() if path.is_file()}
     for name in map(str, weight_map.values()):
         if name not in there:
-            raise damaged(index, "weight_map", f"'{name[:64]}' is not a file of this folder")
+            raise bad_file(index, "weight_map", f"'{name[:64]}' is not a file of this folder")
     return weight_map
 
 

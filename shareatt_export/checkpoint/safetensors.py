@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadInput
+from ..errors import BadInput, damaged
 from ..formats.lfs_pointer import refuse_lfs_pointer
 
 MAX_HEADER = 8 << 20  # bytes; some 60,000 tensors
@@ -20,8 +20,8 @@ BITS = {
 }  # fmt: skip
 
 
-def damaged(path: Path, field: str, why: str) -> BadInput:
-    return BadInput(f"{path}: {field}: {why}; get the file again")
+def bad_file(path: Path, field: str, reason: str) -> BadInput:
+    return damaged(path, field, reason, next_step="get the file again")
 
 
 def read_json(path: Path, data: bytes, field: str = "JSON") -> dict[str, Any]:
@@ -31,15 +31,15 @@ def read_json(path: Path, data: bytes, field: str = "JSON") -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
             twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
-            raise damaged(path, field, f"'{twice[:64]}' stands twice")
+            raise bad_file(path, field, f"'{twice[:64]}' stands twice")
         return found
 
     try:
         found = json.loads(data.decode("utf-8"), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
-        raise damaged(path, field, f"not JSON: {error}") from None
+        raise bad_file(path, field, f"not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise damaged(path, field, "expected a JSON object")
+        raise bad_file(path, field, "expected a JSON object")
     return found
 
 
@@ -50,36 +50,36 @@ def tensor_names(path: Path) -> set[str]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
-            raise damaged(path, "header length", f"{length} bytes, the file has {size}")
+            raise bad_file(path, "header length", f"{length} bytes, the file has {size}")
         if length > MAX_HEADER:
-            raise damaged(path, "header length", f"{length} bytes, at most {MAX_HEADER} are possible")
+            raise bad_file(path, "header length", f"{length} bytes, at most {MAX_HEADER} are possible")
         header = read_json(path, file.read(length), "header")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise damaged(path, "__metadata__", "expected an object of texts")
+        raise bad_file(path, "__metadata__", "expected an object of texts")
     places = sorted((*_place(path, name, info), name) for name, info in header.items())
     expected = 0
     for begin, end, name in places:
         if begin != expected:
-            raise damaged(path, f"tensor '{name}'", f"data_offsets: begins at {begin}, expected {expected}")
+            raise bad_file(path, f"tensor '{name}'", f"data_offsets: begins at {begin}, expected {expected}")
         expected = end
     if expected != size - 8 - length:
-        raise damaged(path, "data_offsets", f"the tensors have {expected} bytes, the file {size - 8 - length}")
+        raise bad_file(path, "data_offsets", f"the tensors have {expected} bytes, the file {size - 8 - length}")
     return set(header)
 
 
 def _place(path: Path, name: str, info: Any) -> tuple[int, int]:
     field = f"tensor '{name[:64]}'"
     if not isinstance(info, dict) or info.keys() != {"dtype", "shape", "data_offsets"}:
-        raise damaged(path, field, "expected dtype, shape and data_offsets")
+        raise bad_file(path, field, "expected dtype, shape and data_offsets")
     dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise damaged(path, field, f"dtype: {str(dtype)[:32]} is not known")
+        raise bad_file(path, field, f"dtype: {str(dtype)[:32]} is not known")
     for what, numbers in (("shape", shape), ("data_offsets", offsets)):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
-            raise damaged(path, field, f"{what}: expected sizes")
+            raise bad_file(path, field, f"{what}: expected sizes")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise damaged(path, field, "data_offsets: expected a begin and an end")
+        raise bad_file(path, field, "data_offsets: expected a begin and an end")
     if 8 * (offsets[1] - offsets[0]) != math.prod(shape) * BITS[dtype]:
-        raise damaged(path, field, f"data_offsets: {offsets[1] - offsets[0]} bytes are not {shape} of {dtype}")
+        raise bad_file(path, field, f"data_offsets: {offsets[1] - offsets[0]} bytes are not {shape} of {dtype}")
     return offsets[0], offsets[1]

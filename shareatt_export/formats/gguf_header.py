@@ -17,7 +17,7 @@ from typing import BinaryIO, TypeVar
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
-from ..errors import BadInput, Unsupported
+from ..errors import BadInput, Unsupported, damaged
 from .lfs_pointer import refuse_lfs_pointer
 
 MAGIC = b"GGUF"
@@ -158,11 +158,6 @@ class Header:
         if len(value) != count or not all(isinstance(v, int) for v in value):
             raise damaged(self.path, key, f"expected {count} truth values")
         return tuple(bool(v) for v in value)
-
-
-def damaged(path: Path, field: str, why: str) -> BadInput:
-    """What to raise where a file contradicts itself or the format."""
-    return BadInput(f"{path}: {field}: {why}; the file is damaged: get it or make it again")
 
 
 def _found(value: Value | None) -> str:

@@ -5,8 +5,9 @@ import re
 import struct
 from collections.abc import Mapping
 
+from ..errors import damaged
 from ..system.streams import Advance, nothing
-from .gguf_header import Header, TensorInfo, damaged
+from .gguf_header import Header, TensorInfo
 from .gguf_keys import KEY_SOURCE_SHA256, key_source_layers
 from .transfer import transfer
 

@@ -12,9 +12,9 @@ from typing import Generic, TypeVar
 
 from gguf import GGUFValueType
 
-from ..errors import BadInput, Unsupported
+from ..errors import BadInput, Unsupported, damaged
 from .gguf_encode import Tensor, header_bytes
-from .gguf_header import DEFAULT_ALIGNMENT, Header, RawValue, TensorInfo, damaged, pad, read_header
+from .gguf_header import DEFAULT_ALIGNMENT, Header, RawValue, TensorInfo, pad, read_header
 from .gguf_keys import KEY_ALIGNMENT, KEY_COUNT, KEY_NO, KEY_TENSORS
 
 MAX_SHARDS = (1 << 16) - 1  # split.count is a u16

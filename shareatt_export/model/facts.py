@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
-from ..errors import BadSpans, Unsupported
-from ..formats.gguf_header import Header, damaged
+from ..errors import BadSpans, Unsupported, damaged
+from ..formats.gguf_header import Header
 from ..formats.gguf_keys import FORMAT_VERSION, KEY_FORMAT_VERSION, key_source_layers
 from .architectures import ARCHITECTURES, REFUSED, Architecture
 from .spans import SourceMap, spans_of

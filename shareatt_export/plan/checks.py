@@ -1,7 +1,7 @@
 """Whether a dense model can share attention in some spans: its heads, its layers and the tensors of each."""
 
-from ..errors import BadInput, Unsupported
-from ..formats.gguf_header import Header, damaged
+from ..errors import BadInput, Unsupported, damaged
+from ..formats.gguf_header import Header
 from ..model.architectures import Architecture, split_tensor_name
 from ..model.facts import Facts
 from ..model.spans import Span

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from ..errors import Unsupported
-from ..formats.gguf_header import Header, TensorInfo, damaged
+from ..errors import Unsupported, damaged
+from ..formats.gguf_header import Header, TensorInfo
 from ..formats.gguf_keys import KEY_FIT, KEY_FIT_TEXT
 from ..formats.tensor_copies import TensorCopy, whole_copy
 from ..model.architectures import Architecture
