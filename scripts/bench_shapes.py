@@ -20,9 +20,11 @@ from rich.console import Console
 
 from shareatt_export.benchmark import measure
 from shareatt_export.benchmark.rows import as_dict
-from shareatt_export.cli import report
+from shareatt_export.cli import bench_report
 from shareatt_export.cli.progress_bar import steps
-from shareatt_export.exporting.pipeline import ExportRequest, export, opened
+from shareatt_export.exporting.job import opened
+from shareatt_export.exporting.pipeline import export
+from shareatt_export.exporting.request import ExportRequest
 from shareatt_export.model.synthetic import ModelShape, write_random
 
 SHAPES = {
@@ -88,7 +90,7 @@ def main() -> None:
         with steps(err) as progress:
             measured = measure.measure(request, progress)
         out.print(f"[bold]{name}[/bold] {SHAPES[name]}", highlight=False)
-        report.show_bench(measured, out)
+        bench_report.show(measured, out)
         data[name] = as_dict(measured)
         if args.json:
             args.json.write_text(json.dumps(data, indent=2) + "\n")

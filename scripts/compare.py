@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 import shareatt_export
-from shareatt_export.cli import report
+from shareatt_export.cli import tables
 from shareatt_export.exporting.convert import converted
 from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.llamacpp import runtime
@@ -71,7 +71,7 @@ def main() -> None:
             for name, file in files.items()
         ]
     columns = ("", "file bytes", "KV bytes per token", "held-out perplexity", "decode tokens/s", "against dense")
-    Console(width=120).print(report.table(rows, columns))
+    Console(width=120).print(tables.table(rows, columns))
 
 
 if __name__ == "__main__":

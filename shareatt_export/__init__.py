@@ -1,7 +1,7 @@
 """Export language models with Shared Attention (arXiv 2407.12866) to GGUF, and run them in llama.cpp.
 
 import shareatt_export
-shareatt_export.export("model.gguf", "22-26", "out.gguf")
+shareatt_export.export("model.gguf", spans="22-26", out="out.gguf")
 """
 
 from typing import TYPE_CHECKING
@@ -9,11 +9,38 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .api import export
-    from .errors import ShareattError
-    from .exporting.pipeline import Exported
+    from .api import (
+        AnalyzeRequest,
+        BenchRequest,
+        EvaluateRequest,
+        ExportRequest,
+        HealRequest,
+        SearchRequest,
+        ShareattError,
+        analyze,
+        bench,
+        evaluate,
+        export,
+        heal,
+        search,
+    )
 
-__all__ = ["Exported", "ShareattError", "__version__", "export"]
+__all__ = [
+    "AnalyzeRequest",
+    "BenchRequest",
+    "EvaluateRequest",
+    "ExportRequest",
+    "HealRequest",
+    "SearchRequest",
+    "ShareattError",
+    "__version__",
+    "analyze",
+    "bench",
+    "evaluate",
+    "export",
+    "heal",
+    "search",
+]
 
 
 def __getattr__(name: str) -> object:

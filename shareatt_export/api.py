@@ -1,60 +1,148 @@
-"""The tool as a library; what `import shareatt_export` offers. Errors are of one family, ShareattError."""
+"""The tool as a library: what `import shareatt_export` offers. Every error is a ShareattError.
 
+Each function takes a request object, or the fields of one:
+
+    export(ExportRequest("model.gguf", spans="auto", followers=4, out="out.gguf"), progress=print)
+    export("model.gguf", spans="auto", followers=4, out="out.gguf")
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import update_wrapper
+from inspect import signature
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
+from .benchmark.request import BenchRequest
 from .errors import ShareattError
-from .exporting.pipeline import Exported, ExportRequest, opened
-from .exporting.pipeline import export as run_job
-from .formats.weight_types import weight_type
-from .model.spans import SourceMode
+from .evaluation.request import AnalyzeRequest, EvaluateRequest
+from .exporting.request import ExportRequest
+from .healing.request import HealRequest
+from .searching.request import SearchRequest
 from .system.progress import Step, silent
 
-__all__ = ["Exported", "ShareattError", "export"]
+if TYPE_CHECKING:
+    from .benchmark.measure import Measured
+    from .evaluation.analyze import Analysis
+    from .evaluation.evaluate import Evaluation
+    from .exporting.pipeline import Exported
+    from .healing.heal import Healed
+    from .searching.search import SearchResult
+
+__all__ = [
+    "AnalyzeRequest",
+    "BenchRequest",
+    "EvaluateRequest",
+    "ExportRequest",
+    "HealRequest",
+    "SearchRequest",
+    "ShareattError",
+    "analyze",
+    "bench",
+    "evaluate",
+    "export",
+    "heal",
+    "search",
+]
+
+Fields = ParamSpec("Fields")
+Request = TypeVar("Request")
+Result = TypeVar("Result")
 
 
-def export(
-    model: Path | str,
-    spans: str,
-    out: Path | str,
-    *,
-    source: SourceMode = "first",
-    outtype: str = "auto",
-    imatrix: Path | None = None,
-    threads: int | None = None,
-    split_max_size: int | None = None,
-    align: bool = False,
-    refit: bool = False,
-    text: Path | None = None,
-    force: bool = False,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    allow_nonfinite: bool = False,
-    progress: Step = silent,
-) -> Exported:
-    """Make an SA GGUF, as `shareatt-export export` does: whole, verified, or not at all.
+class RequestFunction(Generic[Fields, Request, Result]):
+    """A function that is called with a request, or with the fields of one, which have their types.
 
-    `model` is a Hugging Face folder, a GGUF file (the first of shards) or the id of a model on the hub; `out` a file or
-    a folder. `outtype` is 'auto' or a name that llama-quantize knows; `split_max_size` counts bytes of tensors;
-    `text` is what `align` and `refit` fit the followers to.
-    `progress` is told what is being done, and the fraction that is done. Raises ShareattError,
-    or ValueError for another outtype.
+    `progress` is told what is being done, and the fraction of it that is done (None if that is not known).
     """
-    request = ExportRequest(
-        model=model,
-        spans=spans,
-        out=Path(out),
-        source=source,
-        outtype=weight_type(outtype),
-        imatrix=imatrix,
-        threads=threads,
-        split_max_size=split_max_size,
-        align=align,
-        refit=refit,
-        text=text,
-        force=force,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        allow_nonfinite=allow_nonfinite,
-    )
+
+    def __init__(self, request_type: Callable[Fields, Request], run: Callable[[Request, Step], Result]) -> None:
+        self._request_type, self._run = request_type, run
+        update_wrapper(self, run)
+        self.__signature__ = signature(request_type)
+
+    @overload
+    def __call__(self, request: Request, /, *, progress: Step = silent) -> Result: ...
+
+    @overload
+    def __call__(self, *fields: Fields.args, **named: Fields.kwargs) -> Result: ...
+
+    def __call__(self, *fields: Any, **named: Any) -> Result:
+        progress = named.pop("progress", silent)
+        if len(fields) == 1 and isinstance(fields[0], self._request_type):  # type: ignore[arg-type]  # it is a class
+            return self._run(fields[0], progress)
+        return self._run(self._request_type(*fields, **named), progress)
+
+
+def _function(
+    request_type: Callable[Fields, Request],
+) -> Callable[[Callable[[Request, Step], Result]], RequestFunction[Fields, Request, Result]]:
+    return lambda run: RequestFunction(request_type, run)
+
+
+@_function(ExportRequest)
+def export(request: ExportRequest, progress: Step) -> "Exported":
+    """Make an SA GGUF: whole and verified, or not at all. Raises ShareattError."""
+    from .exporting.job import opened
+    from .exporting.pipeline import export
+
     with opened(request, progress) as job:
-        return run_job(job)
+        return export(job)
+
+
+@_function(SearchRequest)
+def search(request: SearchRequest, progress: Step) -> "SearchResult":
+    """Find the spans that cost least, measured by KL divergence to the dense model. Raises ShareattError."""
+    from .exporting.convert import as_gguf
+    from .searching.search import search
+
+    with as_gguf(Path(request.model), progress) as gguf:
+        return replace(search(replace(request, model=gguf), progress), request=request)
+
+
+@_function(AnalyzeRequest)
+def analyze(request: AnalyzeRequest, progress: Step) -> "Analysis":
+    """Measure which layers attend alike, and what sharing or dropping attention costs each. Raises ShareattError."""
+    from .evaluation.analyze import analyze
+    from .exporting.convert import as_gguf
+
+    with as_gguf(Path(request.model), progress) as gguf:
+        return replace(analyze(replace(request, model=gguf), progress), request=request)
+
+
+@_function(EvaluateRequest)
+def evaluate(request: EvaluateRequest, progress: Step) -> "Evaluation":
+    """Measure what SA models lose: perplexity, KL divergence, agreement, tasks. Raises ShareattError."""
+    from .evaluation.evaluate import evaluate
+    from .exporting.convert import as_gguf
+
+    with as_gguf(Path(request.dense), progress) as gguf:
+        done = evaluate(replace(request, dense=gguf), progress)
+        dense = [score.subject.model == gguf for score in done.scores]
+    return replace(
+        done,
+        request=request,
+        scores=tuple(
+            replace(score, subject=replace(score.subject, model=Path(request.dense))) if is_dense else score
+            for score, is_dense in zip(done.scores, dense, strict=True)
+        ),
+    )
+
+
+@_function(HealRequest)
+def heal(request: HealRequest, progress: Step) -> "Healed":
+    """Fine-tune a Hugging Face model to recover what sharing attention costs it. Needs torch. Raises ShareattError."""
+    from .exporting.convert import require_hf
+
+    require_hf()
+    from .healing.heal import heal, planned
+
+    return heal(planned(request), progress)
+
+
+@_function(BenchRequest)
+def bench(request: BenchRequest, progress: Step) -> "Measured":
+    """Measure speed and memory of an SA model beside its dense model. Raises ShareattError."""
+    from .benchmark.measure import measure
+
+    return measure(request, progress)

@@ -1,9 +1,12 @@
 """The tool as a library."""
 
+import inspect
+
 import pytest
 
 import shareatt_export
-from tests.support import small
+from shareatt_export import ExportRequest
+from tests.support import small, tiny
 
 
 def test_export_as_a_function(tmp_path):
@@ -24,3 +27,36 @@ def test_its_errors_are_one_family(tmp_path):
         shareatt_export.export(tmp_path / "none.gguf", "6-9", tmp_path / "out.gguf", outtype="Q4_X")
     with pytest.raises(AttributeError, match="no attribute 'exprot'"):
         _ = shareatt_export.exprot
+
+
+def test_a_request_and_its_fields_are_the_same(tmp_path):
+    dense, seen = small.write_dense(tmp_path / "dense.gguf"), []
+    request = ExportRequest(dense, "6-9", tmp_path / "a.gguf")
+    (a,) = shareatt_export.export(request, progress=lambda *step: seen.append(step)).files
+    (b,) = shareatt_export.export(dense, spans="6-9", out=tmp_path / "b.gguf").files
+    assert a.read_bytes() == b.read_bytes() and seen
+
+
+def test_the_functions_have_the_signatures_of_their_requests():
+    for name in ("export", "search", "analyze", "evaluate", "heal", "bench"):
+        function = getattr(shareatt_export, name)
+        request = getattr(shareatt_export, f"{name.capitalize()}Request")
+        assert inspect.signature(function) == inspect.signature(request) and function.__doc__.endswith("ShareattError.")
+
+
+def test_spans_that_are_searched(demo_dense, tmp_path):
+    text = tiny.DEMO / "heldout.txt"
+    options = {"spans": "auto", "followers": 1, "fast": True, "text": text}
+    done = shareatt_export.export(demo_dense, out=tmp_path / "out.gguf", **options)
+    found = shareatt_export.search(demo_dense, followers=1, fast=True, align=False, refit=False, text=text)
+    assert done.job.plan.spans_text == found.spans_text
+    with pytest.raises(shareatt_export.ShareattError, match="belong together"):
+        shareatt_export.export(demo_dense, spans="auto", out=tmp_path / "none.gguf", text=text)
+
+
+def test_analysis_and_evaluation_of_a_folder_name_the_folder(tmp_path):
+    (sa,) = shareatt_export.export(tiny.DEMO, "6-9", tmp_path / "sa.gguf").files
+    size = {"n_ctx": 64, "n_windows": 1}
+    done = shareatt_export.evaluate(tiny.DEMO, (sa,), **size, baselines=False)
+    assert done.scores[0].subject.model == done.request.dense == tiny.DEMO
+    assert shareatt_export.analyze(tiny.DEMO, **size).request.model == tiny.DEMO

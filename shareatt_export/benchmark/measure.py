@@ -22,40 +22,21 @@ from typing import Any
 from gguf import GGMLQuantizationType
 
 from ..errors import BadInput, RuntimeProblem
-from ..formats.gguf_header import Header, pad
+from ..formats.gguf_header import Header
 from ..formats.gguf_keys import KEY_SOURCE_SHA256
 from ..formats.identity import tensors_sha256
 from ..formats.shards import read_model
 from ..llamacpp import runtime
 from ..model.costs import WeightSizes, decode_bytes, prefill_flops, read_weights
-from ..model.facts import F16, Facts, read_facts
+from ..model.facts import Facts, read_facts
 from ..system.progress import Step, silent
+from .request import BenchRequest
 
 P_BYTES = "LLAMA_SHARED_ATTN_P_BYTES"  # the runtime's memory for attention weights; without it the K that is saved
 UNLIMITED = 1 << 62
 N_UBATCH = 512  # llama.cpp's default
 ATTENTION_TOKENS = 5  # tokens of a round whose attention is timed node by node
 TURN = 4  # tokens that one setting decodes before the next one does
-
-
-@dataclass(frozen=True)
-class BenchRequest:
-    """What is measured, as the options of `shareatt-export bench` say it."""
-
-    dense: Path
-    sa: Path
-    depths: tuple[int, ...] = (0, 4096)
-    prompt: int = 512
-    generate: int = 16
-    rounds: int = 5
-    threads: int = os.cpu_count() or 2
-    type_k: GGMLQuantizationType = F16
-    type_v: GGMLQuantizationType = F16
-    p_bytes: tuple[int, ...] = ()  # budgets to measure beside the default
-
-    @property
-    def n_ctx(self) -> int:
-        return pad(max(self.depths) + max(self.prompt, self.generate + 1), 256)
 
 
 @dataclass(frozen=True)
@@ -90,14 +71,18 @@ class Measured:
     memory: dict[str, dict[str, int | None]] = field(default_factory=dict)  # peaks of "rss" and "anonymous"
 
 
+def cache_type(name: str) -> GGMLQuantizationType:
+    return GGMLQuantizationType[name.upper()]
+
+
 def settings_of(request: BenchRequest) -> tuple[Setting, ...]:
-    dense = [Setting("dense, flash on", request.dense, False, True)]
-    if request.type_v in (GGMLQuantizationType.F32, F16, GGMLQuantizationType.BF16):
-        dense.append(Setting("dense, flash off", request.dense, False, False))  # it cannot quantise V
-    sa = [Setting("SA", request.sa, True)]
+    dense = [Setting("dense, flash on", Path(request.dense), False, True)]
+    if request.type_v in ("f32", "f16", "bf16"):
+        dense.append(Setting("dense, flash off", Path(request.dense), False, False))  # it cannot quantise V
+    sa = [Setting("SA", Path(request.sa), True)]
     for n in request.p_bytes:
         name = "SA, P unlimited" if n >= UNLIMITED else f"SA, P {n / 2**20:g} MiB"
-        sa.append(Setting(name, request.sa, True, None, n))
+        sa.append(Setting(name, Path(request.sa), True, None, n))
     return (*dense, *sa)
 
 
@@ -140,8 +125,8 @@ class WorkerProcess:
                 "kv_unified": True,
                 "n_threads": request.threads,
                 "n_threads_batch": request.threads,
-                "type_k": int(request.type_k),
-                "type_v": int(request.type_v),
+                "type_k": int(cache_type(request.type_k)),
+                "type_v": int(cache_type(request.type_v)),
             },
         }
         env = {name: value for name, value in os.environ.items() if name != P_BYTES}
@@ -211,7 +196,7 @@ def measure(request: BenchRequest, progress: Step = silent) -> Measured:
     runtime.require()
     runtime.require(patched=False)
     progress("reading the models", None)
-    measured = Measured(request, read_pair(request.dense, request.sa), settings_of(request))
+    measured = Measured(request, read_pair(Path(request.dense), Path(request.sa)), settings_of(request))
     work = _Work(measured, progress)
     with _children(measured.settings, request, clock=False) as children:
         for child in children:  # pages in the weights, touches the buffers

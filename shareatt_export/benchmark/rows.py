@@ -11,7 +11,7 @@ from typing import Any
 
 from ..model.costs import decode_bytes, follower_decode_share, follower_prefill_share, prefill_flops
 from ..model.spans import followers, spans_of
-from .measure import Measured, Setting
+from .measure import Measured, Setting, cache_type
 
 FLASH_ON = "dense, flash on"
 
@@ -72,7 +72,7 @@ def _predicted_speedup(measured: Measured, what: str, depth: int) -> float:
     if what == "prefill":
         flops = [prefill_flops(pair.facts, layers, weights, request.prompt, depth) for layers, weights in sides]
         return flops[0] / flops[1]
-    types = request.type_k, request.type_v
+    types = cache_type(request.type_k), cache_type(request.type_v)
     read = [decode_bytes(pair.facts, layers, weights.n_bytes, depth, *types) for layers, weights in sides]
     return read[0] / read[1]
 
@@ -94,14 +94,17 @@ def _attention(measured: Measured) -> Iterator[Row]:
         if what == "prefill":
             predicted = follower_prefill_share(pair.facts)
         else:
-            predicted = follower_decode_share(pair.facts, ours[0], request.type_k, request.type_v)
+            predicted = follower_decode_share(
+                pair.facts, ours[0], cache_type(request.type_k), cache_type(request.type_v)
+            )
         yield Row(f"{what} attention", depth, "seconds", values, FLASH_ON, ratios, predicted)
 
 
 def _memory(measured: Measured) -> Iterator[Row]:
     pair, request = measured.pair, measured.request
+    types = cache_type(request.type_k), cache_type(request.type_v)
     kv = [
-        request.n_ctx * pair.facts.kv_bytes_per_token(facts.source_layers, request.type_k, request.type_v)
+        request.n_ctx * pair.facts.kv_bytes_per_token(facts.source_layers, *types)
         for facts in (pair.facts, pair.sa_facts)
     ]
     weights = pair.weights.n_bytes, pair.sa_weights.n_bytes
@@ -138,6 +141,6 @@ def as_dict(measured: Measured) -> dict[str, Any]:
         "rounds": request.rounds,
         "threads": request.threads,
         "n_ctx": request.n_ctx,
-        "cache": {"k": request.type_k.name.lower(), "v": request.type_v.name.lower()},
+        "cache": {"k": request.type_k, "v": request.type_v},
         "rows": [asdict(row) for row in rows(measured)],
     }

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from ..evaluation.analyze import Analysis, Matrix, ranked
 from ..system.staging import publish, staged
-from .report import table
+from .tables import table
 
 FILES = ("analysis.json", "similarity.png", "error.png")
 
@@ -17,7 +17,7 @@ def as_dict(analysis: Analysis) -> dict[str, Any]:
     request = analysis.request
     return {
         "model": str(request.model),
-        "text": {"name": request.text.name, "sha256": request.text.sha256},
+        "text": {"name": analysis.text.name, "sha256": analysis.text.sha256},
         "n_ctx": request.n_ctx,
         "windows": analysis.n_windows,
         "sinks_per_window": analysis.sinks_per_window,
@@ -55,7 +55,7 @@ def show(analysis: Analysis, console: Console) -> None:
     columns = ("layer", "best source", "similarity", "no sinks", "error", "error of none", "ratio", "same heads")
     console.print(table(rows, columns))
     console.print(
-        f"{analysis.n_windows} windows of {analysis.request.n_ctx} tokens of {analysis.request.text.name}. Errors: "
+        f"{analysis.n_windows} windows of {analysis.request.n_ctx} tokens of {analysis.text.name}. Errors: "
         "what is missing in the attention output, relative to the residual stream; of none: without attention. A ratio "
         "near 1: dropping that attention costs as little. Same heads: whose most similar head has the same number.",
         highlight=False,

@@ -1,25 +1,20 @@
-"""The speedups of `shareatt-export bench` over depth as a PNG: what was measured, and what the arithmetic predicts."""
+"""The speedups of `shareatt-export bench` by depth as a PNG: what was measured, and what arithmetic predicts."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
-from ..benchmark.rows import Row
-from ..errors import RuntimeProblem
+from ..benchmark.measure import Measured
+from ..benchmark.rows import rows
 
 
-def require_matplotlib(option: str) -> None:
-    """Raises RuntimeProblem that says how to get it; called before minutes of measurement."""
-    if find_spec("matplotlib") is None:
-        raise RuntimeProblem(f"matplotlib is needed for {option}; pip install 'shareatt-export[plot]'")
-
-
-def plot(rows: list[Row], title: str, out: Path) -> None:
+def plot(measured: Measured, out: Path) -> None:
     from matplotlib.figure import Figure
+
+    table, title = rows(measured), Path(measured.request.sa).name
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     figure.suptitle(title)
     for axes, what in zip(figure.subplots(1, 2), ("prefill", "decode"), strict=True):
-        panel = [row for row in rows if row.what == what]
+        panel = [row for row in table if row.what == what]
         depths = [row.depth for row in panel]
         for setting in panel[0].ratios:
             ratios = [row.ratios[setting] for row in panel]

@@ -21,8 +21,6 @@ def plot(evaluation: Evaluation, out: Path) -> None:
         axes.errorbar(range(len(middle)), middle, spread, marker="o", capsize=3, label=score.subject.name)
     axes.axhline(1, color="grey", linewidth=0.8)
     axes.set_xticks(range(len(evaluation.positions)), [f"{b.first}-{b.last}" for b in evaluation.positions])
-    axes.set(
-        title=evaluation.request.text.name, xlabel="position in the window", ylabel="perplexity, relative to dense"
-    )
+    axes.set(title=evaluation.text.name, xlabel="position in the window", ylabel="perplexity, relative to dense")
     axes.legend()
     figure.savefig(out, dpi=150, format="png")

@@ -11,14 +11,14 @@ from rich.table import Table
 from ..evaluation.evaluate import Evaluation, Score, TaskAnswers
 from ..evaluation.intervals import Mean, sign_test, wilson
 from ..evaluation.positions import Bucket, PositionScores
-from .report import plain, table
+from .tables import plain, table
 
 
 def as_dict(evaluation: Evaluation) -> dict[str, Any]:
     request = evaluation.request
     names = [score.subject.name for score in evaluation.scores]
     data: dict[str, Any] = {
-        "text": {"name": request.text.name, "sha256": request.text.sha256},
+        "text": {"name": evaluation.text.name, "sha256": evaluation.text.sha256},
         "n_ctx": request.n_ctx,
         "windows": evaluation.n_windows,
         "tokens": evaluation.n_tokens,
@@ -101,7 +101,7 @@ def show(evaluation: Evaluation, positions: bool, console: Console) -> None:
     request = evaluation.request
     console.print(_scores(evaluation))
     say(
-        f"{evaluation.n_tokens} tokens in {evaluation.n_windows} windows of {request.n_ctx} of {request.text.name}; "
+        f"{evaluation.n_tokens} tokens in {evaluation.n_windows} windows of {request.n_ctx} of {evaluation.text.name}; "
         "the second half of each is scored. ±: half of a 95 % confidence interval, over windows. KL in nats."
     )
     if request.baselines:

@@ -6,8 +6,9 @@ from typing import Any
 
 from rich.console import Console
 
-from ..healing.heal import Healed, HealJob, as_dict
-from .report import table
+from ..healing import heal
+from ..healing.heal import Healed, HealJob
+from .tables import table
 
 
 def plan_dict(job: HealJob) -> dict[str, Any]:
@@ -22,12 +23,16 @@ def show_plan(job: HealJob, console: Console) -> None:
     console.print(table([(str(span), span.in_words()) for span in job.spans], ("span", "")))
     kinds = Counter(".".join(name.split(".")[-2:]) for name in job.names)
     what = ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
-    how = f", as differences of rank {job.request.rank}" if job.request.n_rank else ""
+    how = f", as differences of rank {job.request.rank}" if job.request.lora_rank else ""
     console.print(f"trains {job.n_trained:,} numbers: {what}{how}", highlight=False)
 
 
+def as_dict(done: Healed) -> dict[str, Any]:
+    return {"output": str(done.job.request.out), **heal.as_dict(done)}
+
+
 def show(done: Healed, console: Console) -> None:
-    request, data = done.job.request, as_dict(done)
+    request, data = done.job.request, heal.as_dict(done)
     before, after = data["held_out"][0], data["held_out"][-1]
     console.print(
         f"{done.result.steps} steps, {data['tokens']:,} tokens, {data['seconds'] / 60:.1f} minutes; held-out windows: "

@@ -10,7 +10,7 @@ from ..checkpoint import hub
 from ..exporting.pipeline import Exported
 from ..llamacpp.pin import patch_id, pin
 from ..plan.plan import Plan
-from .report import change, size
+from .tables import change, size
 
 USAGE = """
 ## Use

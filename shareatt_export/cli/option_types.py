@@ -1,12 +1,30 @@
-"""What options of the command line may be. Nothing here takes time to import: the shell's completion asks often."""
+"""The types of command line options. Nothing here takes time to import: the shell's completion asks often."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from ..formats.weight_types import WEIGHT_TYPES, weight_type
+from ..formats.weight_types import CACHE_TYPES, WEIGHT_TYPES, weight_type
+
+FILE = click.Path(path_type=Path)
+CACHE_TYPE = click.Choice(CACHE_TYPES)
+
+
+class OutPath(click.Path):
+    """A path to write, as text: a slash at its end says that it is a folder, and pathlib would drop it."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=str)
+
+
+class OutFolder(click.Path):
+    """A folder to write in, which is made where it does not exist."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
 
 
 class Depths(click.ParamType[tuple[int, ...]]):
@@ -22,7 +40,7 @@ class Depths(click.ParamType[tuple[int, ...]]):
 
 
 class OutType(click.ParamType[str]):
-    """A name of llama-quantize, in either case, or auto; always upper case from here on."""
+    """A weight type of llama-quantize, in either case, or auto; in upper case from here on."""
 
     name = "TYPE"
 
@@ -37,7 +55,7 @@ class OutType(click.ParamType[str]):
 
 
 class SplitSize(click.ParamType[int]):
-    """As llama-gguf-split: megabytes or gigabytes, of a thousand."""
+    """A size as llama-gguf-split takes it: megabytes (10^6 bytes) or gigabytes (10^9 bytes)."""
 
     name = "N(M|G)"
 

@@ -35,32 +35,35 @@ def steps(console: Console, quiet: bool = False) -> Iterator[Step]:
 
 
 def _lines(console: Console) -> Step:
-    """A line for each step, and then for each tenth of all if that takes long enough to be wanted.
+    """A line for each step, and another one for each tenth of the work, if the step takes long enough.
 
-    What follows a comma is a figure that changes all the time, and makes no step of its own.
+    The text of a step up to a comma is its name; a figure behind the comma changes all the time.
     """
     said: set[str] = set()
-    spoke = start = float("-inf")
-    last = ""
+    last_time = start = float("-inf")
+    last_name = ""
 
     def say(what: str, fraction: float | None) -> None:
-        nonlocal spoke, start, last
+        nonlocal last_time, start, last_name
         now = time.monotonic()
-        line, left = what, ""
         name = what.partition(",")[0]
-        key = name
+        line, key, left = what, name, ""
         if fraction is not None:
             percent = f": {int(10 * fraction) * 10} %"
             line, key = what + percent, name + percent
             if start < 0:
                 start = now
-            elif fraction > 0:
-                minutes = round((now - start) * (1 - fraction) / fraction / 60)
-                left = f", about {minutes} minute{'s' * (minutes != 1)} left"
-        if key in said or (name == last and now - spoke < PATIENCE):
+            elif 0 < fraction < 1:
+                left = f", about {_duration((now - start) * (1 - fraction) / fraction)} left"
+        if key in said or (name == last_name and now - last_time < PATIENCE):
             return
         said.add(key)
-        spoke, last = now, name
+        last_time, last_name = now, name
         console.print(line + left, highlight=False)
 
     return say
+
+
+def _duration(seconds: float) -> str:
+    number, unit = (round(seconds / 60), "minute") if seconds >= 90 else (max(1, round(seconds)), "second")
+    return f"{number} {unit}{'s' * (number != 1)}"

@@ -10,7 +10,7 @@ from rich.console import Console
 from ..model.spans import n_followers
 from ..searching.search import ScoredMap, SearchResult
 from ..system.staging import publish, staged
-from .report import table
+from .tables import table
 
 FILES = ("search.json", "pareto.png")
 STATE = "search-state.json"
@@ -28,7 +28,7 @@ def as_dict(found: SearchResult) -> dict[str, Any]:
     request = found.request
     return {
         "model": str(request.model),
-        "text": {"name": request.text.name, "sha256": request.text.sha256},
+        "text": {"name": found.text.name, "sha256": found.text.sha256},
         "n_ctx": request.n_ctx,
         "align": request.align,
         "refit": request.refit,
@@ -68,7 +68,7 @@ def show(found: SearchResult, console: Console) -> None:
     console.print(grid)
     request = found.request
     lines = [
-        f"Scored on the last quarter of {request.text.name}, in windows of {request.n_ctx} tokens; fitted and searched "
+        f"Scored on the last quarter of {found.text.name}, in windows of {request.n_ctx} tokens; fitted and searched "
         f"on the rest ({found.n_measured} maps measured). ±: half of a 95 % confidence interval. KL in nats."
     ]
     if found.singles:

@@ -21,25 +21,17 @@ from ..errors import Unsupported
 from ..fitting.observer import ObservedLayer, Observer, head_outputs
 from ..formats.gguf_header import Header
 from ..formats.shards import read_model
+from ..formats.texts import Text, read_text
 from ..llamacpp import runtime
-from ..llamacpp.texts import Text, token_windows
+from ..llamacpp.token_windows import token_windows
 from ..model.candidate_pairs import candidates
 from ..model.facts import Facts, read_facts, require_exportable
 from ..system.progress import Step, silent
+from .request import AnalyzeRequest
 
 Matrix = npt.NDArray[np.float64]
 SINK = 0.1  # of the attention of later tokens, mean over layers and heads: what makes a token a sink
 WEIGHTS_KEPT = 256 << 20  # bytes of output projections in memory
-
-
-@dataclass(frozen=True)
-class AnalyzeRequest:
-    model: Path
-    text: Text
-    n_ctx: int = 256  # tokens of a window
-    n_windows: int = 16
-    reach: int = 8  # layers between source and follower, at most
-    n_threads: int = 2
 
 
 @dataclass(frozen=True)
@@ -61,6 +53,7 @@ class PairErrors:
 @dataclass(frozen=True)
 class Analysis:
     request: AnalyzeRequest
+    text: Text
     facts: Facts
     n_windows: int
     sinks_per_window: float
@@ -77,7 +70,7 @@ class Analysis:
 
 def analyze(request: AnalyzeRequest, step: Step = silent) -> Analysis:
     """Raises BadInput or Unsupported if the model cannot be analysed."""
-    header = read_model(request.model)
+    header, text = read_model(Path(request.model)), read_text(request.text)
     facts = read_facts(header)
     if not require_exportable(header).causal:
         raise Unsupported(f"{request.model}: '{facts.arch}' is an encoder; only language models can be analysed")
@@ -86,13 +79,13 @@ def analyze(request: AnalyzeRequest, step: Step = silent) -> Analysis:
     built = runtime.require()
     step("reading the model", None)
     sums = _Sums(facts, candidates(facts, request.reach), _output_weights(header))
-    with Observer(built, request.model, facts, request.n_ctx, request.n_threads) as observer:
-        parts = token_windows(observer.model, request.text, request.n_ctx, request.n_windows)
+    with Observer(built, header.path, facts, request.n_ctx, request.n_threads) as observer:
+        parts = token_windows(observer.model, text, request.n_ctx, request.n_windows)
         for i, tokens in enumerate(parts):
             step("analysing", i / len(parts))
             sums.add(observer.layers(tokens))
     step("analysing", 1.0)
-    return sums.analysis(request, len(parts))
+    return sums.analysis(request, text, len(parts))
 
 
 def _output_weights(header: Header):  # type: ignore[no-untyped-def]
@@ -151,7 +144,7 @@ class _Sums:
             difference = (head_outputs(layers[source].weights, ours.values) - own) @ projection
             self.error[source, follower] += float(np.sum(np.square(difference), dtype=np.float64))
 
-    def analysis(self, request: AnalyzeRequest, n_windows: int) -> Analysis:
+    def analysis(self, request: AnalyzeRequest, text: Text, n_windows: int) -> Analysis:
         relative = np.sqrt(self.attention / np.maximum(self.residual, 1e-30))
         pairs = [
             PairErrors(
@@ -165,7 +158,9 @@ class _Sums:
             for (source, follower), error in self.error.items()
         ]
         first, tail, no_sinks = self.similarities / n_windows
-        return Analysis(request, self.facts, n_windows, self.n_sinks / n_windows, first, tail, no_sinks, tuple(pairs))
+        return Analysis(
+            request, text, self.facts, n_windows, self.n_sinks / n_windows, first, tail, no_sinks, tuple(pairs)
+        )
 
 
 def _normalised(weights: npt.NDArray[np.float32], hidden: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:

@@ -17,34 +17,23 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from ..errors import BadInput
 from ..formats.gguf_header import Header
 from ..formats.shards import read_model
+from ..formats.texts import Text, read_text
 from ..llamacpp import runtime
 from ..llamacpp.bindings import load
 from ..llamacpp.engine import Context, Model, Token
-from ..llamacpp.texts import Text, token_windows
+from ..llamacpp.token_windows import token_windows
 from ..model.facts import F16, Facts, read_facts
 from ..system.progress import Step, silent
 from .answers import Encoded, answer, context_params, encode
 from .divergence import Divergence, Quality
 from .positions import Bucket, buckets
-from .tasks import Tasks
+from .request import EvaluateRequest
+from .tasks import Tasks, read_tasks
 
 Q8_0 = GGMLQuantizationType.Q8_0
 # K caches that flash attention reads, from the largest to the smallest; q4_0 takes as much as iq4_nl and loses more
 K_TYPES = (F16, Q8_0, *(GGMLQuantizationType[name] for name in ("Q5_1", "Q5_0", "Q4_1", "IQ4_NL")))
 BATCH = 512  # tokens whose logits are in memory
-
-
-@dataclass(frozen=True)
-class EvaluateRequest:
-    dense: Path
-    others: tuple[Path, ...]
-    text: Text
-    n_ctx: int = 512
-    n_windows: int = 16
-    n_threads: int = 2
-    baselines: bool = True  # for each other, the dense model with a K cache so quantised that it takes no more bytes
-    combined: bool = False  # the others with K cache q8_0
-    tasks: tuple[Tasks, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +71,7 @@ class TaskAnswers:
 @dataclass(frozen=True)
 class Evaluation:
     request: EvaluateRequest
+    text: Text
     n_windows: int
     n_tokens: int  # scored
     scores: tuple[Score, ...]  # the dense model's first
@@ -106,38 +96,40 @@ def evaluate(request: EvaluateRequest, step: Step = silent) -> Evaluation:
     built = runtime.require()
     lib = load(built.python, built.bin)
     step("reading the models", None)
-    half = request.n_ctx // 2
-    headers = {path: read_model(path) for path in (request.dense, *request.others)}
+    half, text, dense_path = request.n_ctx // 2, read_text(request.text), Path(request.dense)
+    tasks = tuple(read_tasks(Path(path)) for path in request.tasks)
+    headers = {path: read_model(path) for path in map(Path, (request.dense, *request.others))}
     dense, *others = _subjects(request, headers)
     found = [baseline(dense, other.kv_bytes_per_token) for other in others] if request.baselines else []
     combined = [other.with_k(Q8_0) for other in others] if request.combined else []
     everyone = list(dict.fromkeys([dense, *others, *combined, *filter(None, found)]))
     with ExitStack() as stack:
         models = {path: stack.enter_context(Model(lib, path)) for path in headers}
-        base = models[request.dense]
+        base = models[dense_path]
         for path, model in models.items():
             if model.n_vocab != base.n_vocab:
                 raise BadInput(f"{path}: has {model.n_vocab} tokens, {request.dense} has {base.n_vocab}")
-        sheets = [encode(base, tasks, dense.facts.n_ctx_train) for tasks in request.tasks]
-        parts = token_windows(base, request.text, request.n_ctx, request.n_windows)
+        sheets = [encode(base, each, dense.facts.n_ctx_train) for each in tasks]
+        parts = token_windows(base, text, request.n_ctx, request.n_windows)
         loaded = [(models[s.model], s.type_k) for s in everyone]
         sums = _predict(request, loaded, parts, step)
         n_bytes = len(base.text(token for part in parts for token in part[half + 1 :]))
-        answers = list(_answer(request, loaded, sheets, step))
+        answers = list(_answer(request, loaded, tasks, sheets, step))
     scores = [
         _score(s, headers[s.model].file_size, total, half, n_bytes) for s, total in zip(everyone, sums, strict=True)
     ]
     positions = buckets([total.nll for total in sums], [total.kl for total in sums])
     n_tokens = len(parts) * (request.n_ctx - 1 - half)
     return Evaluation(
-        request, len(parts), n_tokens, tuple(scores), tuple(others), tuple(found), positions, tuple(answers)
+        request, text, len(parts), n_tokens, tuple(scores), tuple(others), tuple(found), positions, tuple(answers)
     )
 
 
 def _subjects(request: EvaluateRequest, headers: Mapping[Path, Header]) -> Iterator[Subject]:
-    yield Subject("dense", request.dense, read_facts(headers[request.dense]))
-    names = [path.name for path in request.others]
-    for path in request.others:
+    dense, others = Path(request.dense), list(map(Path, request.others))
+    yield Subject("dense", dense, read_facts(headers[dense]))
+    names = [path.name for path in others]
+    for path in others:
         yield Subject(path.name if names.count(path.name) == 1 else str(path), path, read_facts(headers[path]))
 
 
@@ -185,11 +177,15 @@ def _score(subject: Subject, file_bytes: int, sums: Divergence, first: int, n_by
 
 
 def _answer(
-    request: EvaluateRequest, loaded: Sequence[Loaded], sheets: Sequence[list[Encoded]], step: Step
+    request: EvaluateRequest,
+    loaded: Sequence[Loaded],
+    files: Sequence[Tasks],
+    sheets: Sequence[list[Encoded]],
+    step: Step,
 ) -> Iterator[TaskAnswers]:
     """All models answer one file after the other, in contexts that its longest item fits in."""
     n_rounds = len(sheets) * len(loaded)
-    for i, (tasks, sheet) in enumerate(zip(request.tasks, sheets, strict=True)):
+    for i, (tasks, sheet) in enumerate(zip(files, sheets, strict=True)):
         given = []
         for j, one in enumerate(loaded):
             step("answering", (i * len(loaded) + j) / n_rounds)

@@ -20,7 +20,7 @@ from ..system import child_process
 from ..system.progress import Fraction, Step
 from ..system.staging import private_folder
 
-OUTTYPES = ("AUTO", "F32", "F16", "BF16", "Q8_0")  # that the converter writes itself
+CONVERTER_TYPES = ("AUTO", "F32", "F16", "BF16", "Q8_0")  # weight types that the converter writes
 NEEDED = ("torch", "transformers", "sentencepiece", "safetensors")
 
 # Runs the converter (argv[1]) with a writer that leaves tensor data away: a sparse file with everything but weights.
@@ -102,7 +102,7 @@ def as_gguf(model: Path, step: Step) -> Iterator[Path]:
         try:
             yield dense
         except ShareattError as error:
-            raise type(error)(str(error).replace(str(dense), str(model))) from None
+            raise error.moved(dense, model) from None
 
 
 def _last_error(log: Sequence[str]) -> str:

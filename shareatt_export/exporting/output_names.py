@@ -11,12 +11,12 @@ from gguf import GGMLQuantizationType, LlamaFileType
 from ..plan.plan import Plan
 
 
-def destination(plan: Plan, out: Path, encoding: str | None = None) -> Path:
-    """`out` itself, or where it is a folder, a file in it: 'Small-0.4M-SA6-9-v1.0-F16.gguf'.
+def destination(plan: Plan, out: Path, folder: Path | None = None, encoding: str | None = None) -> Path:
+    """Return the file to write: `out`, or in `folder` a file named by the plan: 'Small-0.4M-SA6-9-v1.0-F16.gguf'.
 
-    `encoding` is that of the weights, if it will not be the plan's.
+    `encoding` names the weight type, if it differs from the plan's.
     """
-    return out / file_name(plan, encoding or _encoding(plan)) if out.is_dir() else out
+    return out if folder is None else folder / file_name(plan, encoding or _encoding(plan))
 
 
 def file_name(plan: Plan, encoding: str) -> str:

@@ -19,9 +19,10 @@ from gguf import GGML_QUANT_SIZES
 from ..errors import Unsupported
 from ..formats.gguf_header import TensorInfo
 from ..formats.tensor_copies import RawRows, TensorCopy, float_rows, raw_rows
+from ..formats.texts import Text
 from ..llamacpp.engine import Model
 from ..llamacpp.runtime import RuntimeStatus
-from ..llamacpp.texts import Text, token_windows
+from ..llamacpp.token_windows import token_windows
 from ..plan.plan import Plan, with_fit
 from ..plan.projections import Fitting, Projections, projections
 from ..system.progress import Fraction

@@ -28,56 +28,28 @@ from ..checkpoint.rewrite import Slot, copy_with, find_tensors
 from ..errors import BadInput, BadSpans, Unsupported
 from ..formats.gguf_header import Header
 from ..formats.shards import read_model
-from ..llamacpp.texts import Text
-from ..model.spans import SourceMode, Span, parse_spans, source_map
+from ..formats.texts import Text, read_text
+from ..model.spans import Span, parse_spans, source_map
 from ..system.progress import Step, silent
 from ..system.staging import check_output_folder, publish_folder, staged
 from ..system.streams import sha256
 from . import saved_state, starting_weights, training_text
 from .distill import Distiller
+from .request import HealRequest
 from .sharing import Sharing
 from .train import Schedule, TrainingResult, train
 from .trained_weights import TrainedWeights, trained_names
 
 RECORD = "shareatt_heal.json"
-LEARNING_RATE = {"full": 3e-3, "lora": 3e-3}
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 ATTENTION_KINDS = {"full_attention": False, "sliding_attention": True}
 
 
 @dataclass(frozen=True)
-class HealRequest:
-    """What the user asks for, as the options of `shareatt-export heal` say it."""
-
-    model: Path
-    spans: str | None  # None: those of `begin`
-    out: Path | None  # not needed for a plan alone
-    texts: tuple[Text, ...] = ()
-    source: SourceMode = "first"
-    method: str = "full"  # or lora
-    rank: int = 16
-    train_mlp: bool = False
-    learning_rate: float | None = None
-    n_ctx: int = 512
-    batch: int = 2
-    minutes: float | None = None
-    steps: int | None = None
-    dtype: str = "bf16"
-    device: str = "auto"
-    checkpointing: bool = False
-    seed: int = 0
-    resume: bool = False
-    force: bool = False
-    begin: Path | None = None  # an SA GGUF whose followers the student begins with
-
-    @property
-    def n_rank(self) -> int | None:
-        return self.rank if self.method == "lora" else None
-
-
-@dataclass(frozen=True)
 class HealJob:
     request: HealRequest
+    folder: Path  # of the model
+    texts: tuple[Text, ...]
     config: Any
     spans: tuple[Span, ...]
     names: tuple[str, ...]
@@ -96,10 +68,6 @@ class HealJob:
     def dtype(self) -> torch.dtype:
         return DTYPES[self.request.dtype]
 
-    @property
-    def learning_rate(self) -> float:
-        return self.request.learning_rate or LEARNING_RATE[self.request.method]
-
 
 @dataclass(frozen=True)
 class Healed:
@@ -110,7 +78,7 @@ class Healed:
 
 def planned(request: HealRequest) -> HealJob:
     """Reads no weights: refusals come before what takes long. Raises ShareattError."""
-    folder = request.model
+    folder = Path(request.model)
     if not folder.is_dir():
         what = "no such folder" if not folder.exists() else "not a folder"
         raise BadInput(f"{folder}: {what}; heal needs the Hugging Face folder that a GGUF is made from")
@@ -118,9 +86,10 @@ def planned(request: HealRequest) -> HealJob:
         raise Unsupported(f"{folder}: brings code of its own ({code}), which heal does not run")
     check_checkpoint(folder, trust_remote_code=True)
     if request.out is not None:
-        check_output_folder(request.out, folder, request.force, RECORD)
+        check_output_folder(Path(request.out), folder, request.force, RECORD)
     if request.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: torch finds no such device; leave it away")
+    texts = tuple(map(read_text, request.texts or (None,)))
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     config = _config(folder)
@@ -138,7 +107,16 @@ def planned(request: HealRequest) -> HealJob:
     slots = find_tensors(folder, names)
     initial = starting_weights.fitted_weights(begin, skeleton) if begin else {}
     return HealJob(
-        request, config, spans, names, slots, TrainedWeights(skeleton, names, request.n_rank).n_trained, begin, initial
+        request,
+        folder,
+        texts,
+        config,
+        spans,
+        names,
+        slots,
+        TrainedWeights(skeleton, names, request.lora_rank).n_trained,
+        begin,
+        initial,
     )
 
 
@@ -150,8 +128,7 @@ def _job_spans(
     if request.spans is not None:
         return parse_spans(request.spans, n_layer, request.source, is_swa)
     assert begin is not None  # noqa: S101  (the condition above)
-    spans = starting_weights.spans_in(begin)
-    return spans
+    return starting_weights.spans_in(begin)
 
 
 def _config(folder: Path) -> Any:
@@ -179,25 +156,26 @@ def _is_swa(config: Any, n_layer: int) -> tuple[bool, ...] | None:
 
 def heal(job: HealJob, step: Step = silent) -> Healed:
     """Train, and write the folder of Request.out, whole or not at all. Raises ShareattError."""
-    request, out = job.request, job.request.out
-    if out is None:
+    request = job.request
+    if request.out is None:
         raise ValueError("a plan alone has no output")
+    out = Path(request.out)
     step("reading", None)
     settings = settings_of(job)
     progress = saved_state.prepare(out, settings, request.resume, request.force)
-    tokenizer = AutoTokenizer.from_pretrained(request.model, local_files_only=True)
-    windows = training_text.training_windows(tokenizer, request.texts, request.n_ctx)
+    tokenizer = AutoTokenizer.from_pretrained(job.folder, local_files_only=True)
+    windows = training_text.training_windows(tokenizer, job.texts, request.n_ctx)
     distiller = _distiller(job)
-    schedule = Schedule(job.learning_rate, request.batch, request.seed, request.minutes, request.steps)
+    schedule = Schedule(job.request.learning_rate, request.batch, request.seed, request.minutes_limit, request.steps)
     result = train(distiller, windows, schedule, progress, partial(saved_state.save, out, settings), step)
     done = Healed(job, settings, result)
     step("writing", None)
     with staged(out) as work:
         made = work / out.name
         made.mkdir()
-        copy_with(request.model, made, job.slots, distiller.weights.current())
+        copy_with(job.folder, made, job.slots, distiller.weights.current())
         (made / RECORD).write_text(json.dumps(as_dict(done), indent=2) + "\n", encoding="utf-8")
-        publish_folder(made, out, request.model, request.force, RECORD)
+        publish_folder(made, out, job.folder, request.force, RECORD)
     saved_state.remove(out)
     return done
 
@@ -208,16 +186,16 @@ def settings_of(job: HealJob) -> dict[str, Any]:
     weights = {slot.file for slot in job.slots.values()}
     return {
         "exporter": f"shareatt-export {__version__}",
-        "weights": {name: sha256(request.model / name) for name in sorted(weights)},
+        "weights": {name: sha256(job.folder / name) for name in sorted(weights)},
         "spans": ",".join(map(str, job.spans)),
-        "text": [{"name": text.name, "sha256": text.sha256} for text in request.texts],
+        "text": [{"name": text.name, "sha256": text.sha256} for text in job.texts],
         "method": request.method,
-        "rank": request.n_rank,
+        "rank": request.lora_rank,
         "train_mlp": request.train_mlp,
-        "learning_rate": job.learning_rate,
+        "learning_rate": job.request.learning_rate,
         "ctx": request.n_ctx,
         "batch": request.batch,
-        "minutes": request.minutes,
+        "minutes": request.minutes_limit,
         "steps": request.steps,
         "dtype": str(job.dtype).removeprefix("torch."),
         "device": job.device.type,
@@ -256,18 +234,18 @@ def as_dict(done: Healed) -> dict[str, Any]:
 
 def _distiller(job: HealJob) -> Distiller:
     request = job.request
-    model = load(request.model, job.config, job.dtype)
+    model = load(job.folder, job.config, job.dtype)
     if job.begin:
         starting_weights.check_origin(job.begin, model)
     model.to(job.device)  # type: ignore[arg-type]
     stored = {name: slot.dtype for name, slot in job.slots.items()}
-    weights = TrainedWeights(model, job.names, request.n_rank, job.initial, request.seed, stored)
+    weights = TrainedWeights(model, job.names, request.lora_rank, job.initial, request.seed, stored)
     sharing = Sharing(source_map(job.spans, job.config.num_hidden_layers))
     distiller = Distiller(model, sharing, weights, request.checkpointing)
     distiller.score(torch.zeros(1, 4, dtype=torch.int64))
     layers = {layer for span in job.spans for layer in (span.source, *span.followers)}
     if missed := layers - sharing.met:
-        raise Unsupported(f"{request.model}: layer {min(missed)} does not use transformers' attention interface")
+        raise Unsupported(f"{job.folder}: layer {min(missed)} does not use transformers' attention interface")
     return distiller
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadInput
-from ..llamacpp.texts import Text
+from ..formats.texts import Text
 
 PIECE = 1 << 16  # characters given to the tokenizer at once: some slow down with the square
 HELD_OUT, ONE_IN = 16, 20  # windows, at most one of so many

@@ -112,7 +112,7 @@ def _write_stamp(path: Path, record: Mapping[str, object]) -> None:
     temporary.replace(path)
 
 
-def _program(name: str) -> str | None:
+def find_program(name: str) -> str | None:
     """On PATH, or beside this interpreter (where pip puts cmake and ninja)."""
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
@@ -126,10 +126,10 @@ def compile_source(
     options: tuple[str, ...] = (),
 ) -> None:
     """Build the source `root`/llama.cpp in the folder `root`/`build`; `options` are for CMake, beside those of ours."""
-    if not (cmake := _program("cmake")):
+    if not (cmake := find_program("cmake")):
         raise RuntimeProblem("cmake is needed to build llama.cpp; install it, or pip install 'shareatt-export[build]'")
     configure = [cmake, "-S", str(root / "llama.cpp"), "-B", str(root / build), *CMAKE_OPTIONS, *options]
-    if ninja := _program("ninja"):
+    if ninja := find_program("ninja"):
         configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     configure += compiler_options(root, no_amx)
     jobs = str(os.cpu_count() or 2)
@@ -144,7 +144,7 @@ def compiler_options(folder: Path, no_amx: bool) -> list[str]:
     include = folder / "no-amx.cmake"
     include.write_text(NO_AMX if no_amx else "")
     options = [f"-DCMAKE_PROJECT_ggml_INCLUDE={include}"]
-    if _program("ccache"):
+    if find_program("ccache"):
         options += ["-DCMAKE_C_COMPILER_LAUNCHER=ccache", "-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"]
     return options
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..model.candidate_pairs import Pair
-from ..model.facts import Facts
 from ..model.spans import SourceMap, n_followers
 
 Cost = Callable[[SourceMap], float]
@@ -32,22 +31,6 @@ class CostedMap:
     @property
     def n_followers(self) -> int:
         return n_followers(self.source_layers)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What ends the search; one of them is given."""
-
-    followers: int | None = None
-    max_kl: float | None = None  # nats per token, mean, on the search's part of the text
-    kv_bytes: int | None = None  # of the cache (f16) per token
-
-    def met(self, facts: Facts, step: CostedMap) -> bool:
-        if self.max_kl is not None:
-            return step.cost > self.max_kl
-        if self.kv_bytes is not None:
-            return facts.kv_bytes_per_token(step.source_layers) <= self.kv_bytes
-        return self.followers is not None and step.n_followers >= self.followers
 
 
 Enough = Callable[[CostedMap], bool]  # whether no further follower is needed

@@ -6,7 +6,7 @@ The text's first half is for fitting, the third quarter for the search, the last
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,36 +20,22 @@ from ..fitting.trial_model import TrialModel
 from ..formats.gguf_header import Header
 from ..formats.identity import tensors_sha256
 from ..formats.shards import read_model
+from ..formats.texts import Text, read_text, spread
 from ..llamacpp import runtime
-from ..llamacpp.texts import Text, token_windows
+from ..llamacpp.token_windows import token_windows
 from ..model.candidate_pairs import Pair, candidates
 from ..model.facts import F16, Facts, read_facts, require_exportable
 from ..model.spans import SourceMap, parse_spans, source_map, spans_of
 from ..plan.projections import projections
 from ..system.progress import Stages, Step, silent
-from .beam import Budget, CostedMap, Search, Settings
+from .beam import CostedMap, Search, Settings
 from .cost_cache import CostCache
 from .map_cost import MapCosts
 from .pair_fits import Fitter, Tokens
+from .request import Budget, SearchRequest
 
 Q8_0, Q4_0 = GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0
 N_ALIGN = 8  # windows
-
-
-@dataclass(frozen=True)
-class SearchRequest:
-    model: Path
-    text: Text
-    budget: Budget
-    align: bool = True
-    refit: bool = True
-    n_ctx: int = 256  # tokens of a window
-    n_windows: int = 16  # for the search and for the scores; to fit with, twice as many
-    reach: int = 8  # layers between source and follower, at most
-    settings: Settings = field(default_factory=Settings)
-    fast: bool = False  # no search: dynamic programming on the errors of pairs
-    state: Path | None = None
-    n_threads: int = 2
 
 
 @dataclass(frozen=True)
@@ -63,6 +49,7 @@ class ScoredMap:
 @dataclass(frozen=True)
 class SearchResult:
     request: SearchRequest
+    text: Text
     path: tuple[ScoredMap, ...]  # the best for each number of followers, none first
     chosen: ScoredMap
     dropped: ScoredMap | None  # no attention at all in the layers that follow
@@ -82,8 +69,8 @@ class SearchResult:
 
 def search(request: SearchRequest, step: Step = silent) -> SearchResult:
     """Raises BadInput where the budget or the text is too small, Unsupported where the model cannot share."""
-    header = read_model(request.model)
-    facts = read_facts(header)
+    header = read_model(Path(request.model))
+    facts, text = read_facts(header), read_text(request.text)
     if not require_exportable(header).causal or facts.is_shared:
         raise Unsupported(f"{request.model}: a dense language model is needed to search on")
     pairs = candidates(facts, request.reach)
@@ -96,23 +83,32 @@ def search(request: SearchRequest, step: Step = silent) -> SearchResult:
             require_bare_heads(
                 trial, {layer for pair in pairs for layer in pair}, "a search; add --no-align --no-refit"
             )
-        fit_windows, search_windows, test_windows = _split(trial, request)
-        with Observer(built, request.model, facts, request.n_ctx, request.n_threads) as observer:
+        fit_windows, search_windows, test_windows = _split(trial, request, text)
+        with Observer(built, header.path, facts, request.n_ctx, request.n_threads) as observer:
             fitter = Fitter(header, facts, trial, observer, Tokens(fit_windows, N_ALIGN))
             fits = fitter.fits(pairs, request.align, request.refit, stages("fitting pairs"))
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="shareatt-")))
         meter = MapCosts(trial, fits, search_windows, folder / "search", request.n_ctx, request.n_threads)
-        cost = CostCache(request.state, _settings(request, header), meter.cost)
+        cost = CostCache(request.state, _settings(request, text, header), meter.cost)
         errors = {pair: fit.error for pair, fit in fits.items()}
-        search = Search(facts.n_layer, errors, cost, request.settings)
-        found, chosen = _search(search, request, facts, stages)
+        beam = Search(facts.n_layer, errors, cost, Settings(beam=request.beam))
+        found, chosen = _search(beam, request, facts, stages)
         meter = MapCosts(trial, fits, test_windows, folder / "test", request.n_ctx, request.n_threads)
-        return _scored(found, chosen, search, cost, meter, facts, header, request, stages)
+        return _scored(found, chosen, beam, cost, meter, facts, header, request, text, stages)
+
+
+def met(budget: Budget, facts: Facts, found: CostedMap) -> bool:
+    """Return whether a map meets the budget; with `max_kl`, whether it exceeds it."""
+    if budget.max_kl is not None:
+        return found.cost > budget.max_kl
+    if budget.kv_bytes is not None:
+        return facts.kv_bytes_per_token(found.source_layers) <= budget.kv_bytes
+    return budget.followers is not None and found.n_followers >= budget.followers
 
 
 def _check_budget(request: SearchRequest, facts: Facts, pairs: Sequence[Pair]) -> None:
     budget, most = request.budget, len({follower for _, follower in pairs})
-    if sum(of is not None for of in (budget.followers, budget.max_kl, budget.kv_bytes)) != 1:
+    if budget.n_given != 1:
         raise BadInput(f"{request.model}: name one of --followers, --max-kl and --kv-bytes")
     if not pairs:
         raise Unsupported(f"{request.model}: no two layers of it could share")
@@ -123,24 +119,20 @@ def _check_budget(request: SearchRequest, facts: Facts, pairs: Sequence[Pair]) -
         raise BadInput(f"{request.model}: --kv-bytes {budget.kv_bytes}: a token takes {least} at least")
 
 
-def _split(trial: TrialModel, request: SearchRequest) -> tuple[list[list[int]], ...]:
-    every = token_windows(trial.model, request.text, request.n_ctx)
+def _split(trial: TrialModel, request: SearchRequest, text: Text) -> tuple[Sequence[list[int]], ...]:
+    every = token_windows(trial.model, text, request.n_ctx)
     if len(every) < 8:
-        raise BadInput(f"{request.text.name}: {len(every)} windows of {request.n_ctx} tokens; a search needs 8")
+        raise BadInput(f"{text.name}: {len(every)} windows of {request.n_ctx} tokens; a search needs 8")
     half, quarter = len(every) // 2, 3 * len(every) // 4
     parts = (every[:half], 2 * request.n_windows), (every[half:quarter], request.n_windows)
-    return tuple(_spread(part, n) for part, n in (*parts, (every[quarter:], request.n_windows)))
+    return tuple(spread(part, n) for part, n in (*parts, (every[quarter:], request.n_windows)))
 
 
-def _spread(items: list[list[int]], n: int) -> list[list[int]]:
-    return [items[i * len(items) // n] for i in range(n)] if len(items) > n else items
-
-
-def _settings(request: SearchRequest, header: Header) -> dict[str, object]:
+def _settings(request: SearchRequest, text: Text, header: Header) -> dict[str, object]:
     """What measured costs depend on."""
     return {
         "model": tensors_sha256(header) if request.state else "",
-        "text": request.text.sha256,
+        "text": text.sha256,
         "align": request.align,
         "refit": request.refit,
         "ctx": request.n_ctx,
@@ -149,34 +141,35 @@ def _settings(request: SearchRequest, header: Header) -> dict[str, object]:
     }
 
 
-def _search(search: Search, request: SearchRequest, facts: Facts, stages: Stages) -> tuple[list[CostedMap], CostedMap]:
+def _search(beam: Search, request: SearchRequest, facts: Facts, stages: Stages) -> tuple[list[CostedMap], CostedMap]:
     watch = stages("searching")
     most = request.budget.followers or facts.n_layer // 2
 
     def enough(step: CostedMap) -> bool:
         watch(min(0.9, 0.9 * step.n_followers / most))
-        return request.budget.met(facts, step)
+        return met(request.budget, facts, step)
 
-    path = search.guesses(enough) if request.fast else search.path(enough)
+    path = beam.guesses(enough) if request.fast else beam.path(enough)
     if request.budget.max_kl is not None:
-        path = [step for step in path if not request.budget.met(facts, step)]
-    elif not request.budget.met(facts, path[-1]):
+        path = [step for step in path if not met(request.budget, facts, step)]
+    elif not met(request.budget, facts, path[-1]):
         raise BadInput(f"{request.model}: no map with {path[-1].n_followers + 1} followers; try a larger --reach")
     chosen = path[-1]
     if not request.fast and chosen.n_followers:
-        chosen = search.exchanged(chosen)
+        chosen = beam.exchanged(chosen)
     return [*path[:-1], chosen], chosen
 
 
 def _scored(
     path: list[CostedMap],
     chosen: CostedMap,
-    search: Search,
+    beam: Search,
     cost: CostCache,
     meter: MapCosts,
     facts: Facts,
     header: Header,
     request: SearchRequest,
+    text: Text,
     stages: Stages,
 ) -> SearchResult:
     watch = stages("scoring")
@@ -199,7 +192,7 @@ def _scored(
             baselines.append(point(f"dense, K cache {name}", dense, type_k))
     dropped = _dropped(chosen.source_layers, meter, facts, header) if chosen.n_followers else None
     return SearchResult(
-        request, points, points[-1], dropped, tuple(baselines), search.singles, chosen.cost, cost.n_measured
+        request, text, points, points[-1], dropped, tuple(baselines), beam.singles, chosen.cost, cost.n_measured
     )
 
 

@@ -39,6 +39,23 @@ def check_output(path: Path, inputs: Iterable[Path], force: bool) -> None:
 
 
 @contextmanager
+def made_folder(path: Path) -> Iterator[None]:
+    """Make a folder and those above it; remove what was made if the block fails and nothing is in it."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputRefused(f"{path}: cannot be made: {error.strerror}; name another folder") from None
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # something is in it
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+@contextmanager
 def staged(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out`, to write in what publish() will name; it is gone after the block."""
     work: Path | None = None

@@ -5,13 +5,12 @@ import json
 import time
 
 import pytest
-from gguf import GGMLQuantizationType
 from rich.console import Console
 
 from shareatt_export.benchmark import measure as bench
 from shareatt_export.benchmark.rows import Ratio, as_dict, rows
 from shareatt_export.benchmark.worker import PIECE, NodeClock, Worker, whole
-from shareatt_export.cli import bench_plot, report
+from shareatt_export.cli import bench_report, output
 from shareatt_export.errors import RuntimeProblem
 from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.llamacpp import runtime
@@ -93,7 +92,7 @@ def test_predictions(measured):
 
 def test_the_table_marks_the_better_dense_setting(measured):
     console = Console(file=io.StringIO(), width=200)
-    report.show_bench(measured, console)
+    bench_report.show(measured, console)
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     assert "decode, tokens/s 64 5.00 * 3.33 6.25 1.25 (1.25-2.00)" in [line.rsplit(" ", 1)[0] for line in lines]
     assert "decode attention, ms 64 4.00 * 4.00 1.00 0.25 (0.12-0.25) 0.531" in lines
@@ -105,7 +104,7 @@ def test_settings():
 
     assert names() == [ON, OFF, SA]
     assert names(p_bytes=(3 << 20, bench.UNLIMITED)) == [ON, OFF, SA, "SA, P 3 MiB", "SA, P unlimited"]
-    assert names(type_v=GGMLQuantizationType.Q8_0) == [ON, SA]
+    assert names(type_v="q8_0") == [ON, SA]
 
 
 # ---------------------------------------------------------------- the worker
@@ -212,7 +211,7 @@ def test_the_unpatched_library_is_asked_for(run, files, monkeypatch):
 
 
 def test_matplotlib_is_asked_for_before_anything_is_measured(run, files, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_plot, "find_spec", lambda name: None)
+    monkeypatch.setattr(output, "find_spec", lambda name: None)
     done = run("bench", *files, *QUICK, "--plot", tmp_path / "out.png")
     assert done.error == "Error: matplotlib is needed for --plot; pip install 'shareatt-export[plot]'"
     assert done.stderr.count("\n") == 1

@@ -8,10 +8,11 @@ import pytest
 
 from shareatt_export.evaluation.analyze import AnalyzeRequest, analyze
 from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.texts import read_text
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model, Token
 from shareatt_export.llamacpp.graph_callback import GraphCallback
-from shareatt_export.llamacpp.texts import read_text, token_windows
+from shareatt_export.llamacpp.token_windows import token_windows
 from shareatt_export.model.candidate_pairs import candidates
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import parse_spans, source_map

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 import shareatt_export
-from shareatt_export.cli import bench_plot
+from shareatt_export.cli import output
 from shareatt_export.evaluation.evaluate import Q8_0, EvaluateRequest, Subject, baseline, evaluate
 from shareatt_export.evaluation.intervals import mean
 from shareatt_export.evaluation.positions import edges
+from shareatt_export.formats.texts import Text, read_text
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model, Token, log_softmax
-from shareatt_export.llamacpp.texts import Text, read_text, token_windows
+from shareatt_export.llamacpp.token_windows import token_windows
 from shareatt_export.model.facts import F16
 from shareatt_export.model.spans import parse_spans, source_map
 from shareatt_export.model.synthetic import ModelShape
@@ -218,7 +219,7 @@ def test_one_window_has_no_interval_and_is_json_all_the_same(run, demo_dense, sh
 
 
 def test_matplotlib_is_asked_for_before_anything_is_measured(run, demo_dense, shared, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_plot, "find_spec", lambda name: None)
+    monkeypatch.setattr(output, "find_spec", lambda name: None)
     done = run("eval", demo_dense, shared, "--plot", tmp_path / "out.png")
     assert done.error == "Error: matplotlib is needed for --plot; pip install 'shareatt-export[plot]'"
     assert done.stderr.count("\n") == 1

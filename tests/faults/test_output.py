@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from shareatt_export.cli import commands
 from shareatt_export.cli import main as cli
+from shareatt_export.cli import progress_bar
 from shareatt_export.errors import OutputRefused, VerifyFailed
 from shareatt_export.exporting.verify import verify
 from shareatt_export.exporting.write import write_plan
@@ -456,7 +456,7 @@ def test_stopped_in_each_stage(built, demo_dense, memory, monkeypatch, stage, nu
 
         yield step
 
-    monkeypatch.setattr(commands, "steps", stopping)
+    monkeypatch.setattr(progress_bar, "steps", stopping)
     model = tiny.DEMO if stage == "converting" else demo_dense
     before = files_in(model) if model.is_dir() else model.read_bytes()
     assert status(forked(model, "--spans", "6-9", "-o", memory / "out.gguf", *STAGES[stage])) == expected

@@ -18,7 +18,7 @@ from shareatt_export.fitting.trial_model import TrialModel
 from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.formats.gguf_keys import KEY_FIT_TENSORS
 from shareatt_export.formats.tensor_copies import float_rows, raw_rows
-from shareatt_export.llamacpp.texts import read_text
+from shareatt_export.formats.texts import read_text
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import parse_spans
 from shareatt_export.plan.make_plan import make_plan

@@ -8,7 +8,9 @@ import pytest
 
 import shareatt_export
 from shareatt_export.errors import BadInput, Unsupported, VerifyFailed
-from shareatt_export.exporting.pipeline import ExportRequest, export, opened
+from shareatt_export.exporting.job import opened
+from shareatt_export.exporting.pipeline import export
+from shareatt_export.exporting.request import ExportRequest
 from shareatt_export.exporting.verify import verify
 from shareatt_export.formats.gguf_encode import raw_u32
 from shareatt_export.formats.gguf_header import read_header

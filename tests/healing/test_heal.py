@@ -17,11 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import shareatt_export
 from shareatt_export.errors import BadInput, ShareattError
 from shareatt_export.exporting import convert
+from shareatt_export.formats.texts import Text, read_text
 from shareatt_export.healing import heal, saved_state, train
 from shareatt_export.healing.distill import Distiller
 from shareatt_export.healing.sharing import Sharing
 from shareatt_export.healing.trained_weights import TrainedWeights, trained_names
-from shareatt_export.llamacpp.texts import Text, read_text
 from shareatt_export.model.spans import parse_spans, source_map
 from tests.support import parity, tiny
 from tests.support.reference import SharedReference
@@ -387,7 +387,7 @@ def test_killed_there_is_no_output(model, tmp_path):
 
 
 def test_other_commands_do_without_torch():
-    script = "import sys; from shareatt_export import commands; assert not {'torch', 'transformers'} & set(sys.modules)"
+    script = "import sys; from shareatt_export.cli import main; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

@@ -12,7 +12,8 @@ from shareatt_export.evaluation.evaluate import EvaluateRequest, evaluate
 from shareatt_export.exporting import convert
 from shareatt_export.fitting.trial_model import TrialModel
 from shareatt_export.formats.gguf_header import read_header
-from shareatt_export.llamacpp.texts import read_text, token_windows
+from shareatt_export.formats.texts import read_text
+from shareatt_export.llamacpp.token_windows import token_windows
 from shareatt_export.model.candidate_pairs import candidates
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import n_followers, parse_spans, source_map, spans_of

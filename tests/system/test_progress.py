@@ -23,7 +23,7 @@ def test_lines_for_each_step_and_each_tenth(monkeypatch):
     monkeypatch.setattr(progress_bar, "PATIENCE", 0)
     lines = said().splitlines()
     assert lines[:2] == ["fetching", "compiling: 0 %"] and len(lines) == 4
-    assert lines[2].startswith("compiling: 50 %, about ") and lines[3] == "compiling: 100 %, about 0 minutes left"
+    assert lines[2].startswith("compiling: 50 %, about ") and lines[3] == "compiling: 100 %"
 
 
 def test_what_is_quick_says_each_step_once():
@@ -46,3 +46,18 @@ def test_stages_make_one_fraction():
     advance(50)
     advance(150)
     assert seen == [("reading", 0), ("reading", 0.25), ("writing", 0.25), ("writing", 0.4375), ("writing", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "1 second"),
+        (1.2, "1 second"),
+        (44, "44 seconds"),
+        (89, "89 seconds"),
+        (90, "2 minutes"),
+        (3600, "60 minutes"),
+    ],
+)
+def test_a_duration_is_told_in_seconds_or_minutes(seconds, words):
+    assert progress_bar._duration(seconds) == words

@@ -1,0 +1,62 @@
+"""`shareatt-export eval`."""
+
+from pathlib import Path
+
+import click
+
+from ..evaluation.request import EvaluateRequest
+from .option_types import FILE
+from .options import json_option, quiet_option, text_option, threads_option, window_options
+
+
+@click.command("eval", short_help="Measure what SA models lose in quality.")
+@click.argument("dense", type=FILE)
+@click.argument("others", type=FILE, nargs=-1, required=True, metavar="SA...")
+@text_option
+@window_options(n_ctx=512)
+@click.option("--tasks", type=FILE, multiple=True, metavar="FILE",
+              help="A file of JSON lines, multiple choice or exact match, to answer as well; repeatable.")  # fmt: skip
+@click.option("--positions", is_flag=True, help="Show the losses by position in the window, too.")
+@click.option("--plot", type=FILE, metavar="PNG", help="Draw the perplexity, relative to DENSE, by position.")
+@click.option("--baselines/--no-baselines", default=True, show_default=True,
+              help="For each SA, also evaluate DENSE with the best quantised K cache of no more bytes.")  # fmt: skip
+@click.option("--combined", is_flag=True, help="Also evaluate each SA with its own K cache as q8_0.")
+@threads_option
+@json_option
+@quiet_option
+def eval_command(
+    dense: Path,
+    others: tuple[Path, ...],
+    text: Path | None,
+    n_ctx: int,
+    n_windows: int,
+    tasks: tuple[Path, ...],
+    positions: bool,
+    plot: Path | None,
+    baselines: bool,
+    combined: bool,
+    n_threads: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure what SA models lose against DENSE, the GGUF or Hugging Face folder that they were made from.
+
+    Perplexity, KL divergence, agreement and tasks, also for the dense model with a quantised K cache, which saves
+    memory, too.
+    """
+    from ..api import evaluate
+    from . import evaluate_plot, evaluate_report
+    from .output import err, out, print_json, require_matplotlib
+    from .progress_bar import steps
+
+    if plot is not None:
+        require_matplotlib("--plot")
+    request = EvaluateRequest(dense, others, text, n_ctx, n_windows, baselines, combined, tasks, n_threads)
+    with steps(err, quiet) as step:
+        done = evaluate(request, progress=step)
+    if plot is not None:
+        evaluate_plot.plot(done, plot)
+    if as_json:
+        print_json(evaluate_report.as_dict(done))
+    else:
+        evaluate_report.show(done, positions, out)

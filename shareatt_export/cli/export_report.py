@@ -1,0 +1,111 @@
+"""What an export says: its plan and its result, as tables and as JSON."""
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from ..exporting.job import ExportJob
+from ..exporting.pipeline import Exported
+from ..formats.gguf_header import TensorInfo
+from ..model.spans import Span
+from ..plan.plan import Plan
+from ..system.streams import sha256
+from .tables import NEEDS, change, plain, size, table
+
+
+def dropped_by(plan: Plan, span: Span) -> list[TensorInfo]:
+    followers = tuple(f"blk.{layer}." for layer in span.followers)
+    return [info for info in plan.dropped if info.name.startswith(followers)]
+
+
+def plan_dict(job: ExportJob) -> dict[str, Any]:
+    plan, facts = job.plan, job.plan.facts
+    return {
+        "model": str(job.request.model),
+        "architecture": facts.arch,
+        "spans": [
+            {
+                "span": str(span),
+                "source": span.source,
+                "followers": list(span.followers),
+                "in_words": span.in_words(),
+                "dropped_tensors": [info.name for info in dropped_by(plan, span)],
+            }
+            for span in plan.spans
+        ],
+        "source_layers": list(plan.source_layers),
+        "tensors": {"before": len(plan.dense.tensors), "after": len(plan.tensors), "dropped": len(plan.dropped)},
+        "weight_bytes": {"before": plan.weight_bytes_before, "after": plan.weight_bytes_after},
+        "kv_bytes_per_token": {"before": plan.kv_bytes_per_token_before, "after": plan.kv_bytes_per_token_after},
+        "kv_bytes_at_context": {
+            "n_ctx": facts.n_ctx_train,
+            "before": plan.kv_bytes_per_token_before * facts.n_ctx_train,
+            "after": plan.kv_bytes_per_token_after * facts.n_ctx_train,
+        },
+        "outtype": job.request.outtype.lower(),
+        "fit": {"how": str(plan.fitting), "text": job.text.name, "sha256": job.text.sha256}
+        if plan.fitting and job.text
+        else None,
+        "file_bytes": list(job.sizes),
+        "needs": NEEDS,
+    }
+
+
+def exported_dict(done: Exported, hashed: bool) -> dict[str, Any]:
+    """`hashed`: with the SHA-256 of each file, which takes another pass over it."""
+    files = [{"file": str(file), "bytes": file.stat().st_size} for file in done.files]
+    if hashed:
+        files = [of | {"sha256": sha256(file)} for of, file in zip(files, done.files, strict=True)]
+    data = {"outputs": files, "source_sha256": done.source_sha256, "verified_bytes": done.n_bytes}
+    return data | ({"followers": [asdict(follower) for follower in done.followers]} if done.followers else {})
+
+
+def show_followers(done: Exported, console: Console) -> None:
+    """What a fit has done to each."""
+    columns = ("follower", "source", "its heads, in the order used", "error before", "after refit", "ridge")
+    rows = [
+        (
+            str(of.layer),
+            str(of.source),
+            "as they were" if of.heads == tuple(range(len(of.heads))) else " ".join(map(str, of.heads)),
+            "" if of.error_before is None else f"{of.error_before:.3f}",
+            "" if of.error is None else f"{of.error:.3f}",
+            "" if of.ridge is None else f"{of.ridge:g}",
+        )
+        for of in done.followers
+    ]
+    console.print(table(rows, columns), highlight=False)
+    if done.job.plan.fitting and done.job.plan.fitting.refit:
+        console.print("Errors are of a follower's attention output, relative to the dense model's, on held-out text.")
+    if again := [str(of.layer) for of in done.followers if of.requantised]:
+        layers = f"layer{'s' * (len(again) > 1)} {', '.join(again)}"
+        console.print(f"Quantised again, to the type that it had: W_O of {layers}.", highlight=False)
+
+
+def show_plan(job: ExportJob, console: Console) -> None:
+    plan, facts = job.plan, job.plan.facts
+    n_ctx = facts.n_ctx_train
+    name = plan.dense.text("general.name", plan.dense.path.name)
+    console.print(f"[bold]{plain(name)}[/bold]: {plain(facts.arch)}, {facts.n_layer} layers", highlight=False)
+    spans = [(str(span), span.in_words(), _dropped_words(dropped_by(plan, span))) for span in plan.spans]
+    console.print(table(spans, ("span", "attention", "export")))
+    before, after = plan.kv_bytes_per_token_before, plan.kv_bytes_per_token_after
+    sizes = [
+        ("weights", plan.weight_bytes_before, plan.weight_bytes_after),
+        ("KV cache per token (f16)", before, after),
+        (f"KV cache at {n_ctx} tokens (f16)", before * n_ctx, after * n_ctx),
+    ]
+    console.print(
+        table([(what, size(b), size(a), change(b, a)) for what, b, a in sizes], ("", "dense", "SA", "change"))
+    )
+    of = f" of {job.quantisation.type}" if job.quantisation else ""
+    files = "1 file" if len(job.sizes) == 1 else f"{len(job.sizes)} files"
+    console.print(f"writes: {files}{of}, {sum(job.sizes)} bytes", highlight=False)
+    if plan.dense.trailing:
+        console.print(f"leaves out: {plan.dense.trailing} bytes behind the last tensor, which no tensor names")
+    console.print(f"needs: {NEEDS}", highlight=False)
+
+
+def _dropped_words(dropped: list[TensorInfo]) -> str:
+    return f"{len(dropped)} tensors dropped, {size(sum(info.n_bytes for info in dropped))}"

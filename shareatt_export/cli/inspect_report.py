@@ -1,0 +1,74 @@
+"""What `shareatt-export inspect` and `runtime status` say, as tables and as JSON."""
+
+from typing import Any
+
+from rich.console import Console
+
+from ..formats.gguf_header import Header
+from ..formats.gguf_keys import KEY_EXPORTER, KEY_FORMAT_VERSION, KEY_SOURCE_SHA256
+from ..llamacpp.pin import pin
+from ..llamacpp.runtime import RuntimeStatus
+from ..model.facts import Facts
+from ..model.spans import spans_of
+from .tables import NEEDS, size, table
+
+
+def as_dict(header: Header, facts: Facts, runtime: RuntimeStatus) -> dict[str, Any]:
+    sha = header.value(KEY_SOURCE_SHA256)
+    return {
+        "file": str(header.path),
+        "file_bytes": header.file_size,
+        "name": header.text("general.name", ""),
+        "architecture": facts.arch,
+        "layers": facts.n_layer,
+        "tensors": len(header.tensors),
+        "weight_bytes": sum(info.n_bytes for info in header.tensors.values()),
+        "kv_bytes_per_token": facts.kv_bytes_per_token(facts.source_layers),
+        "context_length": facts.n_ctx_train,
+        "shared_attention": facts.is_shared,
+        "source_layers": list(facts.source_layers),
+        "spans": [{"span": str(span), "in_words": span.in_words()} for span in spans_of(facts.source_layers)],
+        "format_version": header.value(KEY_FORMAT_VERSION),
+        "exporter": header.value(KEY_EXPORTER),
+        "source_sha256": sha,
+        "needs": NEEDS if facts.is_shared else "any llama.cpp that knows the architecture",
+        "runtime": runtime_dict(runtime),
+    }
+
+
+def show(header: Header, facts: Facts, runtime: RuntimeStatus, console: Console) -> None:
+    data = as_dict(header, facts, runtime)
+    rows = [
+        ("file", f"{data['file']} ({size(data['file_bytes'])})"),
+        ("model", f"{data['name'] or '(no name)'}: {facts.arch}, {facts.n_layer} layers, {data['tensors']} tensors"),
+        ("KV cache", f"{data['kv_bytes_per_token']} bytes per token (f16), context {facts.n_ctx_train}"),
+        *[(f"span {span['span']}", span["in_words"]) for span in data["spans"]],
+    ]
+    if facts.is_shared:
+        rows += [("made by", str(data["exporter"] or "?")), ("from", f"tensor data {data['source_sha256'] or '?'}")]
+    else:
+        rows.append(("attention", "dense: every layer computes its own"))
+    rows.append(("needs", str(data["needs"])))
+    rows.append(("runtime", _runtime_words(runtime)))
+    console.print(table(rows))
+
+
+def runtime_dict(runtime: RuntimeStatus) -> dict[str, Any]:
+    return {
+        "ready": runtime.ready,
+        "path": str(runtime.bin),
+        "abi": pin().abi,
+        "llama_cpp": pin().llama_cpp_commit,
+        "built": runtime.built,
+    }
+
+
+def _runtime_words(runtime: RuntimeStatus) -> str:
+    if not runtime.ready:
+        return "not built; run 'shareatt-export runtime build'"
+    built = runtime.built
+    return f"ready in {runtime.bin} (llama.cpp {built['llama_cpp']}, {built['source']}, ABI {built['abi']})"
+
+
+def show_runtime(runtime: RuntimeStatus, console: Console) -> None:
+    console.print(table([("runtime", _runtime_words(runtime)), ("folder", str(runtime.root))]))

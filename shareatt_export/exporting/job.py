@@ -1,0 +1,188 @@
+"""From a request to a job: the model is fetched and converted if need be, and the plan is made.
+
+with opened(request) as job:
+    job.plan, job.outputs          # what will be written, to the byte
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checkpoint import hub
+from ..checkpoint.checks import check_checkpoint, checkpoint_files
+from ..errors import BadInput, BadSpans, ShareattError
+from ..formats.gguf_header import Header
+from ..formats.shards import piece_names, read_model
+from ..formats.texts import Text, read_text
+from ..llamacpp import runtime
+from ..model.facts import read_facts
+from ..model.spans import AUTO, parse_spans
+from ..plan.make_plan import make_plan
+from ..plan.plan import Plan
+from ..plan.projections import Fitting
+from ..searching.request import SearchRequest
+from ..system.progress import Stages, Step, silent
+from ..system.staging import check_output
+from . import quantize
+from .convert import CONVERTER_TYPES, converted
+from .output_names import destination
+from .quantize import Prediction, Quantisation
+from .request import ExportRequest
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """An export that is ready to run."""
+
+    request: ExportRequest
+    repository: str | None  # where the model was fetched from
+    inputs: tuple[Path, ...]
+    plan: Plan
+    quantisation: Quantisation | None
+    prediction: Prediction | None  # of the quantisation
+    sizes: tuple[int, ...]  # bytes of the files that it will write
+    text: Text | None  # to fit with
+    stages: Stages
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The paths of those files. Raises ValueError without `request.out`."""
+        if self.request.out_path is None:
+            raise ValueError("a plan alone has no outputs")
+        encoding = self.quantisation.type if self.quantisation else None
+        path = destination(self.plan, self.request.out_path, self.request.out_folder, encoding)
+        return piece_names(path, len(self.sizes))
+
+
+@contextmanager
+def opened(request: ExportRequest, step: Step = silent) -> Iterator[ExportJob]:
+    """Yield the job of a request; a checkpoint's dense GGUF exists within the block only. Raises ShareattError."""
+    model, repository = Path(request.model), None
+    if not model.exists() and (repository := hub.repository(str(request.model))):
+        step(f"fetching {repository}", None)
+        model = hub.fetch(repository, request.revision, request.trust_remote_code)
+    if not model.exists():
+        raise BadInput("no such file or folder", path=model)
+    _check_options(request)
+    if model.is_dir():
+        yield from _of_checkpoint(model, repository, request, step)
+        return
+    _check_out(request, [model])
+    quantisation = _quantisation(request) if request.outtype != "AUTO" else None
+    stages = _stages(step, request, converts=False, quantises=quantisation is not None)
+    header = read_model(model)
+    yield _job(header, header.files, None, request, quantisation, stages)
+
+
+def _check_options(request: ExportRequest) -> None:
+    for path in (request.imatrix, request.text):
+        if isinstance(path, Path | str) and not Path(path).is_file():
+            raise BadInput("no such file", path=path)
+    n_given = request.budget.n_given
+    if (request.spans == AUTO) != (n_given == 1) or n_given > 1 or (request.fast and request.spans != AUTO):
+        raise BadSpans(
+            "--spans auto and one of --followers, --max-kl, --kv-bytes belong together, --fast only with them"
+        )
+    if request.align or request.refit or request.spans == AUTO:
+        runtime.require()  # before anything that takes long
+
+
+def _of_checkpoint(model: Path, repository: str | None, request: ExportRequest, step: Step) -> Iterator[ExportJob]:
+    inputs = checkpoint_files(model)
+    _check_out(request, inputs)
+    n_layer = check_checkpoint(model, request.trust_remote_code)
+    if request.spans == AUTO and request.out is None:
+        raise BadInput(
+            "a dry run of a checkpoint reads no weights", path=model, field="--spans auto",
+            next_step="convert it to GGUF first",
+        )  # fmt: skip
+    if n_layer is not None and request.spans != AUTO:
+        parse_spans(request.spans, n_layer, request.source)  # before minutes of conversion
+    converter_type = request.outtype if request.outtype in CONVERTER_TYPES else "AUTO"
+    quantisation = _quantisation(request) if request.outtype != converter_type else None
+    stages = _stages(step, request, converts=True, quantises=quantisation is not None)
+    near = request.out_folder or (request.out_path.parent if request.out_path else None)
+    watch = stages("converting")
+    with converted(model, near, converter_type.lower(), request.llama_cpp, request.verbose, watch) as dense:
+        try:
+            job = _job(read_model(dense), tuple(inputs), repository, request, quantisation, stages)
+        except ShareattError as error:
+            raise error.moved(dense, model) from None
+        yield job
+
+
+def _check_out(request: ExportRequest, inputs: list[Path]) -> None:
+    """Refuse a bad output before anything that takes long, if its name is known already."""
+    if request.out_path and not request.out_folder and request.split_max_size is None:
+        check_output(request.out_path, inputs, request.force)
+
+
+def _quantisation(request: ExportRequest) -> Quantisation:
+    runtime.require()  # before anything that takes long
+    return Quantisation(request.outtype, request.imatrix, request.threads)
+
+
+def _stages(step: Step, request: ExportRequest, *, converts: bool, quantises: bool) -> Stages:
+    """The shares are rough times, relative to that of writing."""
+    fits, splits = request.align or request.refit, request.split_max_size is not None
+    shares = {
+        "converting": 6.0 * converts,
+        "searching": 400 * (request.spans == AUTO),
+        "fitting": 100 * fits,
+        "writing": 1,
+        "quantising": 20 * quantises,
+        "splitting": 1.5 * (splits and quantises),
+    }
+    return Stages(step, shares)
+
+
+def _job(
+    header: Header,
+    inputs: tuple[Path, ...],
+    repository: str | None,
+    request: ExportRequest,
+    quantisation: Quantisation | None,
+    stages: Stages,
+) -> ExportJob:
+    facts = read_facts(header)
+    fits = request.align or request.refit
+    text = read_text(request.text) if fits or request.spans == AUTO else None
+    fitting = Fitting(request.align, request.refit, text.sha256) if text and fits else None
+    spans = _found_spans(header, request, text, stages) if request.spans == AUTO else request.spans
+    plan = make_plan(header, facts, parse_spans(spans, facts.n_layer, request.source, facts.is_swa), fitting)
+    prediction = None
+    if quantisation is not None:
+        quantize.check_input(header)
+        prediction = quantize.predict(plan, quantisation)
+    pieces = prediction.pieces(request.split_max_size) if prediction else plan.pieces(request.split_max_size)
+    sizes = tuple(piece.file_size for piece in pieces)
+    job = ExportJob(request, repository, inputs, plan, quantisation, prediction, sizes, text, stages)
+    if request.out_path is not None:
+        _check_outputs(job, inputs)
+    return job
+
+
+def _check_outputs(job: ExportJob, inputs: Sequence[Path]) -> None:
+    """A folder that is still to be made has no files to overwrite."""
+    folder = job.request.out_folder
+    for path in job.outputs if folder is None or folder.is_dir() else ():
+        check_output(path, inputs, job.request.force)
+
+
+def _found_spans(header: Header, request: ExportRequest, text: Text | None, stages: Stages) -> str:
+    from ..searching.search import search  # scipy takes a while to import
+
+    watch = stages("searching")
+    search_request = SearchRequest(
+        header.path,
+        followers=request.followers,
+        max_kl=request.max_kl,
+        kv_bytes=request.kv_bytes,
+        text=text,
+        align=request.align,
+        refit=request.refit,
+        fast=request.fast,
+        n_threads=request.n_threads,
+    )
+    return search(search_request, lambda what, fraction: watch(fraction or 0.0)).spans_text

@@ -1,0 +1,145 @@
+"""What this machine has of what the tool needs, and the command that brings what is missing."""
+
+import os
+import platform
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from .._version import __version__
+from ..errors import RuntimeProblem
+from .build import find_program
+from .pin import patch_id, pin
+from .runtime import RuntimeStatus, status
+from .source import cache_dir
+
+State = Literal["ok", "missing", "information"]
+EXTRAS = {
+    "hf": ("torch", "transformers", "sentencepiece", "safetensors", "protobuf"),
+    "plot": ("matplotlib",),
+}
+EXTRA_PURPOSES = {
+    "hf": "to read and heal Hugging Face models; GGUF files need none of it",
+    "plot": "to draw pictures",
+}
+CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_fp16", "avx512_bf16", "amx_int8", "asimd", "asimddp", "sve")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`next_step` is what the user can do about something missing, a command where there is one."""
+
+    subject: str
+    state: State
+    detail: str
+    next_step: str | None = None
+
+
+def diagnose() -> list[Finding]:
+    """Look at Python, the package, its extras, the processor, the compiler and the runtime. Builds nothing."""
+    return [_python(), _package(), _processor(), *map(_extra, EXTRAS), *_build_tools(), _runtime(), _unpatched()]
+
+
+def _python() -> Finding:
+    detail = f"{platform.python_version()} ({platform.python_implementation()}) on {platform.platform()}"
+    return Finding("Python", "ok", detail)
+
+
+def _package() -> Finding:
+    libraries = ", ".join(f"{name} {_version(name) or 'missing'}" for name in ("gguf", "numpy", "scipy", "click"))
+    return Finding("shareatt-export", "ok", f"{__version__} in {Path(__file__).parents[1]} ({libraries})")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _extra(extra: str) -> Finding:
+    subject = f"extra [{extra}]"
+    found = {package: _version(package) for package in EXTRAS[extra]}
+    if missing := [package for package, installed in found.items() if installed is None]:
+        detail = f"{', '.join(missing)} not installed; needed {EXTRA_PURPOSES[extra]}"
+        return Finding(subject, "missing", detail, f"pip install 'shareatt-export[{extra}]'")
+    return Finding(subject, "ok", ", ".join(f"{package} {installed}" for package, installed in found.items()))
+
+
+def _processor() -> Finding:
+    n_usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    detail = f"{platform.machine()}, {os.cpu_count()} logical CPUs, {n_usable} of them usable"
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return Finding("processor", "information", detail)
+    name = re.search(r"^model name\s*: (.*)$", info, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*: (.*)$", info, re.MULTILINE)
+    present = set(flags[1].split()) if flags else set()
+    features = " ".join(feature for feature in CPU_FEATURES if feature in present) or "none of those that matter here"
+    return Finding("processor", "information", f"{name[1] if name else 'unknown'}, {detail}; features: {features}")
+
+
+def _build_tools() -> list[Finding]:
+    """The programs that `runtime build` calls. They are needed once, unless the runtime is there."""
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    found = {
+        "C++ compiler": compiler and shutil.which(compiler),
+        "git": shutil.which("git"),
+        "cmake": find_program("cmake"),
+    }
+    steps = {
+        "C++ compiler": "install g++ or clang (Debian: apt install g++; macOS: xcode-select --install)",
+        "git": "install git (Debian: apt install git)",
+        "cmake": "pip install 'shareatt-export[build]'",
+    }
+    findings = []
+    for subject, path in found.items():
+        if path:
+            findings.append(Finding(subject, "ok", path))
+        elif _is_ready():
+            findings.append(Finding(subject, "information", "not found; the runtime is built, so it is not needed"))
+        else:
+            findings.append(Finding(subject, "missing", "not found; needed once, to build the runtime", steps[subject]))
+    for subject, path in {"ninja": find_program("ninja"), "ccache": find_program("ccache")}.items():
+        findings.append(Finding(subject, "information", path or "not found; builds are slower without it"))
+    return findings
+
+
+def _is_ready(patched: bool = True) -> bool:
+    try:
+        return status(patched).ready
+    except RuntimeProblem:  # there is no home folder
+        return False
+
+
+def _runtime() -> Finding:
+    try:
+        found: RuntimeStatus = status()
+    except RuntimeProblem as error:
+        return Finding("runtime", "missing", error.reason, error.next_step)
+    wanted = f"llama.cpp {pin().llama_cpp_commit}, patch {patch_id()}, ABI {pin().abi}"
+    if not found.ready:
+        detail = f"not built ({wanted}, in {cache_dir()}); needed to run, serve and measure models"
+        return Finding("runtime", "missing", detail, "shareatt-export runtime build")
+    amx = ", AMX switched off" if found.built["amx_disabled"] else ""
+    built = f"llama.cpp {found.built['llama_cpp']}, patch {found.built.get('patch')}, ABI {found.built['abi']}{amx}"
+    return Finding("runtime", "ok", f"{built}, in {found.bin}")
+
+
+def _unpatched() -> Finding:
+    if _is_ready(patched=False):
+        return Finding("unpatched llama.cpp", "ok", str(status(patched=False).bin))
+    detail = "not built; only `bench` needs it: shareatt-export runtime build --unpatched"
+    return Finding("unpatched llama.cpp", "information", detail)
+
+
+def platform_note() -> str | None:
+    """What does not work on this operating system at all, if anything."""
+    if sys.platform == "win32":
+        return "The runtime cannot be built on Windows yet; use WSL."
+    return None
