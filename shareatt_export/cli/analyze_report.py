@@ -55,9 +55,10 @@ def show(analysis: Analysis, console: Console) -> None:
     columns = ("layer", "best source", "similarity", "no sinks", "error", "error of none", "ratio", "same heads")
     console.print(table(rows, columns))
     console.print(
-        f"{analysis.n_windows} windows of {analysis.request.n_ctx} tokens of {analysis.text.name}. Errors: "
-        "what is missing in the attention output, relative to the residual stream; of none: without attention. A ratio "
-        "near 1: dropping that attention costs as little. Same heads: whose most similar head has the same number.",
+        f"{analysis.n_windows} windows of {analysis.request.n_ctx} tokens of {analysis.text.name}. "
+        "Error: of the attention output with the source's attention weights, relative to the residual stream; error of "
+        "none: without any attention. Where the ratio is near 1, dropping the attention costs no more than sharing it."
+        " Same heads: the share of heads whose most similar head in the source has the same number.",
         highlight=False,
     )
 

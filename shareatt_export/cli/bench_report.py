@@ -17,10 +17,10 @@ def show(measured: Measured, console: Console) -> None:
     cells = [_bench_cells(row, values, shared) for row in rows(measured)]
     console.print(table(cells, columns))
     console.print(
-        f"* the better dense setting (for attention: flash on). Prefill of {request.prompt} tokens, decode of "
-        f"{request.generate}; medians of {request.rounds} rounds (lowest-highest); threads: {request.threads}. "
-        f"Attention: of one layer, in SA of a follower. Memory: at context {request.n_ctx}; its peak with, and "
-        "anonymous without, the mapped weights.",
+        f"* marks the faster dense setting (for attention: flash attention on). Prefill of {request.prompt} tokens, "
+        f"decode of {request.generate}; medians of {request.rounds} rounds (lowest-highest); threads: {request.threads}. "
+        f"Attention: of one layer; in SA, of a follower. Memory: at context {request.n_ctx}; the peak includes the "
+        "mapped weights, the anonymous peak does not.",
         highlight=False,
     )
 

@@ -89,7 +89,7 @@ def _answers_dict(answers: TaskAnswers, names: list[str]) -> dict[str, Any]:
 
 
 def flips(answers: TaskAnswers, right: npt.NDArray[np.bool_]) -> tuple[list[int], list[int]]:
-    """Lines of the items that the dense model answers and this one does not, and the other way round."""
+    """Return the lines of the items that only the dense model answers right, and of those that only this one does."""
     dense, lines = answers.right[0], np.array(answers.lines)
     return lines[dense & ~right].tolist(), lines[right & ~dense].tolist()
 
@@ -110,12 +110,12 @@ def show(evaluation: Evaluation, positions: bool, console: Console) -> None:
         say(f"The dense model with the best K cache that takes no more bytes: {'; '.join(named)}.")
     if positions:
         console.print(_positions(evaluation))
-        say("By the position of the predicted token in its window. Ratio: of perplexity, to the dense model's.")
+        say("By the position of the predicted token in its window. Ratio: perplexity divided by the dense model's.")
     if evaluation.answers:
         console.print(_answers(evaluation))
         say(
-            "Intervals are Wilson's, 95 %. Lost and won: items that only the dense model, or only this one, has right; "
-            "p: the chance of so uneven a split if both were as good (exact sign test)."
+            "Intervals are Wilson's, 95 %. Lost and won: items that only the dense model, or only this model, answers "
+            "right; p: the probability of a split this uneven if both models were equally good (exact sign test)."
         )
 
 

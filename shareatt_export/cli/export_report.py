@@ -53,7 +53,7 @@ def plan_dict(job: ExportJob) -> dict[str, Any]:
 
 
 def exported_dict(done: Exported, hashed: bool) -> dict[str, Any]:
-    """`hashed`: with the SHA-256 of each file, which takes another pass over it."""
+    """`hashed`: add the SHA-256 of each file, which takes another pass over it."""
     files = [{"file": str(file), "bytes": file.stat().st_size} for file in done.files]
     if hashed:
         files = [of | {"sha256": sha256(file)} for of, file in zip(files, done.files, strict=True)]
@@ -62,7 +62,7 @@ def exported_dict(done: Exported, hashed: bool) -> dict[str, Any]:
 
 
 def show_followers(done: Exported, console: Console) -> None:
-    """What a fit has done to each."""
+    """Show what the fit did to each follower."""
     columns = ("follower", "source", "its heads, in the order used", "error before", "after refit", "ridge")
     rows = [
         (
@@ -77,10 +77,12 @@ def show_followers(done: Exported, console: Console) -> None:
     ]
     console.print(table(rows, columns), highlight=False)
     if done.job.plan.fitting and done.job.plan.fitting.refit:
-        console.print("Errors are of a follower's attention output, relative to the dense model's, on held-out text.")
+        console.print("The errors compare a follower's attention output with the dense model's, on held-out text.")
     if again := [str(of.layer) for of in done.followers if of.requantised]:
         layers = f"layer{'s' * (len(again) > 1)} {', '.join(again)}"
-        console.print(f"Quantised again, to the type that it had: W_O of {layers}.", highlight=False)
+        console.print(
+            f"The output projection (W_O) of {layers} was quantised again, to the type it had.", highlight=False
+        )
 
 
 def show_plan(job: ExportJob, console: Console) -> None:
@@ -103,7 +105,7 @@ def show_plan(job: ExportJob, console: Console) -> None:
     files = "1 file" if len(job.sizes) == 1 else f"{len(job.sizes)} files"
     console.print(f"writes: {files}{of}, {sum(job.sizes)} bytes", highlight=False)
     if plan.dense.trailing:
-        console.print(f"leaves out: {plan.dense.trailing} bytes behind the last tensor, which no tensor names")
+        console.print(f"leaves out: {plan.dense.trailing} bytes behind the last tensor, which belong to no tensor")
     console.print(f"needs: {NEEDS}", highlight=False)
 
 

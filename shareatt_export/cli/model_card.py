@@ -6,6 +6,7 @@ import sys
 from typing import Any
 from urllib.parse import urlsplit
 
+from .._version import __version__
 from ..checkpoint import hub
 from ..exporting.pipeline import Exported
 from ..llamacpp.pin import patch_id, pin
@@ -15,16 +16,17 @@ from .tables import change, size
 USAGE = """
 ## Use
 
-This file needs llama.cpp with Shared Attention; stock llama.cpp refuses it.
+This file needs llama.cpp with Shared Attention; stock llama.cpp refuses it. shareatt-export {version} builds that
+llama.cpp. It is not in a package registry yet, so install it from a copy of its source:
 
-    pip install shareatt-export
+    pip install ./shareatt-export
     shareatt-export runtime build
     shareatt-export run {file} -p "Once upon a time"
 """
 
 
 def model_card(done: Exported, data: dict[str, Any]) -> str:
-    """`data` is the report, with hashes."""
+    """Return the text of the model card. `data` is the report of the export, with hashes."""
     plan = done.job.plan
     name = str(plan.metadata["general.name"].decode()) if "general.name" in plan.metadata else done.files[0].stem
     lines = [f"# {_line(name)}", "", *_about(done, plan)]
@@ -35,9 +37,9 @@ def model_card(done: Exported, data: dict[str, Any]) -> str:
     weights = plan.weight_bytes_before, plan.weight_bytes_after
     for what, (before, after) in {"weights as exported": weights, "KV cache per token (f16)": kv}.items():
         lines.append(f"| {what} | {size(before)} | {size(after)} | {change(before, after)} |")
-    lines += [USAGE.format(file=done.files[0].name), "## Made by", "", f"    {_command()}", ""]
+    lines += [USAGE.format(file=done.files[0].name, version=__version__), "## Made by", "", f"    {_command()}", ""]
     lines += ["| file | bytes | SHA-256 |", "| --- | --- | --- |"]
-    lines += [f"| {of['file'].rsplit('/', 1)[-1]} | {of['bytes']} | {of['sha256']} |" for of in data["outputs"]]
+    lines += [f"| {file['file'].rsplit('/', 1)[-1]} | {file['bytes']} | {file['sha256']} |" for file in data["outputs"]]
     lines += ["", f"Tensor data of the dense model: SHA-256 {done.source_sha256}."]
     lines += [f"Runtime: llama.cpp {pin().llama_cpp_commit} with patch {patch_id()}, ABI {pin().abi}.", ""]
     front = [f"{key}: {json.dumps(value)}" for key, value in _front_matter(done).items()]  # JSON is YAML
@@ -46,8 +48,8 @@ def model_card(done: Exported, data: dict[str, Any]) -> str:
 
 def _about(done: Exported, plan: Plan) -> list[str]:
     followers = sum(len(span.followers) for span in plan.spans)
-    but = f", but for {len(plan.fitted)} that were fitted to it ({plan.fitting})" if plan.fitting else ""
-    rest = f"The other weights are those of the dense model{but}."
+    fitted = f", except for {len(plan.fitted)} tensors that were fitted ({plan.fitting})" if plan.fitting else ""
+    rest = f"All other weights are the dense model's{fitted}."
     return [
         f"{followers} of {plan.facts.n_layer} layers reuse the attention weights of another layer"
         " ([Shared Attention](https://arxiv.org/abs/2407.12866)): they have no Q and K projection and no K cache. "
@@ -66,7 +68,7 @@ def _front_matter(done: Exported) -> dict[str, Any]:
 
 
 def _base_model(done: Exported) -> str | None:
-    """The id on the hub, if it is known."""
+    """Return the id of the dense model on the hub, if it is known."""
     if done.job.repository:
         return done.job.repository
     for key in ("general.repo_url", "general.base_model.0.repo_url"):

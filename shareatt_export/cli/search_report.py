@@ -14,7 +14,7 @@ from .tables import table
 
 FILES = ("search.json", "pareto.png")
 STATE = "search-state.json"
-AS_GOOD = "Dropping attention in these layers costs no more than sharing it, and saves more: do that instead."
+AS_GOOD = "Dropping attention in these layers costs no more than sharing it, and saves more memory."
 
 
 def export_command(found: SearchResult) -> str:
@@ -73,7 +73,9 @@ def show(found: SearchResult, console: Console) -> None:
     ]
     if found.singles:
         alone = sum(found.singles[layer] for layer, source in enumerate(found.chosen.source_layers) if source != layer)
-        lines.append(f"The followers cost {found.cost:.2g} together; one by one they cost {alone:.2g} in all.")
+        lines.append(
+            f"The followers cost {found.cost:.2g} together; measured one at a time they add up to {alone:.2g}."
+        )
     if found.dropping_is_as_good:
         lines.append(AS_GOOD)
     console.print("\n".join(lines), highlight=False)

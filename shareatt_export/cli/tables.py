@@ -28,5 +28,5 @@ def table(rows: Iterable[Sequence[str]], columns: Sequence[str] = ()) -> Table:
 
 
 def plain(text: str) -> str:
-    """Text of a stranger's file, without what a terminal or rich would act on."""
+    """Return text of a stranger's file without characters that a terminal or rich would act on."""
     return escape("".join(char if char.isprintable() else "?" for char in text))

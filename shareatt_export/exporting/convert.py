@@ -1,7 +1,6 @@
-"""A Hugging Face directory to a dense GGUF, by llama.cpp's own convert_hf_to_gguf.py in a child process.
+"""Convert a Hugging Face folder to a dense GGUF with llama.cpp's own convert_hf_to_gguf.py, in a child process.
 
-The converter loads tokenizers with trust_remote_code=True, so a directory that brings code of its own is refused
-here unless the user trusts it. Pickle checkpoints are never read.
+The converter loads tokenizers with trust_remote_code=True, so callers check the folder first (checkpoint/checks.py).
 """
 
 import os
@@ -23,7 +22,7 @@ from ..system.staging import private_folder
 CONVERTER_TYPES = ("AUTO", "F32", "F16", "BF16", "Q8_0")  # weight types that the converter writes
 NEEDED = ("torch", "transformers", "sentencepiece", "safetensors")
 
-# Runs the converter (argv[1]) with a writer that leaves tensor data away: a sparse file with everything but weights.
+# Runs the converter (argv[1]) with a writer that writes no tensor data: the file is sparse and has all but the weights.
 HEADER_ONLY = """
 import runpy, sys
 from pathlib import Path
@@ -44,9 +43,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def require_hf() -> None:
-    """Raises RuntimeProblem where the extra [hf] is not installed."""
+    """Raises RuntimeProblem if the extra [hf] is not installed."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise RuntimeProblem(f"{missing[0]} is needed to read Hugging Face models; pip install 'shareatt-export[hf]'")
+        raise RuntimeProblem(
+            f"{missing[0]} is needed to read Hugging Face models", next_step="pip install 'shareatt-export[hf]'"
+        )
 
 
 @contextmanager
@@ -58,15 +59,16 @@ def converted(
     verbose: bool = False,
     watch: Fraction = lambda fraction: None,
 ) -> Iterator[Path]:
-    """The dense GGUF of a checkpoint, in a temporary folder that is gone after the block.
+    """Yield the dense GGUF of a checkpoint, in a temporary folder that is removed after the block.
 
-    The folder is made in `near`; without that, the weights are left away, and the file takes neither time nor space.
+    The folder is made in `near`. Without `near` the file has no weights, and takes neither time nor space.
+    Raises ConversionFailed with the converter's reason.
     """
     require_hf()
     script = stock_source(llama_cpp) / "convert_hf_to_gguf.py"
     log: list[str] = []
 
-    def look(line: str) -> None:
+    def read_line(line: str) -> None:
         log.append(line)
         if verbose:
             sys.stderr.write(line)
@@ -77,21 +79,21 @@ def converted(
         out = work.resolve() / "dense.gguf"
         options = [str(folder.resolve()), "--outfile", str(out), "--outtype", outtype]
         command = [sys.executable, *([] if near else ["-c", HEADER_ONLY]), str(script), *options]
-        # the converter must import the gguf-py of its own source tree, never the one from PyPI; a stranger's folder may
-        # name models that its libraries would fetch; and what they leave in the temporary folder goes with ours
+        # The converter must import the gguf-py of its own source tree, never the installed one. A stranger's folder
+        # may name models that its libraries would fetch. TMPDIR: what the libraries leave behind is removed with ours.
         env = {key: value for key, value in os.environ.items() if key != "NO_LOCAL_GGUF"}
         env |= {"HF_HUB_OFFLINE": "1", "TMPDIR": str(work.resolve())}
-        status = child_process.run(command, look, cwd=work, env=env)
+        status = child_process.run(command, read_line, cwd=work, env=env)
         if status or not out.is_file():
-            raise ConversionFailed(f"{folder}: convert_hf_to_gguf.py: {_last_error(log)}")
+            raise ConversionFailed(_last_error(log), path=folder, field="convert_hf_to_gguf.py")
         yield out
 
 
 @contextmanager
 def as_gguf(model: Path, step: Step) -> Iterator[Path]:
-    """The model itself if it is a file; of a checkpoint a dense GGUF, for the length of the block.
+    """Yield the model itself if it is a file, else the dense GGUF of a checkpoint, which is removed after the block.
 
-    Raises ShareattError, in which the model has its own name.
+    A ShareattError about that GGUF that the block raises becomes one about the model.
     """
     if not model.is_dir():
         yield model
@@ -108,4 +110,4 @@ def as_gguf(model: Path, step: Step) -> Iterator[Path]:
 def _last_error(log: Sequence[str]) -> str:
     lines = [line.strip() for line in log if line.strip()]
     errors = [line for line in lines if re.match(r"(ERROR|\w*(Error|Exception))\b", line)]
-    return (errors or lines or ["failed without a word"])[-1]
+    return (errors or lines or ["failed without a message"])[-1]

@@ -1,7 +1,7 @@
-"""Other weight types for an SA file, by the runtime's llama-quantize, which keeps what makes it one.
+"""Quantise an SA file with the runtime's llama-quantize, which keeps the metadata of Shared Attention.
 
-predict() asks its dry run what it would write, so sizes and names are known before anything is computed; quantize()
-does it, and the result is held against the prediction.
+predict() asks llama-quantize's dry run what it would write, so that sizes and names are known before anything is
+computed. quantize() runs it, and the export checks the result against the prediction.
 """
 
 import math
@@ -31,7 +31,7 @@ _DONE = re.compile(r"^\[ *(\d+)/ *(\d+)\] ")
 
 @dataclass(frozen=True)
 class Quantisation:
-    """What --outtype, --imatrix and --threads ask of llama-quantize."""
+    """The arguments of llama-quantize."""
 
     type: str  # one of WEIGHT_TYPES
     imatrix: Path | None = None
@@ -50,7 +50,9 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Prediction:
-    metadata: dict[str, RawValue]  # as many bytes as the real one; llama-quantize orders it differently
+    """`metadata` takes as many bytes as the real one, which llama-quantize writes in another order."""
+
+    metadata: dict[str, RawValue]
     tensors: tuple[Predicted, ...]
 
     def pieces(self, max_bytes: int | None) -> tuple[Piece[Predicted], ...]:
@@ -58,70 +60,85 @@ class Prediction:
 
 
 def check_input(header: Header) -> None:
-    """Raises Unsupported where quantising would lose quality for a second time, or llama-quantize cannot do it."""
+    """Raises Unsupported if the model is quantised already, or llama-quantize cannot write its alignment."""
     for info in header.tensors.values():
         if info.type not in FLOATS:
             raise Unsupported(
-                f"{header.path}: tensor '{info.name}': is {info.type.name} already; without --outtype it stays as it is"
-            )
+                f"is {info.type.name} already", path=header.path, field=f"tensor '{info.name}'",
+                next_step="without --outtype it stays as it is",
+            )  # fmt: skip
     if header.alignment != DEFAULT_ALIGNMENT:
-        raise Unsupported(f"{header.path}: general.alignment: {header.alignment}, llama-quantize writes 32 only")
+        why = f"{header.alignment}, llama-quantize writes {DEFAULT_ALIGNMENT} only"
+        raise Unsupported(why, path=header.path, field="general.alignment")
 
 
-def predict(plan: Plan, how: Quantisation) -> Prediction:
-    """What llama-quantize will make of the plan's file. Raises ShareattError if it will refuse."""
-    imatrix_keys = _imatrix_keys(how)
+def predict(plan: Plan, quantisation: Quantisation) -> Prediction:
+    """Return what llama-quantize will write for the plan's file. Raises ShareattError if it will refuse."""
+    imatrix_keys = _imatrix_keys(quantisation)
     with tempfile.TemporaryDirectory(prefix="shareatt-") as folder:
         sa = Path(folder) / "sa.gguf"
         (piece,) = plan.pieces()
         with sa.open("wb") as file:  # the header is all that a dry run reads
             file.write(piece.header)
             file.truncate(piece.file_size)
-        log = _run(["--dry-run", *_imatrix(how), str(sa)], how, plan.dense.path)
+        log = _run(["--dry-run", *_imatrix(quantisation), str(sa)], quantisation, plan.dense.path)
     if "actually completing this quantization will require an imatrix" in log:
-        raise Unsupported(f"{plan.dense.path}: --outtype {how.type} needs an importance matrix; add --imatrix FILE")
+        raise Unsupported(
+            f"--outtype {quantisation.type} needs an importance matrix",
+            path=plan.dense.path,
+            next_step="add --imatrix FILE",
+        )
     types = {name: type for _, name, type in _LINE.findall(log)}
     copies = {copy.name: copy for copy in plan.tensors}
     if types.keys() != copies.keys():
-        raise ShareattError(f"{plan.dense.path}: llama-quantize --dry-run: its log cannot be read")
+        raise ShareattError("its log cannot be read", path=plan.dense.path, field="llama-quantize --dry-run")
     tensors = []
     for name, type_name in types.items():
         copy = copies[name]
-        type = _type(type_name, how) if type_name else copy.type
+        type = _type(type_name, quantisation) if type_name else copy.type
         block, block_bytes = GGML_QUANT_SIZES[type]
         tensors.append(Predicted(name, copy.shape, type, math.prod(copy.shape) // block * block_bytes))
     metadata = plan.metadata | {
         "general.quantization_version": raw_u32(GGML_QNT_VERSION),
-        "general.file_type": raw_u32(WEIGHT_TYPES[how.type]),
+        "general.file_type": raw_u32(WEIGHT_TYPES[quantisation.type]),
     }
     return Prediction(metadata | imatrix_keys, tuple(tensors))
 
 
-def _type(name: str, how: Quantisation) -> GGMLQuantizationType:
+def _type(name: str, quantisation: Quantisation) -> GGMLQuantizationType:
     try:
         return GGMLQuantizationType[name.upper()]
     except KeyError:
-        raise Unsupported(f"--outtype {how.type}: the gguf package does not know {name} yet; try a newer one") from None
+        raise Unsupported(
+            f"the gguf package does not know {name} yet",
+            field=f"--outtype {quantisation.type}",
+            next_step="try a newer one",
+        ) from None
 
 
-def quantize(sa: Path, out: Path, how: Quantisation, watch: Fraction) -> None:
-    """Write the SA file `sa` to `out` with other weight types. Raises ShareattError with what llama-quantize says."""
-    _run([*_imatrix(how), str(sa.absolute()), str(out.absolute())], how, sa, watch)
+def quantize(sa: Path, out: Path, quantisation: Quantisation, watch: Fraction) -> None:
+    """Write the SA file `sa` to `out` with other weight types. Raises ShareattError with llama-quantize's reason."""
+    _run([*_imatrix(quantisation), str(sa.absolute()), str(out.absolute())], quantisation, sa, watch)
 
 
-def _imatrix(how: Quantisation) -> list[str]:
-    return ["--imatrix", how.imatrix.name] if how.imatrix else []
+def _imatrix(quantisation: Quantisation) -> list[str]:
+    return ["--imatrix", quantisation.imatrix.name] if quantisation.imatrix else []
 
 
-def _imatrix_keys(how: Quantisation) -> dict[str, RawValue]:
-    """What llama-quantize notes of an importance matrix; it cuts texts at 127 bytes."""
-    if how.imatrix is None:
+def _imatrix_keys(quantisation: Quantisation) -> dict[str, RawValue]:
+    """Return the keys that llama-quantize writes about an importance matrix; it cuts texts at 127 bytes."""
+    if quantisation.imatrix is None:
         return {}
-    header = read_header(how.imatrix)
+    header = read_header(quantisation.imatrix)
     if header.text("general.type", "") != "imatrix":
-        raise BadInput(f"{how.imatrix}: general.type: not an importance matrix; make one with llama-imatrix")
+        raise BadInput(
+            "not an importance matrix",
+            path=quantisation.imatrix,
+            field="general.type",
+            next_step="make one with llama-imatrix",
+        )
     datasets = header.value("imatrix.datasets")
-    keys = {"file": raw_string(_cut(how.imatrix.name))}
+    keys = {"file": raw_string(_cut(quantisation.imatrix.name))}
     if isinstance(datasets, list) and datasets:
         keys["dataset"] = raw_string(_cut(str(datasets[0])))
     keys["entries_count"] = raw_u32(0)
@@ -134,20 +151,25 @@ def _cut(text: str) -> str:
     return text.encode()[:127].decode(errors="ignore")
 
 
-def _run(arguments: Sequence[str], how: Quantisation, what: Path, watch: Fraction = lambda fraction: None) -> str:
-    """llama-quantize's log. It runs in the folder of the importance matrix, whose name goes into the file."""
+def _run(
+    arguments: Sequence[str], quantisation: Quantisation, model: Path, watch: Fraction = lambda fraction: None
+) -> str:
+    """Run llama-quantize and return its log.
+
+    It runs in the folder of the importance matrix, because it writes the path that it is given into the file.
+    """
     log: list[str] = []
 
-    def look(line: str) -> None:
+    def read_line(line: str) -> None:
         log.append(line)
         if done := _DONE.match(line):
             watch(int(done[1]) / int(done[2]))
 
-    n_threads = [] if how.n_threads is None else [str(how.n_threads)]
-    command = [str(runtime.tool("llama-quantize")), *arguments, how.type, *n_threads]
-    status = child_process.run(command, look, cwd=how.imatrix.parent if how.imatrix else None)
+    n_threads = [] if quantisation.n_threads is None else [str(quantisation.n_threads)]
+    command = [str(runtime.tool("llama-quantize")), *arguments, quantisation.type, *n_threads]
+    status = child_process.run(command, read_line, cwd=quantisation.imatrix.parent if quantisation.imatrix else None)
     if status:
-        raise ShareattError(f"{what}: llama-quantize {how.type}: {_reason(log, status)}")
+        raise ShareattError(_reason(log, status), path=model, field=f"llama-quantize {quantisation.type}")
     return "".join(log)
 
 

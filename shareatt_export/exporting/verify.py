@@ -1,4 +1,4 @@
-"""Hold an SA file against the one that it was made from: map, inventory, identity, and every copied byte.
+"""Check an SA file against the dense file that it was made from: source map, list of tensors, and every copied byte.
 
 read_model has already refused wrong offsets, gaps and truncation, with the rules of llama.cpp's own loader.
 """
@@ -28,20 +28,25 @@ OWN_WORDS = {KEY_EXPORTER, KEY_SPANS}  # another version of this tool may write 
 
 @dataclass(frozen=True)
 class Verified:
+    """`n_bytes`: bytes that were compared one by one, or for fitted tensors by their SHA-256."""
+
     plan: Plan
     n_tensors: int
-    n_bytes: int  # compared, byte by byte; those of fitted tensors by their SHA-256
+    n_bytes: int
     source_sha256: str
 
 
 def verify(out: Path, dense: Path, advance: Advance = nothing) -> Verified:
-    """Raises VerifyFailed with the first difference; `advance` is told of the dense and of the SA weight bytes."""
+    """Check the SA file `out`. Raises VerifyFailed with the first difference.
+
+    `advance` is told of the weight bytes of the dense file, and of those of the SA file.
+    """
     sa, dense_header = read_model(out), read_model(dense)
     sa_facts, dense_facts = read_facts(sa), read_facts(dense_header)
     if not sa_facts.is_shared:
-        raise VerifyFailed(f"{out}: {key_source_layers(sa_facts.arch)}: is not there, or shares nothing")
+        raise VerifyFailed("is missing, or no layer shares", path=out, field=key_source_layers(sa_facts.arch))
     if sa_facts.n_layer != dense_facts.n_layer:
-        raise VerifyFailed(f"{out}: has {sa_facts.n_layer} layers, {dense} has {dense_facts.n_layer}")
+        raise VerifyFailed(f"has {sa_facts.n_layer} layers, {dense} has {dense_facts.n_layer}", path=out)
     spans = added(dense_facts.source_layers, sa_facts.source_layers)
     fitting = None if dense_facts.is_shared else Fitting.of(sa)
     plan = with_identity(make_plan(dense_header, dense_facts, spans, fitting), tensors_sha256(dense_header, advance))
@@ -53,11 +58,11 @@ def verify(out: Path, dense: Path, advance: Advance = nothing) -> Verified:
 
 
 def _fitted(sa: Header, plan: Plan, advance: Advance) -> list[str]:
-    """SHA-256 of the tensors that have new values, as they are in the SA file."""
+    """Return the SHA-256 of each fitted tensor, as it stands in the SA file."""
     digests = []
     for copy in plan.fitted:
         if (info := sa.tensors.get(copy.name)) is None:
-            raise VerifyFailed(f"{sa.path}: tensor '{copy.name}' is missing")
+            raise VerifyFailed("is missing", path=sa.path, field=f"tensor '{copy.name}'")
         digest = hashlib.sha256()
         with Inputs() as inputs:
             for chunk in read_range(inputs.open(info.path), info.offset, info.n_bytes):
@@ -68,7 +73,7 @@ def _fitted(sa: Header, plan: Plan, advance: Advance) -> list[str]:
 
 
 def hold_against(sa: Header, plan: Plan) -> Verified:
-    """The header of a written file against its plan, which knows the identity; its bytes were compared, or will be."""
+    """Check the header of a written file against its plan, in which the SHA-256 of the dense tensors is known."""
     same_inventory(sa, plan.tensors)
     _metadata(sa, plan)
     return Verified(plan, len(plan.tensors), plan.weight_bytes_after, sa.text(KEY_SOURCE_SHA256))
@@ -78,33 +83,32 @@ def same_inventory(sa: Header, tensors: Sequence[Tensor]) -> None:
     """Raises VerifyFailed unless names, shapes and types are the same, in this order."""
     for info, copy in zip_longest(sa.tensors.values(), tensors):
         if info is None:
-            raise VerifyFailed(f"{sa.path}: tensor '{copy.name}' is missing")
+            raise VerifyFailed("is missing", path=sa.path, field=f"tensor '{copy.name}'")
         if copy is None:
-            raise VerifyFailed(f"{sa.path}: tensor '{info.name}' should not be there")
+            raise VerifyFailed("should not be there", path=sa.path, field=f"tensor '{info.name}'")
         if info.name != copy.name:
-            raise VerifyFailed(f"{sa.path}: tensor '{info.name}' stands where '{copy.name}' should")
+            raise VerifyFailed(f"is in the place of '{copy.name}'", path=sa.path, field=f"tensor '{info.name}'")
         if (info.shape, info.type) != (copy.shape, copy.type):
-            raise VerifyFailed(
-                f"{sa.path}: tensor '{info.name}': {list(info.shape)} {info.type.name}, "
-                f"expected {list(copy.shape)} {copy.type.name}"
-            )
+            found, expected = (f"{list(one.shape)} {one.type.name}" for one in (info, copy))
+            raise VerifyFailed(f"{found}, expected {expected}", path=sa.path, field=f"tensor '{info.name}'")
 
 
 def _metadata(sa: Header, plan: Plan) -> None:
     for key, raw in plan.metadata.items():
         if key not in sa.metadata:
-            raise VerifyFailed(f"{sa.path}: metadata key '{key}' is missing")
+            raise VerifyFailed("is missing", path=sa.path, field=f"metadata key '{key}'")
         if key not in OWN_WORDS and sa.metadata[key] != raw:
-            detail = {
-                KEY_SOURCE_SHA256: "; another dense file",
-                KEY_FIT_SHA256: "; a fitted tensor is not what the export wrote",
-            }.get(key, "")
-            raise VerifyFailed(f"{sa.path}: metadata key '{key}' is not what {plan.dense.path} leads to{detail}")
+            why = {
+                KEY_SOURCE_SHA256: "the file was made from another dense file",
+                KEY_FIT_SHA256: "a fitted tensor is not what the export wrote",
+            }.get(key, f"differs from what {plan.dense.path} gives")
+            raise VerifyFailed(why, path=sa.path, field=f"metadata key '{key}'")
     if extra := sa.metadata.keys() - plan.metadata.keys():
-        raise VerifyFailed(f"{sa.path}: metadata key '{min(extra)}' should not be there")
+        raise VerifyFailed("should not be there", path=sa.path, field=f"metadata key '{min(extra)}'")
 
 
 def same_bytes(sa: Header, copies: Sequence[TensorCopy], advance: Advance = nothing) -> None:
+    """Raises VerifyFailed where a copied byte differs from the dense file's."""
     with Inputs() as inputs:
         for copy in copies:
             info = sa.tensors[copy.name]
@@ -112,7 +116,6 @@ def same_bytes(sa: Header, copies: Sequence[TensorCopy], advance: Advance = noth
             theirs = read_range(inputs.open(copy.origin.path), copy.origin.offset + copy.skipped, copy.n_bytes)
             for a, b in zip_longest(ours, theirs, fillvalue=b""):
                 if a != b:
-                    raise VerifyFailed(
-                        f"{info.path}: tensor '{copy.name}': its bytes differ from those of the dense file"
-                    )
+                    why = "its bytes differ from those of the dense file"
+                    raise VerifyFailed(why, path=info.path, field=f"tensor '{copy.name}'")
                 advance(len(a))

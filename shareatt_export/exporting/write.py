@@ -1,4 +1,4 @@
-"""Carry out a plan: headers first, then each tensor to where the header of the output says.
+"""Write the files of a plan: their headers first, then each tensor at the offset that its header gives.
 
 Each byte of the input is read once: hashed, written, read back and compared. Memory does not grow with the model.
 """
@@ -25,10 +25,10 @@ def write_plan(
     written: TensorWritten = lambda path: None,
     finite: bool = True,
 ) -> Plan:
-    """Write the files of a plan; the plan with the identity of its input, which only reading all of it can tell.
+    """Write the files of a plan. Return the plan with the SHA-256 of its input, which is known after reading it.
 
-    `advance` is told of plan.weight_bytes_before bytes, `written` of a file after each tensor.
-    Raises VerifyFailed where a byte is not what it should be, and if all must be `finite`, BadInput where one is not.
+    `advance` is told of plan.weight_bytes_before bytes in all, `written` of the file after each tensor.
+    Raises VerifyFailed if a written byte differs, and if `finite`, BadInput if a weight is NaN or infinite.
     """
     known = recorded_sha256(plan.dense)
     fitted = {copy.origin for copy in plan.tensors} - set(plan.dense.tensors.values())
@@ -36,7 +36,7 @@ def write_plan(
     digests = _fill(plan.pieces(max_bytes), paths, origins, known is None, advance, written, finite)
     plan = with_identity(plan, known or combined_sha256(plan.dense, digests))
     for piece, path in zip(plan.pieces(max_bytes), paths, strict=True):
-        with path.open("r+b") as file:  # as long as before
+        with path.open("r+b") as file:  # the header is as long as before
             file.write(piece.header)
     return plan
 
@@ -47,7 +47,7 @@ def write_pieces(
     advance: Advance = nothing,
     written: TensorWritten = lambda path: None,
 ) -> None:
-    """Write each piece to its path, compared; `advance` is told of tensor bytes."""
+    """Write each piece to its path, and compare it; `advance` is told of tensor bytes."""
     origins = [copy.origin for piece in made for copy in piece.tensors]
     _fill(made, paths, origins, False, advance, written)
 
@@ -71,12 +71,12 @@ def _fill(
 
 @contextmanager
 def unchanged(files: Iterable[Path]) -> Iterator[None]:
-    """Raises VerifyFailed at the end of the block if another program has changed one of the files meanwhile."""
+    """Raises VerifyFailed after the block if another program changed one of the files meanwhile."""
     before = {path: _stamp(path) for path in files}
     yield
     for path, stamp in before.items():
         if _stamp(path) != stamp:
-            raise VerifyFailed(f"{path}: was changed by another program while it was copied")
+            raise VerifyFailed("was changed by another program while it was copied", path=path)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -161,8 +161,8 @@ def test_verify_sees_changed_metadata(dense, tmp_path):
     for change, message in [
         ({"llama__context_length": raw_u32(64)}, "'llama.context_length' is not what"),
         ({"llama__context_length": None}, "llama.context_length: expected an integer"),
-        ({"test__words": None}, "'test.words' is missing"),
-        ({"test__more": raw_u32(1)}, "'test.more' should not be there"),
+        ({"test__words": None}, "'test.words': is missing"),
+        ({"test__more": raw_u32(1)}, "'test.more': should not be there"),
     ]:
         bad = small.with_metadata(out, tmp_path / "bad.gguf", **change)
         with pytest.raises((VerifyFailed, BadInput), match=message):
@@ -171,7 +171,7 @@ def test_verify_sees_changed_metadata(dense, tmp_path):
 
 def test_verify_sees_a_wrong_inventory(dense, tmp_path):
     out = export(dense, tmp_path / "out.gguf")
-    with pytest.raises(VerifyFailed, match="is not there, or shares nothing"):
+    with pytest.raises(VerifyFailed, match="is missing, or no layer shares"):
         verify(dense, dense)
     shared = read_header(out).metadata["llama.attention.shared_attn.source_layers"]
     marked = small.with_metadata(
@@ -181,7 +181,7 @@ def test_verify_sees_a_wrong_inventory(dense, tmp_path):
         shareatt__format_version=raw_u32(1),
     )
     with pytest.raises(
-        VerifyFailed, match=r"tensor 'blk\.7\.attn_q\.weight' stands where 'blk\.7\.attn_v\.weight' should"
+        VerifyFailed, match=r"tensor 'blk\.7\.attn_q\.weight': is in the place of 'blk\.7\.attn_v\.weight'"
     ):
         verify(marked, dense)
 

@@ -152,7 +152,7 @@ def test_what_was_quantised_again_is_told(run, demo_dense, tmp_path, built):
     arguments = ["--spans", "6-7", "--align", "--text", HELDOUT, "--force", "-o", tmp_path / "out.gguf"]
     for model, more, expected in ((q8_0, [], False), (q8_0, ["--refit"], True), (demo_dense, ["--refit"], False)):
         said = run(model, *arguments, *more).stderr
-        assert ("Quantised again, to the type that it had: W_O of layer 7." in said) is expected
+        assert ("The output projection (W_O) of layer 7 was quantised again" in said) is expected
 
 
 @pytest.mark.parametrize("type", ["IQ2_XXS", "Q2_K", "Q4_0", "F16"])
