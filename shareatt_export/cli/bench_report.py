@@ -18,7 +18,7 @@ def show(measured: Measured, console: Console) -> None:
     console.print(table(cells, columns))
     console.print(
         f"* marks the faster dense setting (for attention: flash attention on). Prefill of {request.prompt} tokens, "
-        f"decode of {request.generate}; medians of {request.rounds} rounds (lowest-highest); {request.threads} threads. "
+        f"decode of {request.generate}; medians of {request.rounds} rounds (low-high), {request.threads} threads. "
         f"Attention: of one layer; in SA, of a follower. Memory: at context {request.n_ctx}; the peak includes the "
         "mapped weights, the anonymous peak does not.",
         highlight=False,

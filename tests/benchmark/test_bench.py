@@ -100,7 +100,7 @@ def test_the_table_marks_the_better_dense_setting(measured):
 
 def test_settings():
     def names(**options):
-        return [setting.name for setting in bench.settings_of(bench.BenchRequest(None, None, **options))]
+        return [setting.name for setting in bench.settings_of(bench.BenchRequest("dense.gguf", "sa.gguf", **options))]
 
     assert names() == [ON, OFF, SA]
     assert names(p_bytes=(3 << 20, bench.UNLIMITED)) == [ON, OFF, SA, "SA, P 3 MiB", "SA, P unlimited"]

@@ -87,7 +87,7 @@ def test_kinds_of_attention_do_not_mix(built, tmp_path):
 
 
 def test_the_command(run, demo_dense, tmp_path):
-    arguments = ["analyze", demo_dense, "--ctx", 32, "--token_windows", 2]
+    arguments = ["analyze", demo_dense, "--ctx", 32, "--windows", 2]
     done = run(*arguments, "-o", tmp_path)
     assert done.status == 0 and "Python's documentation" in done.stdout, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"analysis.json", "similarity.png", "error.png"}
@@ -115,7 +115,7 @@ def test_what_cannot_be_analysed(run, demo_dense, tmp_path):
 
 
 def test_a_folder_is_converted(run):
-    arguments = [tiny.DEMO, "--text", tiny.DEMO / "heldout.txt", "--ctx", 32, "--token_windows", 1, "--json"]
+    arguments = [tiny.DEMO, "--text", tiny.DEMO / "heldout.txt", "--ctx", 32, "--windows", 1, "--json"]
     assert json.loads(run("analyze", *arguments).stdout)["model"] == str(tiny.DEMO)
 
 

@@ -191,12 +191,12 @@ def test_files_of_the_same_name_keep_their_folders(demo_dense, shared, beginning
 
 
 def test_the_command(run, demo_dense, shared, tmp_path):
-    arguments = ["eval", demo_dense, shared, "--ctx", 160, "--token_windows", 2]
+    arguments = ["eval", demo_dense, shared, "--ctx", 160, "--windows", 2]
     done = run(*arguments, "--json", "--plot", tmp_path / "out.png")
     data = json.loads(done.stdout)
     names = ["dense", "sa.gguf", "dense, K cache q8_0"]
     assert [score["name"] for score in data["scores"]] == names
-    assert data["text"]["name"].startswith("Python's documentation") and data["token_windows"] == 2
+    assert data["text"]["name"].startswith("Python's documentation") and data["windows"] == 2
     dense, sa, q8_0 = data["scores"]
     assert sa["kv_bytes_per_token"] == dense["kv_bytes_per_token"] * 21 / 24
     assert q8_0["kv_bytes_per_token"] < sa["kv_bytes_per_token"]
@@ -213,7 +213,7 @@ def test_the_command(run, demo_dense, shared, tmp_path):
 
 
 def test_one_window_has_no_interval_and_is_json_all_the_same(run, demo_dense, shared):
-    done = run("eval", demo_dense, shared, "--ctx", 16, "--token_windows", 1, "--no-baselines", "--json")
+    done = run("eval", demo_dense, shared, "--ctx", 16, "--windows", 1, "--no-baselines", "--json")
     data = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert all(score["kl"]["half_ci95"] is None and score["kl"]["mean"] is not None for score in data["scores"])
 
@@ -237,5 +237,5 @@ def test_a_text_that_is_too_short(demo_dense, shared):
 
 
 def test_the_dense_model_may_be_a_folder(run, shared):
-    scores = json.loads(run("eval", tiny.DEMO, shared, "--ctx", 64, "--token_windows", 1, "--json").stdout)["scores"]
+    scores = json.loads(run("eval", tiny.DEMO, shared, "--ctx", 64, "--windows", 1, "--json").stdout)["scores"]
     assert [score["model"] for score in scores] == [str(tiny.DEMO), str(shared), str(tiny.DEMO)]

@@ -199,7 +199,7 @@ def text(tmp_path_factory):
 
 
 def small(text):
-    return ["--text", text, "--ctx", 64, "--token_windows", 4, "--reach", 2]
+    return ["--text", text, "--ctx", 64, "--windows", 4, "--reach", 2]
 
 
 def test_the_command(run, demo_dense, text, tmp_path):
