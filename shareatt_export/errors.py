@@ -1,4 +1,4 @@
-"""The errors that a user can cause or meet; the command line shows each as one line, and exits with status 1.
+"""Errors that a user can see. The command line prints each as one line and exits with status 1.
 
     raise BadInput("offset 96, expected 64", path=path, field="tensor 'output.weight'", next_step="get the file again")
 
@@ -12,7 +12,7 @@ MAKE_AGAIN = "the file is damaged: get it or make it again"
 
 
 class ShareattError(Exception):
-    """Base of the family. Callers read the fields; `str` joins them for people.
+    """Base class of the errors. Callers read the fields; `str` joins them for people.
 
     `reason` says what is wrong, `path` names the file, folder or model, `field` the place in it (a tensor, a metadata
     key, an option), and `next_step` what the user can do.
@@ -29,7 +29,7 @@ class ShareattError(Exception):
         return text if self.next_step is None else f"{text}; {self.next_step}"
 
     def moved(self, old: Path, new: Path) -> Self:
-        """The same error about `new`, if it is about `old` or a file in it; itself otherwise."""
+        """Return this error with `new` in place of `old` if its path is `old` or a file in it, else itself."""
         if self.path is None or not (path := Path(self.path)).is_relative_to(old):
             return self
         rest = path.relative_to(old)
@@ -37,7 +37,7 @@ class ShareattError(Exception):
 
 
 class BadInput(ShareattError):
-    """A file or directory is not what it has to be."""
+    """A file or folder is missing, damaged or of the wrong kind."""
 
 
 class BadSpans(ShareattError):
@@ -45,15 +45,15 @@ class BadSpans(ShareattError):
 
 
 class Unsupported(ShareattError):
-    """The input is sound, but this version cannot export it; unknown means refused."""
+    """The input is sound, but this version cannot export it. What the exporter does not know, it refuses."""
 
 
 class OutputRefused(ShareattError):
-    """Writing there would harm something, or is not possible."""
+    """Writing the output would overwrite something, or is not possible."""
 
 
 class VerifyFailed(ShareattError):
-    """A written file is not what its plan says."""
+    """A written file differs from its plan."""
 
 
 class RuntimeProblem(ShareattError):
@@ -65,11 +65,11 @@ class ConversionFailed(ShareattError):
 
 
 def damaged(path: Path, field: str, reason: str, next_step: str = MAKE_AGAIN) -> BadInput:
-    """What to raise where a file contradicts itself or its format."""
+    """Return the error for a file that contradicts itself or its format."""
     return BadInput(reason, path=path, field=field, next_step=next_step)
 
 
 def one_line(text: str) -> str:
-    """The text in one line, without characters that a terminal would act on: names in it may come from strangers."""
+    """Return the text on one line with control characters escaped, as names in it may come from untrusted files."""
     plain = " ".join(text.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in plain)

@@ -23,7 +23,7 @@ def test_export_as_a_function(tmp_path):
 def test_its_errors_are_one_family(tmp_path):
     with pytest.raises(shareatt_export.ShareattError, match="no such file or folder"):
         shareatt_export.export(tmp_path / "none.gguf", "6-9", tmp_path / "out.gguf")
-    with pytest.raises(ValueError, match="'Q4_X' is none of auto"):
+    with pytest.raises(ValueError, match="'Q4_X' is not one of auto"):
         shareatt_export.export(tmp_path / "none.gguf", "6-9", tmp_path / "out.gguf", outtype="Q4_X")
     with pytest.raises(AttributeError, match="no attribute 'exprot'"):
         _ = shareatt_export.exprot

@@ -66,7 +66,10 @@ def _fill(
             file.write(piece.header)
             file.truncate(piece.file_size)
     copies = {copy.origin: copy for piece in made for copy in piece.tensors}
-    return transfer(origins, copies, read_model(paths[0]).tensors, hashes, advance, written, finite)
+    targets = read_model(paths[0]).tensors
+    return transfer(
+        origins, copies=copies, targets=targets, hashes=hashes, advance=advance, written=written, finite=finite
+    )
 
 
 @contextmanager

@@ -1,11 +1,11 @@
-"""Read the header of a GGUF file: metadata as raw bytes, tensor infos, and nothing of the tensor data.
+"""Read the header of a GGUF file: metadata as raw bytes and tensor infos, but no tensor data.
 
     header = read_header(Path("model.gguf"))
     header.value("general.architecture")   # 'llama'
     header.tensors["token_embd.weight"].n_bytes
 
-Every count is held against the bytes that the file has left before anything is allocated, and every rule that
-llama.cpp's loader enforces (ggml/src/gguf.cpp) is enforced here too, so that a file which passes also loads there.
+The reader compares every count with the bytes that the file has left before it allocates memory. It enforces every
+rule of llama.cpp's loader (ggml/src/gguf.cpp), so a file that passes here also loads there.
 """
 
 import math
@@ -25,11 +25,11 @@ VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 16  # the largest models have some thousands
-MAX_HEADER = 64 << 20  # bytes, of which vocabularies take 10 MB; sparse files declare any number for free
-MAX_STRINGS = 1 << 21  # in arrays, of which tokens and their merges have 0.8 million
-MAX_ITEMS = 1 << 16  # of an array that we look into
+MAX_HEADER = 64 << 20  # bytes; large vocabularies take 10 MB, and a small sparse file can declare any number
+MAX_STRINGS = 1 << 21  # in all arrays; tokens and merges of large vocabularies are 0.8 million
+MAX_ITEMS = 1 << 16  # in an array that the exporter decodes
 MAX_DIMS = 4  # GGML_MAX_DIMS
-MAX_TENSOR_NAME = 63  # GGML_MAX_NAME less its terminator
+MAX_TENSOR_NAME = 63  # bytes; GGML_MAX_NAME without the terminator
 MAX_INT64 = (1 << 63) - 1
 MAX_LENGTH = 1 << 30  # GGUF_MAX_STRING_LENGTH and GGUF_MAX_ARRAY_ELEMENTS
 
@@ -54,17 +54,18 @@ Type = TypeVar("Type", GGUFValueType, GGMLQuantizationType)
 
 @dataclass(frozen=True)
 class RawValue:
-    """A metadata value as it stands in the file: `raw` is what follows the value type."""
+    """A metadata value as the file has it: `raw` holds the bytes that follow the value type."""
 
     type: GGUFValueType
     raw: bytes
 
     @property
     def n_items(self) -> int:
-        """Of an array; else 1."""
+        """Number of items of an array; 1 for other types."""
         return int.from_bytes(self.raw[4:12], "little") if self.type == GGUFValueType.ARRAY else 1
 
     def decode(self) -> Value:
+        """Return the value as a Python object; bytes that are not UTF-8 in an array of strings are replaced."""
         if self.type == GGUFValueType.STRING:
             return self.raw[8:].decode("utf-8")
         if self.type != GGUFValueType.ARRAY:
@@ -80,28 +81,31 @@ def _unpack_scalar(type: GGUFValueType, raw: bytes) -> Scalar:
     return value
 
 
-def _strings(raw: bytes, at: int, count: int) -> Iterator[str]:
+def _strings(raw: bytes, offset: int, count: int) -> Iterator[str]:
     for _ in range(count):
-        (length,) = struct.unpack_from("<Q", raw, at)
-        yield raw[at + 8 : at + 8 + length].decode("utf-8", "replace")  # tokens of a vocabulary may be any bytes
-        at += 8 + length
+        (length,) = struct.unpack_from("<Q", raw, offset)
+        yield raw[offset + 8 : offset + 8 + length].decode("utf-8", "replace")  # tokens may be any bytes
+        offset += 8 + length
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor and where its bytes stand. `shape` is in ggml order: shape[0] is the length of a row."""
+    """A tensor and the place of its bytes. `shape` is in ggml order: shape[0] is the length of a row."""
 
     name: str
     shape: tuple[int, ...]
     type: GGMLQuantizationType
     path: Path
-    offset: int  # in bytes, from the start of the file `path`
+    offset: int  # bytes from the start of the file `path`
     n_bytes: int
 
 
 @dataclass(frozen=True)
 class Header:
-    """Of one file, or of all shards of a model (shards.py): then `path` is the first, `file_size` that of all."""
+    """The header of a file, or the joint header of all shards of a model (shards.py).
+
+    For shards, `path` is the first file and `file_size` the sum of all sizes.
+    """
 
     path: Path
     version: int
@@ -110,14 +114,15 @@ class Header:
     alignment: int
     data_offset: int
     file_size: int
-    trailing: int = 0  # bytes of the file behind its tensors, which nothing reads
+    trailing: int = 0  # bytes after the last tensor, which no program reads
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that the tensors are in."""
+        """The files that hold the tensors, the first shard first."""
         return tuple(dict.fromkeys((self.path, *(info.path for info in self.tensors.values()))))
 
     def value(self, key: str) -> Value | None:
+        """Return a decoded metadata value, None without the key. Raises BadInput for an array that is too long."""
         raw = self.metadata.get(key)
         if raw is None:
             return None
@@ -126,6 +131,7 @@ class Header:
         return raw.decode()
 
     def text(self, key: str, default: str | None = None) -> str:
+        """Return a metadata string. Raises BadInput if it has another type, or is missing without a default."""
         value = self.value(key)
         if value is None and default is not None:
             return default
@@ -134,6 +140,7 @@ class Header:
         return value
 
     def integer(self, key: str, default: int | None = None) -> int:
+        """Return a metadata integer. Raises BadInput if it has another type, or is missing without a default."""
         value = self.value(key)
         if value is None and default is not None:
             return default
@@ -142,7 +149,10 @@ class Header:
         return value
 
     def integers(self, key: str, count: int, default: int | None = None) -> tuple[int, ...]:
-        """A value per layer; a single number stands for all layers, as in llama.cpp's get_key_or_arr."""
+        """Return one integer per layer; a single number counts for all layers, as in llama.cpp's get_key_or_arr.
+
+        Raises BadInput for a value of another type or length.
+        """
         value = self.value(key)
         if not isinstance(value, list):
             return (self.integer(key, default),) * count
@@ -151,7 +161,7 @@ class Header:
         return tuple(int(v) for v in value)
 
     def flags(self, key: str, count: int) -> tuple[bool, ...] | None:
-        """A truth value per layer; None if the key is not an array."""
+        """Return one truth value per layer, None if the key is not an array. Raises BadInput for a bad array."""
         value = self.value(key)
         if not isinstance(value, list):
             return None
@@ -165,80 +175,80 @@ def _found(value: Value | None) -> str:
 
 
 def pad(n: int, alignment: int) -> int:
+    """Round `n` up to a multiple of `alignment`."""
     return -(-n // alignment) * alignment
 
 
 class _Reader:
-    """A file and the number of its bytes that are still to be read."""
+    """Reads the parts of a header in order and checks each length before it reads; `field` names the part in errors."""
 
     def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
-        self.file, self.path, self.size, self.at = file, path, size, 0
-        self.strings = 0  # in arrays, so far
+        self.file, self.path, self.size, self.position = file, path, size, 0
+        self.n_strings = 0  # in arrays, so far
 
-    def bad(self, what: str, why: str) -> BadInput:
-        return damaged(self.path, what, why)
+    def bad(self, field: str, reason: str) -> BadInput:
+        return damaged(self.path, field, reason)
 
-    def take(self, n: int, what: str) -> bytes:
-        if n > self.size - self.at:
-            raise self.bad(what, f"needs {n} bytes, the file ends after {self.size - self.at}")
-        if n > MAX_HEADER - self.at:
-            raise self.bad(what, f"{n} bytes are more than the header of a model has")
-        self.at += n
+    def take(self, n: int, field: str) -> bytes:
+        if n > self.size - self.position:
+            raise self.bad(field, f"needs {n} bytes, the file ends after {self.size - self.position}")
+        if n > MAX_HEADER - self.position:
+            raise self.bad(field, f"{n} bytes are more than the header of a model has")
+        self.position += n
         data = self.file.read(n)
         if len(data) != n:
-            raise self.bad(what, "the file became shorter while it was read")
+            raise self.bad(field, "the file became shorter while it was read")
         return data
 
-    def u32(self, what: str) -> int:
-        return int.from_bytes(self.take(4, what), "little")
+    def u32(self, field: str) -> int:
+        return int.from_bytes(self.take(4, field), "little")
 
-    def u64(self, what: str) -> int:
-        return int.from_bytes(self.take(8, what), "little")
+    def u64(self, field: str) -> int:
+        return int.from_bytes(self.take(8, field), "little")
 
-    def string(self, what: str) -> bytes:
-        """The string with its length, as it stands in the file."""
-        length = self.take(8, what)
-        return length + self.take(self.bounded(int.from_bytes(length, "little"), what), what)
+    def string(self, field: str) -> bytes:
+        """Return the string with its length, as the file has it."""
+        length = self.take(8, field)
+        return length + self.take(self.bounded(int.from_bytes(length, "little"), field), field)
 
-    def bounded(self, length: int, what: str) -> int:
+    def bounded(self, length: int, field: str) -> int:
         if length > MAX_LENGTH:
-            raise self.bad(what, f"{length} is longer than llama.cpp allows")
+            raise self.bad(field, f"{length} is longer than llama.cpp allows")
         return length
 
-    def text(self, raw: bytes, what: str) -> str:
+    def text(self, raw: bytes, field: str) -> str:
         try:
             return raw[8:].decode("utf-8")
         except UnicodeDecodeError:
-            raise self.bad(what, f"not UTF-8: {raw[8:72]!r}") from None
+            raise self.bad(field, f"not UTF-8: {raw[8:72]!r}") from None
 
-    def name(self, what: str) -> str:
-        text = self.text(self.string(what), what)
+    def name(self, field: str) -> str:
+        text = self.text(self.string(field), field)
         if not text or "\0" in text:
-            raise self.bad(what, f"empty or with a NUL byte: {text[:64]!r}")
+            raise self.bad(field, f"empty or with a NUL byte: {text[:64]!r}")
         return text
 
-    def enum(self, kind: type[Type], what: str) -> Type:
-        number = self.u32(what)
+    def enum(self, kind: type[Type], field: str) -> Type:
+        number = self.u32(field)
         try:
             return kind(number)
         except ValueError:
-            raise Unsupported(
-                f"{self.path}: {what}: unknown type {number}; get the file again, or a later version of this tool"
-            ) from None
+            next_step = "get the file again, or a later version of this tool"
+            raise Unsupported(f"unknown type {number}", path=self.path, field=field, next_step=next_step) from None
 
 
 def read_header(path: Path) -> Header:
     """Read and check the header of the GGUF file at `path`. Raises BadInput or Unsupported."""
     if not path.is_file():
-        raise BadInput(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
+        raise BadInput("not a regular file" if path.exists() else "no such file", path=path)
     with path.open("rb") as file:
         reader = _Reader(file, path, path.stat().st_size)
         version, n_tensors, n_keys = _preamble(reader)
         metadata = _metadata(reader, n_keys)
         alignment = _alignment(reader, metadata)
         infos = [_tensor_info(reader) for _ in range(n_tensors)]
-        data_offset = pad(reader.at, alignment)
-        tensors = _place(reader, infos, alignment, data_offset)
+        data_offset = pad(reader.position, alignment)
+        tensors = _place_tensors(reader, infos, alignment, data_offset)
     end = data_offset + sum(pad(info.n_bytes, alignment) for info in infos)
     return Header(path, version, metadata, tensors, alignment, data_offset, reader.size, max(0, reader.size - end))
 
@@ -246,13 +256,17 @@ def read_header(path: Path) -> Header:
 def _preamble(reader: _Reader) -> tuple[int, int, int]:
     if (magic := reader.take(4, "magic")) != MAGIC:
         refuse_lfs_pointer(reader.path)
-        raise BadInput(f"{reader.path}: magic: not a GGUF file (it starts with {magic!r}); name a GGUF or a folder")
+        reason = f"not a GGUF file (it starts with {magic!r})"
+        raise BadInput(reason, path=reader.path, field="magic", next_step="name a GGUF or a folder")
     version = reader.u32("version")
     if version not in VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "big"), "little")
         hint = " (a big-endian file)" if swapped in VERSIONS else ""
         raise Unsupported(
-            f"{reader.path}: version: {version}{hint}, 2 and 3 are supported; make it again with a current llama.cpp"
+            f"{version}{hint}, 2 and 3 are supported",
+            path=reader.path,
+            field="version",
+            next_step="make it again with a current llama.cpp",
         )
     n_tensors, n_keys = reader.u64("tensor count"), reader.u64("metadata count")
     if n_tensors > MAX_TENSORS or n_keys > MAX_KEYS:
@@ -265,7 +279,7 @@ def _metadata(reader: _Reader, count: int) -> dict[str, RawValue]:
     for _ in range(count):
         key = reader.name("metadata key")
         if key in metadata:
-            raise reader.bad(f"metadata key '{key}'", "stands twice")
+            raise reader.bad(f"metadata key '{key}'", "appears twice")
         type = reader.enum(GGUFValueType, key)
         metadata[key] = RawValue(type, _raw_value(reader, type, key))
     return metadata
@@ -287,12 +301,12 @@ def _raw_value(reader: _Reader, type: GGUFValueType, key: str) -> bytes:
     if item_type == GGUFValueType.ARRAY:
         raise reader.bad(key, "an array of arrays")
     if item_type == GGUFValueType.STRING:
-        if 8 * count > reader.size - reader.at:
+        if 8 * count > reader.size - reader.position:
             raise reader.bad(key, f"{count} strings do not fit in the file")
-        reader.strings += count
-        if reader.strings > MAX_STRINGS:
+        reader.n_strings += count
+        if reader.n_strings > MAX_STRINGS:
             raise reader.bad(key, f"{count} strings are more than a vocabulary has")
-        strings = bytearray(head)  # objects for all strings would take many times their bytes
+        strings = bytearray(head)  # one Python object per string would take many times the memory
         for _ in range(count):
             strings += reader.string(key)
         return bytes(strings)
@@ -310,36 +324,39 @@ def _alignment(reader: _Reader, metadata: dict[str, RawValue]) -> int:
 
 
 def _tensor_info(reader: _Reader) -> TensorInfo:
-    """A tensor info whose `offset` is still relative to the start of the data, as it stands in the file."""
+    """Read a tensor info. Its `offset` is relative to the start of the data, as in the file."""
     name = reader.name("tensor name")
-    what = f"tensor '{name[:MAX_TENSOR_NAME]}'"
+    field = f"tensor '{name[:MAX_TENSOR_NAME]}'"
     if len(name.encode()) > MAX_TENSOR_NAME:
-        raise reader.bad(f"{what}...", f"name longer than {MAX_TENSOR_NAME} bytes")
-    n_dims = reader.u32(what)
+        raise reader.bad(f"{field}...", f"name longer than {MAX_TENSOR_NAME} bytes")
+    n_dims = reader.u32(field)
     if n_dims > MAX_DIMS:
-        raise reader.bad(what, f"{n_dims} dimensions, at most {MAX_DIMS} are allowed")
-    shape = tuple(reader.u64(what) for _ in range(n_dims)) or (1,)
-    type = reader.enum(GGMLQuantizationType, what)
-    offset = reader.u64(what)
+        raise reader.bad(field, f"{n_dims} dimensions, at most {MAX_DIMS} are allowed")
+    shape = tuple(reader.u64(field) for _ in range(n_dims)) or (1,)
+    type = reader.enum(GGMLQuantizationType, field)
+    offset = reader.u64(field)
     if 0 in shape or math.prod(shape) > MAX_INT64:
-        raise reader.bad(what, f"bad shape {list(shape)}")
+        raise reader.bad(field, f"bad shape {list(shape)}")
     block, block_bytes = GGML_QUANT_SIZES[type]
     if shape[0] % block:
-        raise reader.bad(what, f"rows of {shape[0]} are no whole number of {type.name} blocks ({block})")
+        raise reader.bad(field, f"rows of {shape[0]} are not a whole number of {type.name} blocks ({block})")
     return TensorInfo(name, shape, type, reader.path, offset, math.prod(shape) // block * block_bytes)
 
 
-def _place(reader: _Reader, infos: list[TensorInfo], alignment: int, data_offset: int) -> dict[str, TensorInfo]:
-    """Hold each offset against the only layout that llama.cpp accepts: in order, padded, without gaps."""
+def _place_tensors(reader: _Reader, infos: list[TensorInfo], alignment: int, data_offset: int) -> dict[str, TensorInfo]:
+    """Make the offsets relative to the file, and check that the tensors are in order, padded and without gaps.
+
+    llama.cpp accepts no other layout.
+    """
     tensors: dict[str, TensorInfo] = {}
     expected = 0
     for info in infos:
         if info.name in tensors:
-            raise reader.bad(f"tensor '{info.name}'", "stands twice")
+            raise reader.bad(f"tensor '{info.name}'", "appears twice")
         if info.offset != expected:
             raise reader.bad(f"tensor '{info.name}'", f"offset {info.offset}, expected {expected}")
         if info.n_bytes > reader.size - data_offset - info.offset:
-            raise reader.bad(f"tensor '{info.name}'", "its data ends behind the end of the file")
+            raise reader.bad(f"tensor '{info.name}'", "its data ends after the end of the file")
         tensors[info.name] = replace(info, offset=data_offset + info.offset)
         expected += pad(info.n_bytes, alignment)
     return tensors

@@ -1,4 +1,4 @@
-"""The identity of a model's weights: a SHA-256 that an SA file keeps of the dense model that it was made from."""
+"""The identity of a model's weights: a SHA-256 that an SA file records about its dense model."""
 
 import hashlib
 import re
@@ -13,17 +13,19 @@ from .transfer import transfer
 
 
 def tensors_sha256(header: Header, advance: Advance = nothing) -> str:
-    """Identity of a dense model's weights: SHA-256 over name, type, shape and SHA-256 of every tensor, in order.
+    """Return the identity of the dense model: SHA-256 over name, type, shape and SHA-256 of every tensor, in order.
 
-    An SA file knows that of the model it was made from.
+    For an SA file that records the identity of its dense model, return that; else read and hash all tensors.
+    Raises BadInput if the record is damaged.
     """
     if (known := recorded_sha256(header)) is not None:
         return known
-    digests = transfer(header.tensors.values(), {}, {}, True, advance)
+    digests = transfer(header.tensors.values(), hashes=True, advance=advance)
     return combined_sha256(header, digests)
 
 
 def recorded_sha256(header: Header) -> str | None:
+    """Return the identity that an SA file records, None for a dense file. Raises BadInput if it is damaged."""
     shared = key_source_layers(header.text("general.architecture")) in header.metadata
     if not shared or KEY_SOURCE_SHA256 not in header.metadata:
         return None
@@ -33,6 +35,7 @@ def recorded_sha256(header: Header) -> str | None:
 
 
 def combined_sha256(header: Header, digests: Mapping[TensorInfo, bytes]) -> str:
+    """Return the identity of a model, from the SHA-256 of each of its tensors."""
     digest = hashlib.sha256()
     for info in header.tensors.values():
         name = info.name.encode()

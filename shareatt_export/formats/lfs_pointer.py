@@ -1,4 +1,4 @@
-"""Recognise what a clone without Git LFS leaves in the place of a large file."""
+"""Recognise the pointer file that a Git clone without Git LFS has instead of a large file."""
 
 from pathlib import Path
 
@@ -6,8 +6,9 @@ from ..errors import BadInput
 
 
 def refuse_lfs_pointer(path: Path) -> None:
-    """Raises BadInput for what a clone without Git LFS has in the place of a large file."""
+    """Raise BadInput if the file is a Git LFS pointer."""
     pointer = b"version https://git-lfs"
     with path.open("rb") as file:
         if file.read(len(pointer)) == pointer:
-            raise BadInput(f"{path}: a Git LFS pointer, not the file itself; run 'git lfs pull' in its folder")
+            reason, next_step = "a Git LFS pointer, not the file itself", "run 'git lfs pull' in its folder"
+            raise BadInput(reason, path=path, next_step=next_step)

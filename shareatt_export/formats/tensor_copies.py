@@ -1,4 +1,4 @@
-"""Tensors of an output file and the bytes of the input that they are made of."""
+"""Tensors of an output file, and the bytes of the input that they are copied from."""
 
 import math
 from dataclasses import dataclass
@@ -10,10 +10,13 @@ from gguf import GGMLQuantizationType
 
 from .gguf_header import Header, TensorInfo
 
+FloatRows = npt.NDArray[np.float32]  # [rows, length of a row]
+RawRows = npt.NDArray[np.uint8]  # [rows, bytes of a row]
+
 
 @dataclass(frozen=True)
 class TensorCopy:
-    """A tensor of the SA file: the last bytes of a tensor of the input, mostly all. `shape` is in ggml order."""
+    """A tensor of the SA file. Its bytes are the last `n_bytes` of `origin`, usually all. `shape` is in ggml order."""
 
     name: str
     shape: tuple[int, ...]
@@ -23,30 +26,32 @@ class TensorCopy:
 
     @property
     def skipped(self) -> int:
-        """Bytes of `origin` before those."""
+        """Number of bytes at the start of `origin` that are not copied."""
         return self.origin.n_bytes - self.n_bytes
 
 
 def whole_copies(header: Header) -> tuple[TensorCopy, ...]:
-    """Every tensor of a file, as it stands there."""
+    """Return a copy of every tensor of a file, in the order of the file."""
     return tuple(map(whole_copy, header.tensors.values()))
 
 
 def whole_copy(info: TensorInfo) -> TensorCopy:
+    """Return a copy of all bytes of a tensor, with its name."""
     return TensorCopy(info.name, info.shape, info.type, info.n_bytes, info)
 
 
-FloatRows = npt.NDArray[np.float32]  # [rows, length of a row]
-
-
-RawRows = npt.NDArray[np.uint8]  # [rows, bytes of a row]
-
-
 def raw_rows(copy: TensorCopy) -> RawRows:
-    """The bytes of a tensor as an export would copy them, row by row; a bias is one row."""
+    """Map the bytes of a tensor as an export copies them, row by row; a bias is one row."""
     rows = math.prod(copy.shape[1:])
     return np.memmap(copy.origin.path, np.uint8, "r", copy.origin.offset + copy.skipped, (rows, copy.n_bytes // rows))
 
 
 def float_rows(raw: RawRows, type: GGMLQuantizationType) -> FloatRows:
+    """Decode rows of any tensor type to f32."""
     return np.asarray(gguf.dequantize(raw, type), np.float32)
+
+
+def read_f32(tensor: TensorInfo | TensorCopy) -> FloatRows:
+    """Read a tensor from its file and decode it to f32, row by row; a bias is one row."""
+    copy = tensor if isinstance(tensor, TensorCopy) else whole_copy(tensor)
+    return float_rows(raw_rows(copy), copy.type)

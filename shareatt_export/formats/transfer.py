@@ -1,4 +1,4 @@
-"""Copy tensors on several threads: each byte of the input is read once, hashed, written, read back and compared."""
+"""Copy tensors on several threads. Each byte of the input is read once, hashed, written, read back and compared."""
 
 import hashlib
 import os
@@ -8,58 +8,65 @@ from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
 from threading import Event
+from types import MappingProxyType
 
 from gguf import GGML_QUANT_SIZES
 
 from ..errors import VerifyFailed
 from ..system.signals import HeldSignals
 from ..system.streams import Advance, nothing, read_range, write_at
-from .finite import check as check_finite
+from .finite import check_finite
 from .gguf_header import TensorInfo
 from .tensor_copies import TensorCopy
 
-TensorWritten = Callable[[Path], object]
-
+TensorWritten = Callable[[Path], object]  # told the file after each tensor
 
 N_THREADS = min(4, os.cpu_count() or 1)
 
 
 def transfer(
     origins: Iterable[TensorInfo],
-    copies: Mapping[TensorInfo, TensorCopy],
-    targets: Mapping[str, TensorInfo],
-    hashes: bool,
+    *,
+    copies: Mapping[TensorInfo, TensorCopy] = MappingProxyType({}),
+    targets: Mapping[str, TensorInfo] = MappingProxyType({}),
+    hashes: bool = False,
     advance: Advance = nothing,
     written: TensorWritten = lambda path: None,
     finite: bool = False,
 ) -> dict[TensorInfo, bytes]:
-    """Read tensors, on several threads: write those of `copies` (by origin) to `targets` (by their own name), and
-    return the SHA-256 of each if it `hashes`; if all must be `finite`, raise BadInput where one is not."""
+    """Read the tensors `origins` on several threads, and write the ones that have a copy.
+
+    `copies` maps an origin to its copy, `targets` the name of a copy to its place in the output, whose file must
+    exist with its full size. `advance` is told the bytes read, `written` the output file after each tensor.
+
+    Returns the SHA-256 of each origin if `hashes`, else empty digests. Raises BadInput for a NaN or an infinity if
+    `finite`, VerifyFailed if an input became shorter or the output does not read back as it was written.
+    """
     failed = Event()
 
     def watched(n_bytes: int) -> None:
-        if failed.is_set() or signals.came:
+        if failed.is_set() or signals.received:
             raise InterruptedError
         advance(n_bytes)
 
-    def one(info: TensorInfo) -> tuple[TensorInfo, bytes]:
+    def transfer_one(info: TensorInfo) -> tuple[TensorInfo, bytes]:
         digest = hashlib.sha256() if hashes else None
         copy = copies.get(info)
-        _one(info, copy, targets[copy.name] if copy else None, digest, watched, finite)
+        _transfer_one(info, copy, targets[copy.name] if copy else None, digest, watched, finite)
         if copy:
             written(targets[copy.name].path)
         return info, digest.digest() if digest else b""
 
     with HeldSignals() as signals, ThreadPoolExecutor(N_THREADS) as pool:
         try:
-            return dict(pool.map(one, origins))
+            return dict(pool.map(transfer_one, origins))
         except BaseException:
             failed.set()
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _one(
+def _transfer_one(
     info: TensorInfo,
     copy: TensorCopy | None,
     target: TensorInfo | None,
@@ -80,14 +87,15 @@ def _one(
                 digest.update(chunk)
             if copy and target and out and done + len(chunk) > copy.skipped:
                 kept = chunk if done >= copy.skipped else chunk[copy.skipped - done :]
-                _put(out, target, max(0, done - copy.skipped), kept)
+                _write_compared(out, target, max(0, done - copy.skipped), kept)
             done += len(chunk)
             advance(len(chunk))
         if done != info.n_bytes:
-            raise VerifyFailed(f"{info.path}: became shorter while it was copied")
+            raise VerifyFailed("became shorter while it was copied", path=info.path)
 
 
-def _put(out: FileIO, target: TensorInfo, at: int, data: bytes | bytearray) -> None:
-    write_at(out, target.offset + at, data)
-    if next(read_range(out, target.offset + at, len(data)), b"") != data:
-        raise VerifyFailed(f"{target.path}: tensor '{target.name}': its bytes differ from those of the dense file")
+def _write_compared(out: FileIO, target: TensorInfo, offset: int, data: bytes | bytearray) -> None:
+    write_at(out, target.offset + offset, data)
+    if next(read_range(out, target.offset + offset, len(data)), b"") != data:
+        reason = "its bytes differ from those of the dense file"
+        raise VerifyFailed(reason, path=target.path, field=f"tensor '{target.name}'")

@@ -1,4 +1,7 @@
-"""A child process that is watched line by line, and stopped if what watches it is (but not if that is killed)."""
+"""Run a child process and read its output line by line.
+
+An exception in this process terminates the child; SIGKILL of this process does not.
+"""
 
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +14,10 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> int:
-    """The exit status. Each line of stdout and stderr goes to `on_line` as it comes; '\\r' ends one too (bars)."""
+    """Run the command and return its exit status.
+
+    `on_line` gets each line of stdout and stderr as soon as it is complete; '\\r' also ends a line (progress bars).
+    """
     with subprocess.Popen(
         command,
         cwd=cwd,

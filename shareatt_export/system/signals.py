@@ -1,7 +1,7 @@
-"""Signals that wait for a moment at which they do no harm.
+"""Delay signals while an interruption would do harm.
 
-Python raises KeyboardInterrupt between any two instructions, those of its own locks included: one that stays taken
-stops a program for ever, and a removal that stops half way is not done again.
+Python raises KeyboardInterrupt between any two instructions, also inside its own locks. A lock that is never released
+blocks the program for ever, and nobody repeats a removal that was interrupted.
 """
 
 import signal
@@ -12,10 +12,13 @@ from typing import Any, Self
 
 
 class HeldSignals:
-    """SIGINT and SIGTERM wait for the end of the block, if they have handlers in Python; `came` are those that wait."""
+    """Delay SIGINT and SIGTERM until the end of the block if they have handlers in Python.
+
+    `received` lists the numbers of the signals that arrived meanwhile, in order.
+    """
 
     def __init__(self) -> None:
-        self.came: list[int] = []
+        self.received: list[int] = []
         self._handlers: dict[int, Callable[[int, Any], Any]] = {}
 
     def __enter__(self) -> Self:
@@ -23,13 +26,13 @@ class HeldSignals:
             for number in (signal.SIGINT, signal.SIGTERM):
                 if callable(handler := signal.getsignal(number)):
                     self._handlers[number] = handler
-                    signal.signal(number, lambda number, frame: self.came.append(number))
+                    signal.signal(number, lambda number, frame: self.received.append(number))
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Raises what the first of them raises, in the place of what the block did."""
+        """Call the handler of the first signal; its exception replaces one that the block raised."""
         with ExitStack() as stack:
             for number, handler in self._handlers.items():
                 stack.callback(signal.signal, number, handler)
-        for number in self.came[:1]:
+        for number in self.received[:1]:
             self._handlers[number](number, None)

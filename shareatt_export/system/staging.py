@@ -1,4 +1,4 @@
-"""Files in and out without harm: outputs appear whole or not at all, inputs are only ever read.
+"""Write outputs safely: a file appears complete or not at all, and inputs are never changed.
 
 with staged(Path("out.gguf")) as folder:
     (folder / "any name").write_bytes(...)
@@ -19,23 +19,23 @@ from ..errors import OutputRefused
 from .signals import HeldSignals
 from .streams import sync
 
-PREFIX = ".shareatt-"  # of folders for files that are not finished
-FRESH = 60.0  # seconds in which the owner of such a folder will have locked it
+PREFIX = ".shareatt-"  # of the names of folders that hold unfinished files
+FRESH = 60.0  # seconds; the program that makes such a folder locks it within this time
 
 
 def check_output(path: Path, inputs: Iterable[Path], force: bool) -> None:
-    """Raises OutputRefused where writing `path` would destroy something or cannot succeed."""
+    """Raise OutputRefused if writing `path` would destroy an input or a file, or cannot succeed."""
     if not path.parent.is_dir():
-        raise OutputRefused(f"{path}: the folder {path.parent} does not exist")
+        raise OutputRefused(f"the folder {path.parent} does not exist", path=path)
     if not os.path.lexists(path):
         return
     for source in inputs:
         if path.exists() and path.samefile(source):
-            raise OutputRefused(f"{path}: is the input itself; name another output")
+            raise OutputRefused("is the input itself", path=path, next_step="name another output")
     if not path.is_file():
-        raise OutputRefused(f"{path}: exists and is not a regular file; name another output")
+        raise OutputRefused("exists and is not a regular file", path=path, next_step="name another output")
     if not force:
-        raise OutputRefused(f"{path}: exists already; use --force to overwrite it")
+        raise OutputRefused("exists already", path=path, next_step="use --force to overwrite it")
 
 
 @contextmanager
@@ -57,43 +57,47 @@ def made_folder(path: Path) -> Iterator[None]:
 
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out`, to write in what publish() will name; it is gone after the block."""
+    """Make a hidden folder beside `out` for the files that publish() will name; the block removes it.
+
+    Raises OutputRefused if the folder or a file in it cannot be written.
+    """
     work: Path | None = None
     try:
         with private_folder(out.parent) as work:
             yield work
     except OSError as error:
         if work is None:
-            where = f"cannot write in {out.parent}: {error.strerror}; name another folder"
-            raise OutputRefused(f"{out}: {where}") from None
+            reason = f"cannot write in {out.parent}: {error.strerror}"
+            raise OutputRefused(reason, path=out, next_step="name another folder") from None
         if error.filename is not None and not str(error.filename).startswith(str(work)):
-            raise  # another file's fault
-        raise OutputRefused(f"{out}: cannot be written: {error.strerror}") from None
+            raise  # the error is about another file
+        raise OutputRefused(f"cannot be written: {error.strerror}", path=out) from None
 
 
 @contextmanager
 def private_folder(near: Path | None) -> Iterator[Path]:
-    """A hidden folder in `near`, else among other temporary files, that is gone after the block.
+    """Make a hidden folder in `near`, or in the system's temporary folder if that is None; the block removes it.
 
-    It is locked for so long. A killed program leaves its folder, but no lock: such folders in `near` are removed first.
+    The folder is locked until then. A killed program leaves its folder without a lock; such folders in `near` are
+    removed first.
     """
-    for left in near.glob(f"{PREFIX}*") if near else ():
-        _remove_abandoned(left)
-    with HeldSignals():  # Python knows of it a moment after it is there
+    for abandoned in near.glob(f"{PREFIX}*") if near else ():
+        _remove_abandoned(abandoned)
+    with HeldSignals():  # the folder exists a moment before Python knows that it must remove it
         folder = tempfile.TemporaryDirectory(dir=near, prefix=PREFIX, ignore_cleanup_errors=True)
     lock = os.open(folder.name, os.O_RDONLY)
     try:
-        with suppress(OSError):  # where a file system has no locks, no folder is ever taken for abandoned
+        with suppress(OSError):  # without locks in the file system, no folder is ever removed as abandoned
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield Path(folder.name)
     finally:
         with HeldSignals():
-            folder.cleanup()  # which Python does at its end if we do not come here
+            folder.cleanup()  # Python does it at exit if this line is not reached
             os.close(lock)
 
 
 def _remove_abandoned(path: Path) -> None:
-    with suppress(OSError):  # it is another program's, or in use
+    with suppress(OSError):  # the folder belongs to another user, or is in use
         if time.time() - path.lstat().st_mtime < FRESH:
             return
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -105,17 +109,17 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def check_space(path: Path, n_bytes: int) -> None:
-    """Raises OutputRefused where files of so many bytes beside `path` would not fit."""
+    """Raise OutputRefused if the file system of `path` has less than `n_bytes` of free space."""
     if n_bytes > (free := shutil.disk_usage(path.parent).free):
-        raise OutputRefused(
-            f"{path}: needs {n_bytes} bytes, {path.parent} has {free}; make room or name another folder"
-        )
+        reason = f"needs {n_bytes} bytes, {path.parent} has {free}"
+        raise OutputRefused(reason, path=path, next_step="make room or name another folder")
 
 
 def publish(names: Mapping[Path, Path], inputs: Iterable[Path], force: bool) -> None:
-    """Give finished files their names. The last goes first, so that a model's first shard comes when all are there.
+    """Rename finished files to their final names, the last file first, so that a model's first shard appears last.
 
-    Raises OutputRefused where a name may not be taken; then none is, but with `force` those before it.
+    `names` maps temporary to final paths. Raises OutputRefused if a name is taken; then no file is published, except
+    with `force`, where the files that were renamed before stay.
     """
     for path in names.values():
         check_output(path, inputs, force)
@@ -137,21 +141,28 @@ def publish(names: Mapping[Path, Path], inputs: Iterable[Path], force: bool) -> 
 
 
 def check_output_folder(path: Path, source: Path, force: bool, mark: str) -> None:
-    """check_output() for a folder; only one that has the file `mark`, which says who made it, is ever replaced."""
+    """Raise OutputRefused if the folder `path` cannot be made, or may not be replaced.
+
+    With `force`, only a folder is replaced that has the file `mark`, which this tool writes into its folders.
+    """
     if not path.parent.is_dir():
-        raise OutputRefused(f"{path}: the folder {path.parent} does not exist")
+        raise OutputRefused(f"the folder {path.parent} does not exist", path=path)
     if path.resolve().is_relative_to(source.resolve()) or source.resolve().is_relative_to(path.resolve()):
-        raise OutputRefused(f"{path}: is the input itself, or within it, or around it; name another folder")
+        raise OutputRefused("is the input, is inside it or contains it", path=path, next_step="name another folder")
     if not os.path.lexists(path):
         return
     if not force:
-        raise OutputRefused(f"{path}: exists already; use --force to replace it")
+        raise OutputRefused("exists already", path=path, next_step="use --force to replace it")
     if path.is_symlink() or not (path / mark).is_file():
-        raise OutputRefused(f"{path}: is not a folder with a {mark}, so --force does not replace it; name another")
+        reason = f"is not a folder with a {mark}, so --force does not replace it"
+        raise OutputRefused(reason, path=path, next_step="name another")
 
 
 def publish_folder(temporary: Path, path: Path, source: Path, force: bool, mark: str) -> None:
-    """Give a finished folder its name. What it replaces moves beside `temporary`, into the staging folder."""
+    """Rename a finished folder to `path`. A folder that it replaces moves into the staging folder, beside `temporary`.
+
+    Raises OutputRefused as check_output_folder() does.
+    """
     check_output_folder(path, source, force, mark)
     for file in temporary.iterdir():
         sync(file)
@@ -171,7 +182,7 @@ def publish_folder(temporary: Path, path: Path, source: Path, force: bool, mark:
 
 
 def write_text(path: Path, text: str, force: bool) -> None:
-    """A small file, whole or not at all."""
+    """Write a small text file, complete or not at all. Raises OutputRefused as check_output() does."""
     with staged(path) as folder:
         (folder / path.name).write_text(text, encoding="utf-8")
         publish({folder / path.name: path}, [], force)
@@ -187,7 +198,7 @@ def _sync_folder(path: Path) -> None:
 
 
 def _mode(path: Path) -> int:
-    """That of the file to be replaced, else what the umask gives a new file."""
+    """Return the permissions of the file that will be replaced, else the ones that the umask gives a new file."""
     if path.exists():
         return path.stat().st_mode & 0o777
     return 0o666 & ~_umask()
@@ -204,9 +215,10 @@ def _take_name(temporary: Path, path: Path, force: bool) -> None:
         temporary.replace(path)
         return
     try:
-        path.hardlink_to(temporary)  # unlike rename, fails where somebody took the name meanwhile
+        path.hardlink_to(temporary)  # unlike a rename, it fails if another program took the name meanwhile
     except FileExistsError:
-        raise OutputRefused(f"{path}: was created by another program meanwhile; it is left as it is") from None
+        reason = "was created by another program meanwhile; it is left as it is"
+        raise OutputRefused(reason, path=path) from None
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise

@@ -12,52 +12,55 @@ from .signals import HeldSignals
 
 CHUNK = 1 << 20  # small enough for the cache of a processor
 
-
-Advance = Callable[[int], None]  # told the number of bytes just done
+Advance = Callable[[int], None]  # told the number of bytes that were just processed
 
 
 def nothing(n_bytes: int) -> None:
-    """An Advance for callers who do not watch."""
+    """Ignore the progress: an Advance for callers that do not show it."""
 
 
 class Inputs(ExitStack):
-    """Files to read from, each opened once and closed with the block."""
+    """Input files; each is opened once and stays open until the end of the block."""
 
     def __init__(self) -> None:
         super().__init__()
         self._files: dict[Path, FileIO] = {}
 
     def open(self, path: Path) -> FileIO:
+        """Return the unbuffered file at `path`, which the block closes."""
         if path not in self._files:
             self._files[path] = self.enter_context(path.open("rb", buffering=0))
         return self._files[path]
 
 
 class Writeback(ThreadPoolExecutor):
-    """Lets the disk begin while a program still works: syncs what is there of a file so far, one at a time."""
+    """Syncs files on a thread while they are still being written, so that less is left to sync at the end."""
 
     def __init__(self) -> None:
         super().__init__(1)
         self._last: Future[None] | None = None
 
     def begin(self, path: Path) -> None:
-        """Nothing, if the last sync is still under way. Raises its OSError."""
+        """Start to sync the file unless the last sync is still running. Raises the OSError of the last sync."""
         if self._last is None or self._last.done():
             self.finish()
             self._last = self.submit(sync, path)
 
     def finish(self) -> None:
+        """Wait for the last sync. Raises its OSError."""
         if self._last is not None:
             with HeldSignals():
                 self._last.result()
 
 
 def sync(path: Path) -> None:
+    """Write the data of the file from the page cache to the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         for chunk in read_range(file, 0, path.stat().st_size):
@@ -66,21 +69,25 @@ def sha256(path: Path) -> str:
 
 
 def read_range(source: FileIO, offset: int, n_bytes: int, unit: int = 1) -> Iterator[bytearray | bytes]:
-    """The bytes in chunks of whole units, each good until the next is asked for; fewer only if the file is shorter."""
+    """Yield `n_bytes` of a file in chunks that hold whole units of `unit` bytes.
+
+    The next chunk overwrites the one before. There are fewer bytes only if the file ends earlier.
+    """
     source.seek(offset)
     buffer = bytearray(min(CHUNK // unit * unit, n_bytes))
     while n_bytes > 0:
-        wanted, got = memoryview(buffer)[:n_bytes], 0
-        while got < len(wanted) and (n := source.readinto(wanted[got:])):
-            got += n
-        if not got:
+        wanted, n_read = memoryview(buffer)[:n_bytes], 0
+        while n_read < len(wanted) and (n := source.readinto(wanted[n_read:])):
+            n_read += n
+        if not n_read:
             return
-        n_bytes -= got
-        yield buffer if got == len(buffer) else bytes(memoryview(buffer)[:got])
+        n_bytes -= n_read
+        yield buffer if n_read == len(buffer) else bytes(memoryview(buffer)[:n_read])
 
 
 def write_at(file: FileIO, offset: int, data: bytes | bytearray) -> None:
+    """Write all of `data` at `offset`; one call of FileIO.write may write less."""
     file.seek(offset)
-    left = memoryview(data)
-    while left:
-        left = left[file.write(left) :]
+    remaining = memoryview(data)
+    while remaining:
+        remaining = remaining[file.write(remaining) :]

@@ -110,7 +110,7 @@ def test_relative_paths(run, dense, tmp_path, monkeypatch):
 def test_faults(run, dense, tmp_path, monkeypatch):
     out = tmp_path / "out.gguf"
     done = run(dense, "--spans", SPANS, "-o", out, "--outtype", "Q4_X")
-    assert done.status == 2 and "'Q4_X' is none of auto, F32, F16" in done.error
+    assert done.status == 2 and "'Q4_X' is not one of auto, F32, F16" in done.error
     done = run(dense, "--spans", SPANS, "-o", out, "--outtype", "Q4_0", "--imatrix", tmp_path / "none")
     assert done.error == f"Error: {tmp_path / 'none'}: no such file"
     done = run(dense, "--spans", SPANS, "-o", out, "--outtype", "Q4_0", "--imatrix", dense)

@@ -25,7 +25,7 @@ USAGE = {
     "no spans": (["-o", "out.gguf"], "--spans"),
     "another source": (["--spans", "6-9", "-o", "x", "--source", "next"], "--source"),
     "an unknown option": (["--spans", "6-9", "-o", "x", "--faster"], "--faster"),
-    "an unknown type": (["--spans", "6-9", "-o", "x", "--outtype", "Q4_X"], "'Q4_X' is none of auto, F32, F16"),
+    "an unknown type": (["--spans", "6-9", "-o", "x", "--outtype", "Q4_X"], "'Q4_X' is not one of auto, F32, F16"),
     "no threads": (["--spans", "6-9", "-o", "x", "--threads", "0"], "--threads"),
     "threads as text": (["--spans", "6-9", "-o", "x", "--threads", "many"], "--threads"),
     "a size of nothing": (["--spans", "6-9", "-o", "x", "--split-max-size", "0M"], "is not a size like 500M or 2G"),

@@ -57,7 +57,7 @@ BYTES = {
     "key not UTF-8": Bad(with_kv(b"\xff", U32, bytes(4)), "metadata key: not UTF-8"),
     "key longer than the file": Bad(gguf_file(kvs=[struct.pack("<Q", 1 << 20)]), "metadata key: needs"),
     "key longer than anything": Bad(gguf_file(kvs=[struct.pack("<Q", 1 << 62)]), "longer than llama.cpp allows"),
-    "key twice": Bad(gguf_file(kvs=[ARCH, ARCH]), "metadata key 'general.architecture': stands twice"),
+    "key twice": Bad(gguf_file(kvs=[ARCH, ARCH]), "metadata key 'general.architecture': appears twice"),
     "unknown value type": Bad(with_kv("a", 13, bytes(4)), "a: unknown type 13", LATER),
     "bool of 2": Bad(with_kv("a", BOOL, b"\2"), "a: a bool with the value 2"),
     "string longer than the file": Bad(with_kv("a", STRING, struct.pack("<Q", 1 << 29)), "a: needs"),
@@ -74,7 +74,7 @@ BYTES = {
     "alignment as f32": Bad(with_kv("general.alignment", F32, struct.pack("<f", 32)), "general.alignment: must be"),
     "alignment of 2^31": Bad(
         gguf_file(tensor(), kvs=[ARCH, kv("general.alignment", U32, struct.pack("<I", 1 << 31))]),
-        "tensor 'a': its data ends behind",
+        "tensor 'a': its data ends after",
     ),
     "alignment as an array": Bad(
         with_kv("general.alignment", ARRAY, array(U32, 1, struct.pack("<I", 32))), "general.alignment: must be"
@@ -87,17 +87,17 @@ BYTES = {
     "dimension of 0": Bad(gguf_file(tensor(shape=(4, 0))), "tensor 'a': bad shape"),
     "elements overflow": Bad(gguf_file(tensor(shape=(1 << 40, 1 << 40))), "tensor 'a': bad shape"),
     "negative dimension": Bad(gguf_file(tensor(shape=((1 << 64) - 4,))), "tensor 'a': bad shape"),
-    "bytes overflow": Bad(gguf_file(tensor(shape=(1 << 62,))), "tensor 'a': its data ends behind"),
+    "bytes overflow": Bad(gguf_file(tensor(shape=(1 << 62,))), "tensor 'a': its data ends after"),
     "unknown tensor type": Bad(gguf_file(tensor(type=4)), "tensor 'a': unknown type 4", LATER),
-    "part of a block": Bad(gguf_file(tensor(shape=(33,), type=8)), "no whole number of Q8_0 blocks"),
+    "part of a block": Bad(gguf_file(tensor(shape=(33,), type=8)), "not a whole number of Q8_0 blocks"),
     "unaligned offset": Bad(gguf_file(tensor(offset=16)), "tensor 'a': offset 16, expected 0"),
     "gap": Bad(gguf_file(tensor("a"), tensor("b", offset=64), data=bytes(128)), "tensor 'b': offset 64, expected 32"),
     "overlap": Bad(gguf_file(tensor("a"), tensor("b", offset=0)), "tensor 'b': offset 0, expected 32"),
     "in another order": Bad(gguf_file(tensor("a", offset=32), tensor("b")), "tensor 'a': offset 32, expected 0"),
     "offset wraps": Bad(gguf_file(tensor(offset=(1 << 64) - 32)), "tensor 'a': offset 18446744073709551584"),
-    "tensor twice": Bad(gguf_file(tensor("a"), tensor("a", offset=32)), "tensor 'a': stands twice"),
-    "data truncated": Bad(gguf_file(tensor(shape=(16,)))[:-1], "tensor 'a': its data ends behind"),
-    "no data": Bad(gguf_file(tensor(), data=b""), "tensor 'a': its data ends behind"),
+    "tensor twice": Bad(gguf_file(tensor("a"), tensor("a", offset=32)), "tensor 'a': appears twice"),
+    "data truncated": Bad(gguf_file(tensor(shape=(16,)))[:-1], "tensor 'a': its data ends after"),
+    "no data": Bad(gguf_file(tensor(), data=b""), "tensor 'a': its data ends after"),
     "no architecture": Bad(gguf_file(tensor()), "general.architecture: expected a string, found nothing"),
     "architecture as a number": Bad(
         gguf_file(tensor(), kvs=[kv("general.architecture", I32, bytes(4))]), "general.architecture: expected a string"

@@ -9,7 +9,7 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from shareatt_export.errors import BadInput
-from shareatt_export.formats.finite import check
+from shareatt_export.formats.finite import check_finite
 from shareatt_export.formats.gguf_header import TensorInfo, read_header
 from shareatt_export.llamacpp.graph_callback import ggml_base
 from tests.faults.build import with_tensors
@@ -79,7 +79,7 @@ def test_every_type_as_llama_cpp_sees_it(built, type):
     for data in map(bytes, blocks):
         info = TensorInfo("t", (block,), type, Path("file"), 0, block_bytes)
         try:
-            check(info, 0, data)
+            check_finite(info, 0, data)
             finite = True
         except BadInput:
             finite = False

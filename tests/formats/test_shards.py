@@ -63,7 +63,7 @@ def test_shards_that_do_not_belong_together(shards, tmp_path):
     shards[2].write_bytes(third)
     second = small.with_metadata(shards[0], tmp_path / "x.gguf", split__no=read_header(shards[1]).metadata["split.no"])
     second.replace(shards[1])
-    with pytest.raises(BadInput, match=rf"{shards[1]}: tensor 'token_embd\.weight': stands in part-00001-of-"):
+    with pytest.raises(BadInput, match=rf"{shards[1]}: tensor 'token_embd\.weight': is also in part-00001-of-"):
         read_model(shards[0])
 
 

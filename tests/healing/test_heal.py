@@ -472,7 +472,7 @@ REFUSED = {
     "output exists": (lambda f: (f.parent / "out").mkdir(), [], "out: exists already; use --force to replace it"),
     "not ours": (lambda f: (f.parent / "out").mkdir(), ["--force"], "is not a folder with a shareatt_heal.json"),
     "no parent": (lambda f: None, ["-o", "/nowhere/out"], "the folder /nowhere does not exist"),
-    "within": (lambda f: None, ["-o", "model/out"], "is the input itself, or within it, or around it"),
+    "within": (lambda f: None, ["-o", "model/out"], "is the input, is inside it or contains it"),
     "nothing to resume": (lambda f: None, ["--resume"], "out.healing: no interrupted healing to --resume"),
 }
 

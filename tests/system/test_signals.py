@@ -26,7 +26,7 @@ def test_they_wait_for_the_end_of_the_block(handlers, number):
     done = []
     with pytest.raises(SystemExit) as exit, HeldSignals() as held:
         signal.raise_signal(number)
-        done.append(list(held.came))
+        done.append(list(held.received))
         raise OSError("of the block")
     assert done == [[number]] and exit.value.code == number
     assert all(signal.getsignal(number) is handlers for number in SIGNALS)
@@ -45,7 +45,7 @@ def test_blocks_within_blocks():
 def test_without_a_signal_nothing_happens(handlers):
     with HeldSignals() as held:
         pass
-    assert held.came == [] and signal.getsignal(signal.SIGINT) is handlers
+    assert held.received == [] and signal.getsignal(signal.SIGINT) is handlers
 
 
 def test_what_has_no_handler_is_left_alone():
@@ -53,7 +53,7 @@ def test_what_has_no_handler_is_left_alone():
     with HeldSignals() as held:
         signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
-    assert held.came == []
+    assert held.received == []
 
 
 def test_other_threads_have_no_say(handlers):
