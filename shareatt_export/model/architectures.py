@@ -1,8 +1,8 @@
 """The architectures of llama.cpp: which can share attention, what they need, and why the others cannot.
 
-Names are those of `general.architecture`. The supported ones build Q, K and V with llama.cpp's build_qkv, where the
-patch has its hook. To add one, add a row here and to shared_attn_archs in llama-shared-attn.cpp, and see it pass
-tests/llamacpp/test_architectures.py.
+The names are the values of `general.architecture`. Supported architectures build Q, K and V with llama.cpp's
+build_qkv, where the patch has its hook. To support another one, add a row here and to shared_attn_archs in
+llama-shared-attn.cpp, and run tests/llamacpp/test_architectures.py.
 """
 
 import re
@@ -13,19 +13,19 @@ QK = frozenset({"attn_q", "attn_k", "attn_q_norm", "attn_k_norm", "attn_sinks"})
 
 @dataclass(frozen=True)
 class Sliding:
-    """Some layers attend to a sliding window (or chunk), the others to everything, as llama.cpp's load_swa_pattern."""
+    """Which layers attend to a sliding window (or chunk); the others attend to all tokens (load_swa_pattern)."""
 
-    period: int = 0  # of so many layers one attends to everything; 0: the file must say which
-    dense_first: bool = False  # it is the first of them, not the last
-    window: int = 0  # where the file does not say; 0: then no layer slides
-    n_layer: int | None = None  # only models of so many layers slide
+    period: int = 0  # one layer in `period` attends to all tokens; 0: the file must say which layers do
+    dense_first: bool = False  # that layer is the first of a period, not the last
+    window: int = 0  # tokens, if the file does not say; 0: then no layer has a sliding window
+    n_layer: int | None = None  # only models with this number of layers have sliding windows; None: all models
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Tensor names of a layer, without `blk.N.` and without .weight, .bias or .scale."""
+    """How an architecture names the tensors of a layer: without `blk.N.` and without .weight, .bias or .scale."""
 
-    qk: frozenset[str] = QK  # feed nothing but the attention weights, so a follower has no use for them
+    qk: frozenset[str] = QK  # used for the attention weights alone, so a follower drops them
     fused_qkv: str = "attn_qkv"  # rows of Q, then of K, then of V; a follower keeps the rows of V as `v`
     v: str = "attn_v"
     sliding: Sliding | None = None
@@ -95,7 +95,7 @@ REFUSED = {name: reason for names, reason in REASONS.items() for name in names.s
 
 
 def split_tensor_name(name: str) -> tuple[int | None, str, str]:
-    """'blk.7.attn_q.weight' -> (7, 'attn_q', 'weight'); tensors outside the layers have no layer."""
+    """Split 'blk.7.attn_q.weight' into (7, 'attn_q', 'weight'); the layer is None for tensors outside of layers."""
     parts = name.split(".")
     if parts[0] != "blk" or len(parts) < 3 or not re.fullmatch("0|[1-9][0-9]{0,3}", parts[1]):
         return None, name, ""

@@ -1,11 +1,11 @@
-"""What Shared Attention saves by arithmetic: bytes read for a token, floating point operations of a prompt, memory.
+"""The savings of Shared Attention by calculation: bytes read per token, floating point operations of a prompt, memory.
 
     weights = read_weights(header)
     decode_bytes(facts, source_layers, weights.n_bytes, depth=4096)
 
-Decode is bound by the bytes it reads, prefill by its operations, so the quotients of dense and SA are the speedups to
-expect of a runtime in which followers reuse the weights. A follower has no Q and K projection, reads no K and computes
-no scores, but reads the attention weights, which are kept in f16. Softmax, norms and activations are left out.
+The bytes that it reads limit the speed of decode, the operations that of prefill. The ratio of dense to SA is therefore
+the speedup to expect if followers reuse the weights. A follower has no Q and K projections, reads no K and computes no
+scores, but reads the attention weights, which are kept in f16. Softmax, norms and activations are not counted.
 """
 
 from dataclasses import dataclass
@@ -17,19 +17,20 @@ from ..formats.gguf_header import Header
 from .facts import F16, Facts, row_bytes
 from .spans import SourceMap, followers
 
-P_ELEMENT_BYTES = 2  # an attention weight in f16
+P_ELEMENT_BYTES = 2  # one attention weight, in f16
 
 
 @dataclass(frozen=True)
 class WeightSizes:
-    """What is read of a model's weights for one token: all but an embedding that is not the output matrix too."""
+    """The weights that one token reads: all of the model except an embedding that is not also the output matrix."""
 
     n_bytes: int
-    n_elements: int  # of the layers
-    n_elements_output: int  # used for the tokens alone whose logits are wanted
+    n_elements: int  # without the output matrix
+    n_elements_output: int  # of the output matrix, which only tokens with logits use
 
 
 def read_weights(header: Header) -> WeightSizes:
+    """Return the sizes of a model's weights."""
     output = "output.weight" if "output.weight" in header.tensors else "token_embd.weight"
     read = [info for info in header.tensors.values() if info.name != "token_embd.weight" or info.name == output]
     return WeightSizes(
@@ -40,7 +41,7 @@ def read_weights(header: Header) -> WeightSizes:
 
 
 def saved_parameters(facts: Facts, source_layers: SourceMap) -> int:
-    """The Q and K projections that the followers do without."""
+    """Return the number of parameters in the Q and K projections that the followers drop."""
     return sum(facts.n_embd * (facts.n_embd_q(layer) + facts.n_embd_k(layer)) for layer in followers(source_layers))
 
 
@@ -52,14 +53,14 @@ def decode_bytes(
     type_k: GGMLQuantizationType = F16,
     type_v: GGMLQuantizationType = F16,
 ) -> float:
-    """Bytes read to decode one token behind `depth` others."""
+    """Return the bytes read to decode one token after `depth` others."""
     reread = P_ELEMENT_BYTES * sum(facts.n_head[layer] for layer in followers(source_layers))
     return weight_bytes + depth * (facts.kv_bytes_per_token(source_layers, type_k, type_v) + reread)
 
 
 def prefill_flops(facts: Facts, source_layers: SourceMap, weights: WeightSizes, n_tokens: int, depth: int) -> int:
-    """Floating point operations of a prompt of `n_tokens` behind `depth` others, logits for its last token only."""
-    seen = n_tokens * depth + n_tokens * (n_tokens + 1) // 2  # each token sees itself and those before it
+    """Return the floating point operations of a prompt of `n_tokens` after `depth` tokens; only its last has logits."""
+    seen = n_tokens * depth + n_tokens * (n_tokens + 1) // 2  # each token attends to itself and to all tokens before it
     attention = 0
     for layer, source in enumerate(source_layers):
         scores = facts.head_dim_k if layer == source else 0
@@ -70,11 +71,11 @@ def prefill_flops(facts: Facts, source_layers: SourceMap, weights: WeightSizes, 
 def follower_decode_share(
     facts: Facts, layer: int, type_k: GGMLQuantizationType = F16, type_v: GGMLQuantizationType = F16
 ) -> float:
-    """Bytes that the attention of a follower reads in decode, as a share of those of a layer that computes its own."""
+    """Return the bytes that a follower's attention reads in decode, relative to a layer that computes weights."""
     k, v = row_bytes(facts.n_embd_k(layer), type_k), row_bytes(facts.n_embd_v(layer), type_v)
     return (v + P_ELEMENT_BYTES * facts.n_head[layer]) / (k + v)
 
 
 def follower_prefill_share(facts: Facts) -> float:
-    """The same of the operations in prefill."""
+    """Return the operations of a follower's attention in prefill, relative to a layer that computes its own weights."""
     return facts.head_dim_v / (facts.head_dim_k + facts.head_dim_v)

@@ -1,4 +1,4 @@
-"""What the export must know of a model: its layers, its heads, and what its layers attend to."""
+"""The facts about a model that the export needs: its layers, its heads, and which tokens its layers attend to."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ F16 = GGMLQuantizationType.F16
 
 @dataclass(frozen=True)
 class Facts:
-    """A model's shape. The tuples have one entry per layer."""
+    """The shape of a model. The tuples have one entry per layer."""
 
     arch: str
     n_layer: int
@@ -26,27 +26,31 @@ class Facts:
     head_dim_k: int
     head_dim_v: int
     n_ctx_train: int
-    is_swa: tuple[bool, ...]  # attends to a sliding window, not to everything
+    is_swa: tuple[bool, ...]  # whether the layer attends to a sliding window instead of all tokens
     source_layers: SourceMap  # the identity for a dense model
-    n_layer_nextn: int = 0  # of the layers, the last ones, which predict further tokens in speculative decoding
+    n_layer_nextn: int = 0  # number of last layers that predict further tokens in speculative decoding
 
     @property
     def is_shared(self) -> bool:
+        """Whether the model shares attention already."""
         return self.source_layers != tuple(range(self.n_layer))
 
     def n_embd_q(self, layer: int) -> int:
+        """Number of rows of the Q projection."""
         return self.n_head[layer] * self.head_dim_k
 
     def n_embd_k(self, layer: int) -> int:
+        """Number of rows of the K projection."""
         return self.n_head_kv[layer] * self.head_dim_k
 
     def n_embd_v(self, layer: int) -> int:
+        """Number of rows of the V projection."""
         return self.n_head_kv[layer] * self.head_dim_v
 
     def kv_bytes_per_token(
         self, source_layers: SourceMap, type_k: GGMLQuantizationType = F16, type_v: GGMLQuantizationType = F16
     ) -> int:
-        """Bytes that one token takes in the KV cache; a follower has no K there."""
+        """Return the bytes that one token takes in the KV cache; a follower stores no K."""
         layers = range(self.n_layer)
         k = sum(row_bytes(self.n_embd_k(layer), type_k) for layer in layers if source_layers[layer] == layer)
         v = sum(row_bytes(self.n_embd_v(layer), type_v) for layer in layers)
@@ -54,16 +58,20 @@ class Facts:
 
 
 def row_bytes(n: int, type: GGMLQuantizationType) -> int:
-    """Bytes of a row of `n` numbers."""
+    """Return the bytes of a row of `n` numbers, whole blocks only."""
     block, block_bytes = GGML_QUANT_SIZES[type]
     return n // block * block_bytes
 
 
 def read_facts(header: Header) -> Facts:
-    """The facts of any GGUF language model. Raises BadInput where the metadata contradicts itself."""
+    """Return the facts about a GGUF language model.
+
+    Raises BadInput if the metadata contradicts itself, Unsupported if the file is not a language model.
+    """
     arch = header.text("general.architecture")
     if (kind := header.text("general.type", "model")) != "model":
-        raise Unsupported(f"{header.path}: general.type: is of type '{kind}'; name the file of a language model")
+        reason, next_step = f"is of type '{kind}'", "name the file of a language model"
+        raise Unsupported(reason, path=header.path, field="general.type", next_step=next_step)
     if f"{arch}.block_count" not in header.metadata:
         require_exportable(header)
     n_layer = header.integer(f"{arch}.block_count")
@@ -110,7 +118,7 @@ def _bounded(header: Header, key: str, n: int) -> int:
 
 
 def _is_swa(header: Header, arch: str, n_layer: int, n_layer_nextn: int) -> tuple[bool, ...]:
-    """As llama.cpp's load_swa_pattern; architectures that are not in the table do not slide as far as we know."""
+    """Follow llama.cpp's load_swa_pattern; architectures that the table does not know have no sliding windows."""
     sliding = ARCHITECTURES[arch].sliding if arch in ARCHITECTURES else None
     if (
         sliding is None
@@ -133,9 +141,8 @@ def _source_layers(header: Header, arch: str, n_layer: int) -> SourceMap:
     if key not in header.metadata:
         return tuple(range(n_layer))
     if (version := header.integer(KEY_FORMAT_VERSION, FORMAT_VERSION)) > FORMAT_VERSION:
-        raise Unsupported(
-            f"{header.path}: {KEY_FORMAT_VERSION}: is {version}, this version reads up to {FORMAT_VERSION}; upgrade it"
-        )
+        reason = f"is {version}, this version reads up to {FORMAT_VERSION}"
+        raise Unsupported(reason, path=header.path, field=KEY_FORMAT_VERSION, next_step="upgrade it")
     raw = header.metadata[key]
     if raw.type != GGUFValueType.ARRAY or raw.raw[:4] != GGUFValueType.INT32.to_bytes(4, "little"):
         raise damaged(header.path, key, "must be an array of i32")
@@ -143,15 +150,16 @@ def _source_layers(header: Header, arch: str, n_layer: int) -> SourceMap:
     try:
         spans_of(source_layers)
     except BadSpans as error:
-        raise damaged(header.path, key, str(error)) from None
+        raise damaged(header.path, f"{key}: {error.field}", error.reason) from None
     return source_layers
 
 
 def require_exportable(header: Header) -> Architecture:
-    """The architecture's row, if the model can be exported at all. Raises Unsupported."""
+    """Return the architecture of the model. Raises Unsupported if it cannot be exported."""
     arch = header.text("general.architecture")
     if arch not in ARCHITECTURES:
         why = f"supported: {REFUSED[arch]}" if arch in REFUSED else "known to this version"
         known = ", ".join(ARCHITECTURES)
-        raise Unsupported(f"{header.path}: general.architecture: '{arch[:64]}' is not {why} (supported: {known})")
+        reason = f"'{arch[:64]}' is not {why} (supported: {known})"
+        raise Unsupported(reason, path=header.path, field="general.architecture")
     return ARCHITECTURES[arch]

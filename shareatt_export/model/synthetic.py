@@ -1,8 +1,8 @@
-"""Llamas of a given shape: how many parameters they have, and a GGUF of that shape with random weights.
+"""Llama models of a given shape: their number of parameters, and GGUF files of that shape with random weights.
 
-    write_random(path, Shape(n_layer=16, n_embd=2048, n_head=32, n_head_kv=8, head_dim=64, n_ff=8192, n_vocab=32000))
+    write_random(path, ModelShape(16, n_embd=2048, n_head=32, n_head_kv=8, head_dim=64, n_ff=8192, n_vocab=32000))
 
-Speed and memory do not depend on what the weights say, so such a file stands for a trained one in measurements.
+Speed and memory do not depend on the values of the weights, so such a file can replace a trained model in measurements.
 """
 
 from collections.abc import Iterator
@@ -18,11 +18,13 @@ from .spans import SourceMap
 
 CONTEXT_LENGTH = 32768
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
-BLOCK, BLOCK_BYTES = gguf.GGML_QUANT_SIZES[Q8_0]  # 32 numbers of 8 bits behind an f16 scale
+BLOCK, BLOCK_BYTES = gguf.GGML_QUANT_SIZES[Q8_0]  # an f16 scale and 32 numbers of 8 bits
 
 
 @dataclass(frozen=True)
 class ModelShape:
+    """The shape of a Llama model in which all layers are equal."""
+
     n_layer: int
     n_embd: int
     n_head: int
@@ -33,7 +35,7 @@ class ModelShape:
     tied: bool = True  # the output matrix is the embedding
 
     def matrices(self) -> Iterator[tuple[str, int, int]]:
-        """Name, rows and columns of each weight matrix, in the order of a file."""
+        """Yield the name, rows and columns of each weight matrix, in the order of a file."""
         q, kv = self.n_head * self.head_dim, self.n_head_kv * self.head_dim
         yield "token_embd", self.n_vocab, self.n_embd
         for layer in range(self.n_layer):
@@ -49,10 +51,11 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
+        """Number of parameters in all weight matrices."""
         return sum(rows * columns for _, rows, columns in self.matrices())
 
     def facts(self, source_layers: SourceMap | None = None) -> Facts:
-        """What read_facts would find in a file of this shape."""
+        """Return what read_facts() returns for a file of this shape."""
         return Facts(
             arch="llama",
             n_layer=self.n_layer,
@@ -68,7 +71,7 @@ class ModelShape:
 
 
 def write_random(path: Path, shape: ModelShape) -> None:
-    """A Llama with random q8_0 weights and no tokenizer, written one matrix at a time; the same bytes each time."""
+    """Write a Llama model with random q8_0 weights and no tokenizer, one matrix at a time and always the same bytes."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(shape.n_layer)
     writer.add_context_length(CONTEXT_LENGTH)
@@ -101,9 +104,9 @@ def write_random(path: Path, shape: ModelShape) -> None:
 
 
 def _random_blocks(rng: np.random.Generator, rows: int, columns: int) -> npt.NDArray[np.uint8]:
-    """Numbers of about the variance 1 / columns, so that activations neither vanish nor overflow."""
+    """Return q8_0 blocks with a variance of about 1 / columns, so that activations neither vanish nor overflow."""
     blocks = np.empty((rows * columns // BLOCK, BLOCK_BYTES), dtype=np.uint8)
     blocks[:, 2:] = np.frombuffer(rng.bytes(rows * columns), dtype=np.uint8).reshape(-1, BLOCK)
-    scale = np.array([1 / (74 * columns**0.5)], dtype=np.float16)  # 74: the deviation of a uniform int8
+    scale = np.array([1 / (74 * columns**0.5)], dtype=np.float16)  # 74 is the standard deviation of a uniform int8
     blocks[:, :2] = scale.view(np.uint8)
     return blocks.reshape(rows, -1)

@@ -1,4 +1,4 @@
-"""Whether a dense model can share attention in some spans: its heads, its layers and the tensors of each."""
+"""Check that a dense model can share attention in some spans: its heads, its layers and the tensors of each."""
 
 from ..errors import BadInput, Unsupported, damaged
 from ..formats.gguf_header import Header
@@ -8,36 +8,45 @@ from ..model.spans import Span
 
 
 def check_heads(dense: Header, facts: Facts, span: Span) -> None:
-    theirs = facts.n_head[span.source], facts.n_head_kv[span.source]
-    if min(*theirs, facts.head_dim_k, facts.head_dim_v) < 1:
-        raise Unsupported(
-            f"{dense.path}: span '{span}': layer {span.source} has no attention heads; choose other layers"
-        )
+    """Check that the layers of a span have attention heads, in equal numbers.
+
+    Raises Unsupported for layers without heads or that predict further tokens, BadInput for different numbers.
+    """
+    field, other = f"span '{span}'", "choose other layers"
+    source_heads = facts.n_head[span.source], facts.n_head_kv[span.source]
+    if min(*source_heads, facts.head_dim_k, facts.head_dim_v) < 1:
+        reason = f"layer {span.source} has no attention heads"
+        raise Unsupported(reason, path=dense.path, field=field, next_step=other)
     if span.followers[-1] >= (n_layer := facts.n_layer - facts.n_layer_nextn):
-        raise Unsupported(
-            f"{dense.path}: span '{span}': layers from {n_layer} on predict further tokens; choose other layers"
-        )
+        reason = f"layers from {n_layer} on predict further tokens"
+        raise Unsupported(reason, path=dense.path, field=field, next_step=other)
     for layer in span.followers:
-        ours = facts.n_head[layer], facts.n_head_kv[layer]
-        if ours != theirs:
-            raise BadInput(
-                f"{dense.path}: span '{span}': layer {layer} has {ours[0]} query and {ours[1]} KV heads, "
-                f"its source has {theirs[0]} and {theirs[1]}; choose other layers"
+        follower_heads = facts.n_head[layer], facts.n_head_kv[layer]
+        if follower_heads != source_heads:
+            reason = (
+                f"layer {layer} has {follower_heads[0]} query and {follower_heads[1]} KV heads, "
+                f"its source has {source_heads[0]} and {source_heads[1]}"
             )
+            raise BadInput(reason, path=dense.path, field=field, next_step=other)
 
 
 def check_layers(dense: Header, facts: Facts) -> None:
-    """There must be tensors of each layer, and of no other. Some files leave those away that predict further tokens."""
+    """Check that the file has tensors of each layer, and of no other layer. Raises BadInput.
+
+    Layers that predict further tokens may be missing; some files leave them out.
+    """
     found = {layer for name in dense.tensors if (layer := split_tensor_name(name)[0]) is not None}
     missing = set(range(facts.n_layer - facts.n_layer_nextn)) - found
     further = found - set(range(facts.n_layer))
     if missing or further:
-        what = f"no tensor is of layer {min(missing)}" if missing else f"tensors are of layer {min(further)} too"
+        what = (
+            f"there is no tensor of layer {min(missing)}" if missing else f"there are tensors of layer {min(further)}"
+        )
         raise damaged(dense.path, f"{facts.arch}.block_count", f"{facts.n_layer}, but {what}")
 
 
 def check_inventory(dense: Header, facts: Facts, arch: Architecture, spans: tuple[Span, ...]) -> None:
-    """Each layer of a span must have the Q, K and V that its architecture promises."""
+    """Check that each layer of a span has the Q, K and V tensors of its architecture. Raises BadInput."""
     for span in spans:
         for layer in (span.source, *span.followers):
             fused = f"blk.{layer}.{arch.fused_qkv}.weight"

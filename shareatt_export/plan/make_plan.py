@@ -1,6 +1,4 @@
-"""Make the plan of an export from a header and spans alone; no file is opened."""
-
-from dataclasses import replace
+"""Make the plan of an export from a header and spans; this opens no file."""
 
 from ..errors import Unsupported
 from ..formats.gguf_header import Header, TensorInfo
@@ -15,11 +13,14 @@ from .projections import Fitting, v_rows
 
 
 def make_plan(dense: Header, facts: Facts, spans: tuple[Span, ...], fitting: Fitting | None = None) -> Plan:
-    """Raises Unsupported, BadInput or BadSpans where the model cannot be exported with these spans (further ones, if it
-    shares attention already)."""
+    """Return the plan to share attention in `spans`, besides the spans that the model has already.
+
+    Raises Unsupported, BadInput or BadSpans if the model cannot be exported with these spans.
+    """
     arch = require_exportable(dense)
     if fitting and facts.is_shared:
-        raise Unsupported(f"{dense.path}: shares attention already; fit the dense model, with all spans at once")
+        next_step = "fit the dense model, with all spans at once"
+        raise Unsupported("shares attention already", path=dense.path, next_step=next_step)
     source_layers = extended(facts.source_layers, spans)
     for span in spans:
         check_heads(dense, facts, span)
@@ -35,12 +36,12 @@ def make_plan(dense: Header, facts: Facts, spans: tuple[Span, ...], fitting: Fit
         elif role == arch.fused_qkv:
             tensors.append(v_rows(dense, facts, arch, info, layer, suffix))
         elif role.startswith(("attn_q", "attn_k")):
-            why = "is not known in a layer that shares attention; choose other layers"
-            raise Unsupported(f"{dense.path}: tensor '{info.name}': {why}")
+            reason, field = "is not known in a layer that shares attention", f"tensor '{info.name}'"
+            raise Unsupported(reason, path=dense.path, field=field, next_step="choose other layers")
         else:
             tensors.append(whole_copy(info))
     check_layers(dense, facts)
     check_inventory(dense, facts, arch, spans)
 
-    plan = Plan(dense, facts, spans_of(source_layers), source_layers, {}, tuple(tensors), tuple(dropped), fitting)
-    return replace(plan, metadata=sa_metadata(plan))
+    metadata = sa_metadata(dense, facts, source_layers, tensors, fitting)
+    return Plan(dense, facts, spans_of(source_layers), source_layers, metadata, tuple(tensors), tuple(dropped), fitting)

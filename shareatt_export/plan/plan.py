@@ -1,7 +1,7 @@
-"""The plan of an export: which tensors the SA file holds, where their bytes stand in its input, and its metadata.
+"""The plan of an export: the tensors of the SA file, the place of their bytes in the input, and the metadata.
 
-Pure: a plan is made from a header and spans alone, and opens no file. `--dry-run` prints it, write.py carries it
-out, verify.py holds the written file against it.
+make_plan() makes a plan from a header and spans, and opens no file. `--dry-run` prints the plan, write.py writes its
+files, verify.py compares a written file with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,17 @@ from ..formats.gguf_keys import KEY_FIT_SHA256, KEY_SOURCE_SHA256
 from ..formats.shards import Piece, pieces
 from ..formats.tensor_copies import TensorCopy
 from ..model.facts import Facts
-from ..model.spans import SourceMap, Span
-from .projections import Fitting, projections
+from ..model.spans import SourceMap, Span, spans_text
+from .projections import Fitting, fitted_tensors
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`dense` is the input; it may share attention in some spans already, and `spans` are all of the output's."""
+    """What an export writes.
+
+    `dense` is the input; it may share attention in some spans already. `spans`, `source_layers`, `metadata` and
+    `tensors` describe the output, `dropped` are the tensors of the input that it does not have.
+    """
 
     dense: Header
     facts: Facts
@@ -32,43 +36,50 @@ class Plan:
 
     @property
     def weight_bytes_before(self) -> int:
+        """Bytes of all tensors of the input."""
         return sum(info.n_bytes for info in self.dense.tensors.values())
 
     @property
     def weight_bytes_after(self) -> int:
+        """Bytes of all tensors of the output."""
         return sum(copy.n_bytes for copy in self.tensors)
 
     @property
     def kv_bytes_per_token_before(self) -> int:
+        """Bytes that one token takes in the f16 KV cache of the input."""
         return self.facts.kv_bytes_per_token(self.facts.source_layers)
 
     @property
     def kv_bytes_per_token_after(self) -> int:
+        """Bytes that one token takes in the f16 KV cache of the output."""
         return self.facts.kv_bytes_per_token(self.source_layers)
 
     @property
     def fitted(self) -> tuple[TensorCopy, ...]:
-        """Tensors of new followers whose values will not be the dense file's."""
+        """Tensors of the new followers that get other values than in the dense file."""
         if self.fitting is None:
             return ()
-        new = (i for i, source in enumerate(self.source_layers) if source != self.facts.source_layers[i])
-        return tuple(copy for i in new for copy in projections(self.dense, self.facts, i).changed(self.fitting))
+        return fitted_tensors(self.dense, self.facts, self.source_layers, self.fitting)
 
     @property
     def spans_text(self) -> str:
-        return ",".join(map(str, self.spans))
+        """The text of all spans of the output."""
+        return spans_text(self.spans)
 
     def pieces(self, max_bytes: int | None = None) -> tuple[Piece[TensorCopy], ...]:
-        """The files to write: one, or shards of at most `max_bytes`."""
+        """Return the files to write: one file, or shards with at most `max_bytes` of tensors each."""
         return pieces(self.dense.version, self.metadata, self.tensors, self.dense.alignment, max_bytes)
 
 
 def with_identity(plan: Plan, source_sha256: str) -> Plan:
-    """The plan with the identity of the dense file's tensor data, which only reading all of it can tell."""
+    """Return the plan with the identity of the dense model, which is only known after all its tensors were read."""
     return replace(plan, metadata=plan.metadata | {KEY_SOURCE_SHA256: raw_string(source_sha256)})
 
 
 def with_fit(plan: Plan, fitted: Mapping[TensorCopy, TensorInfo], sha256: Sequence[str]) -> Plan:
-    """The plan with the tensors of plan.fitted taken from where their new values stand, with their SHA-256 in order."""
+    """Return the plan with new values for the tensors of plan.fitted.
+
+    `fitted` says where the new values are stored, `sha256` are their SHA-256 in the order of plan.fitted.
+    """
     tensors = tuple(replace(copy, origin=fitted[copy]) if copy in fitted else copy for copy in plan.tensors)
     return replace(plan, tensors=tensors, metadata=plan.metadata | {KEY_FIT_SHA256: raw_string_array(sha256)})

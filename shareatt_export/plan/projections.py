@@ -1,4 +1,4 @@
-"""The tensors of a follower that a fit may change: what makes its V, and its output projection."""
+"""The tensors of a follower that a fit may change: its V projection and its output projection."""
 
 from dataclasses import dataclass, replace
 
@@ -8,11 +8,12 @@ from ..formats.gguf_keys import KEY_FIT, KEY_FIT_TEXT
 from ..formats.tensor_copies import TensorCopy, whole_copy
 from ..model.architectures import Architecture
 from ..model.facts import Facts, require_exportable
+from ..model.spans import SourceMap, followers
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """How the weights of followers are to be fitted, and the text for it."""
+    """How the weights of followers are fitted, and the SHA-256 of the text for it."""
 
     align: bool
     refit: bool
@@ -22,8 +23,8 @@ class Fitting:
         return ",".join(name for name in ("align", "refit") if getattr(self, name))
 
     @classmethod
-    def of(cls, header: Header) -> "Fitting | None":
-        """What an SA file says was done to it."""
+    def from_header(cls, header: Header) -> "Fitting | None":
+        """Return what an SA file records about its fit, None if its weights are the dense file's."""
         if KEY_FIT not in header.metadata:
             return None
         names = header.text(KEY_FIT).split(",")
@@ -32,19 +33,19 @@ class Fitting:
 
 @dataclass(frozen=True)
 class Projections:
-    """Of a follower: what makes its V, and what its heads' outputs go through."""
+    """The V projection of a follower, and the output projection of its heads."""
 
     v: TensorCopy
     v_bias: TensorCopy | None
     output: TensorCopy
 
     def changed(self, fitting: Fitting) -> tuple[TensorCopy, ...]:
-        """Those that a fit may change."""
+        """Return the tensors that the fit may change; only --align changes V."""
         return (*(copy for copy in (self.v, self.v_bias) if copy and fitting.align), self.output)
 
 
 def projections(dense: Header, facts: Facts, layer: int) -> Projections:
-    """Those of any layer, if it were a follower. Raises Unsupported where it has no output projection."""
+    """Return the projections that a layer has as a follower. Raises Unsupported if it has no output projection."""
     arch = require_exportable(dense)
 
     def v(suffix: str) -> TensorCopy | None:
@@ -55,14 +56,24 @@ def projections(dense: Header, facts: Facts, layer: int) -> Projections:
 
     weight, output = v("weight"), dense.tensors.get(f"blk.{layer}.attn_output.weight")
     if weight is None or output is None:
-        raise Unsupported(f"{dense.path}: layer {layer}: '{facts.arch}' has no attn_output.weight to fit")
+        reason = f"'{facts.arch}' has no attn_output.weight to fit"
+        raise Unsupported(reason, path=dense.path, field=f"layer {layer}")
     return Projections(weight, v("bias"), whole_copy(output))
 
 
+def fitted_tensors(dense: Header, facts: Facts, source_layers: SourceMap, fitting: Fitting) -> tuple[TensorCopy, ...]:
+    """Return the tensors that a fit may change in the layers which `source_layers` makes new followers."""
+    new = [layer for layer in followers(source_layers) if source_layers[layer] != facts.source_layers[layer]]
+    return tuple(copy for layer in new for copy in projections(dense, facts, layer).changed(fitting))
+
+
 def v_rows(dense: Header, facts: Facts, arch: Architecture, fused: TensorInfo, layer: int, suffix: str) -> TensorCopy:
-    """The rows of V in a fused QKV tensor: the last ones, so one run of bytes, in quantised tensors too."""
+    """Return the rows of V in a fused QKV tensor. They are the last rows, so their bytes are contiguous in any type.
+
+    Raises BadInput if the tensor has another number of rows than Q, K and V need.
+    """
     name = f"blk.{layer}.{arch.v}.{suffix}"
-    if suffix not in ("weight", "bias"):  # scales that Q, K and V have in common
+    if suffix not in ("weight", "bias"):  # one scale for Q, K and V together
         return replace(whole_copy(fused), name=name)
     n_v = facts.n_embd_v(layer)
     n_qkv = facts.n_embd_q(layer) + facts.n_embd_k(layer) + n_v

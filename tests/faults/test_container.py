@@ -153,7 +153,7 @@ OTHER_KINDS = {
         small.write_imatrix,
         "general.type: is of type 'imatrix'; name the file of a language model",
     ),
-    "a vocabulary": (vocabulary, "llama.block_count: 12, but no tensor is of layer 0"),
+    "a vocabulary": (vocabulary, "llama.block_count: 12, but there is no tensor of layer 0"),
     "the first shard alone": (shard(0, 2, "x-00001-of-00002.gguf"), "x-00002-of-00002.gguf: no such file"),
     "the second shard": (shard(1, 2, "x-00002-of-00002.gguf"), "split.no: shard 2 of 2; name the first one, x-00001"),
     "a shard with a name of its own": (shard(0, 2, "x.gguf"), "split.count: the first of 2 shards must be named"),

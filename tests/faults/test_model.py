@@ -45,7 +45,7 @@ METADATA: dict[str, tuple[dict[str, RawValue | None], str, str]] = {
     "12.0 layers": ({"llama__block_count": raw_f32(12)}, "llama.block_count: expected an integer", DAMAGED),
     "one layer more than tensors": (
         {"llama__block_count": raw_u32(13)},
-        "block_count: 13, but no tensor is of",
+        "block_count: 13, but there is no tensor of",
         DAMAGED,
     ),
     "one layer less than tensors": (
@@ -137,12 +137,12 @@ TENSORS: dict[str, tuple[Callable[[Path, Path], Path], str, str]] = {
         lambda dense, bad: with_tensors(
             dense, bad, [name for name in read_header(dense).tensors if name.startswith("blk.3.")]
         ),
-        "llama.block_count: 12, but no tensor is of layer 3",
+        "llama.block_count: 12, but there is no tensor of layer 3",
         DAMAGED,
     ),
     "a layer further on": (
         lambda dense, bad: with_tensors(dense, bad, blk__12__attn_norm__weight=((64,), F32)),
-        "llama.block_count: 12, but tensors are of layer 12 too",
+        "llama.block_count: 12, but there are tensors of layer 12",
         DAMAGED,
     ),
     "a fused tensor of too few rows": (
@@ -197,7 +197,7 @@ def test_architectures(refuses, dense, tmp_path, arch):
     [
         ("8-10", "span '8-10': layer 8 reuses the attention weights of layer 6 already"),
         ("2:8", "span '2:8': layer 8 reuses the attention weights of layer 6 already"),
-        ("5-6", "span '5-6': layer 6 must go on computing"),
+        ("5-6", "span '5-6': layer 6 cannot be a follower"),
     ],
 )
 def test_more_spans_may_not_touch_what_is_shared(run, refuses, dense, tmp_path, spans, message):
@@ -227,4 +227,4 @@ def test_sliding_windows(refuses, tmp_path, name):
 def test_two_layers_that_attend_to_something_else(refuses, tmp_path):
     dense = small.write_dense(tmp_path / "dense.gguf", arch="gemma2")
     error = refuses(dense, "--spans", "6:7", "-o", tmp_path / "out.gguf")
-    assert "span '6-7': of layers 6 and 7, one attends to a sliding window only" in error
+    assert "span '6-7': only one of the layers 6 and 7 has a sliding window" in error

@@ -76,9 +76,9 @@ def test_a_range_shares_within_each_kind_of_attention(text, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("6:7", "span '6-7': of layers 6 and 7, one attends to a sliding window only"),
-        ("0-5,7:9", "span '7:9': of layers 7 and 9, one attends to a sliding window only"),
-        ("2-3", "spans '2-3': no two layers of a span attend alike"),
+        ("6:7", "span '6-7': only one of the layers 6 and 7 has a sliding window"),
+        ("0-5,7:9", "span '7:9': only one of the layers 7 and 9 has a sliding window"),
+        ("2-3", "spans '2-3': no span has two layers of one kind"),
     ],
 )
 def test_kinds_of_attention_are_not_mixed(text, message):
