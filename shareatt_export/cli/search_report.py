@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..model.spans import n_followers
+from ..model.spans import followers
 from ..searching.search import ScoredMap, SearchResult
 from ..system.staging import publish, staged
 from .tables import table
@@ -50,7 +50,7 @@ def _point_dict(point: ScoredMap) -> dict[str, Any]:
     return {
         "name": point.name,
         "source_layers": list(point.source_layers),
-        "followers": n_followers(point.source_layers),
+        "followers": len(followers(point.source_layers)),
         "kv_bytes_per_token": point.kv_bytes_per_token,
         "kl": {"mean": quality.kl.value, "half_ci95": quality.kl.half, "p99": quality.kl_p99, "max": quality.kl_max},
         "perplexity": quality.perplexity,
@@ -72,7 +72,7 @@ def show(found: SearchResult, console: Console) -> None:
         f"on the rest ({found.n_measured} maps measured). ±: half of a 95 % confidence interval. KL in nats."
     ]
     if found.singles:
-        alone = sum(found.singles[layer] for layer, source in enumerate(found.chosen.source_layers) if source != layer)
+        alone = sum(found.singles[layer] for layer in followers(found.chosen.source_layers))
         lines.append(
             f"The followers cost {found.cost:.2g} together; measured one at a time they add up to {alone:.2g}."
         )
@@ -87,7 +87,7 @@ def _row(point: ScoredMap) -> tuple[str, ...]:
     quality = point.quality
     return (
         point.name,
-        str(n_followers(point.source_layers)),
+        str(len(followers(point.source_layers))),
         str(point.kv_bytes_per_token),
         f"{quality.kl.value:.2g} ± {quality.kl.half:.1g}",
         f"{quality.kl_p99:.2g}",

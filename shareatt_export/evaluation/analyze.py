@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 
@@ -21,10 +20,11 @@ from ..errors import Unsupported
 from ..fitting.observer import ObservedLayer, Observer, head_outputs
 from ..formats.gguf_header import Header
 from ..formats.shards import read_model
+from ..formats.tensor_copies import read_f32
 from ..formats.texts import Text, read_text
 from ..llamacpp import runtime
 from ..llamacpp.token_windows import token_windows
-from ..model.candidate_pairs import candidates
+from ..model.candidate_pairs import Pair, candidates
 from ..model.facts import Facts, read_facts, require_exportable
 from ..system.progress import Step, silent
 from .request import AnalyzeRequest
@@ -94,22 +94,19 @@ def _output_weights(header: Header):  # type: ignore[no-untyped-def]
     @lru_cache(max(1, WEIGHTS_KEPT // (4 * largest)))
     def weights(layer: int) -> npt.NDArray[np.float32]:
         """[n_embd, n_head * head_dim]"""
-        info = header.tensors[f"blk.{layer}.attn_output.weight"]
-        rows = info.shape[1]
-        raw = np.memmap(info.path, np.uint8, "r", info.offset, (rows, info.n_bytes // rows))
-        return np.asarray(gguf.dequantize(raw, info.type), np.float32)
+        return read_f32(header.tensors[f"blk.{layer}.attn_output.weight"])
 
     return weights
 
 
 class _Sums:
-    def __init__(self, facts: Facts, candidates: list[tuple[int, int]], output_weights) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, facts: Facts, candidates: list[Pair], output_weights) -> None:  # type: ignore[no-untyped-def]
         n = facts.n_layer
         self.facts, self.candidates, self.output_weights = facts, candidates, output_weights
         self.similarities = np.zeros((3, n, n))
         self.n_sinks = 0
         self.error = dict.fromkeys(candidates, 0.0)
-        self.heads = {pair: np.zeros((facts.n_head[pair[1]],) * 2) for pair in candidates}
+        self.heads = {pair: np.zeros((facts.n_head[pair.follower],) * 2) for pair in candidates}
         self.attention, self.residual = np.zeros(n), np.zeros(n)
 
     def add(self, layers: list[ObservedLayer]) -> None:
@@ -122,7 +119,7 @@ class _Sums:
             sources = [source for source, other in self.candidates if other == follower]
             self._add_errors(layers, sources, follower)
             for source in sources:
-                self.heads[source, follower] += _head_similarity(layers[source].weights, layers[follower].weights)
+                self.heads[Pair(source, follower)] += _head_similarity(layers[source].weights, layers[follower].weights)
 
     @staticmethod
     def _sinks(layers: list[ObservedLayer]) -> npt.NDArray[np.bool_]:
@@ -142,20 +139,20 @@ class _Sums:
             self.residual[follower] += np.sum(np.square(ours.input), dtype=np.float64)
         for source in sources:
             difference = (head_outputs(layers[source].weights, ours.values) - own) @ projection
-            self.error[source, follower] += float(np.sum(np.square(difference), dtype=np.float64))
+            self.error[Pair(source, follower)] += float(np.sum(np.square(difference), dtype=np.float64))
 
     def analysis(self, request: AnalyzeRequest, text: Text, n_windows: int) -> Analysis:
         relative = np.sqrt(self.attention / np.maximum(self.residual, 1e-30))
         pairs = [
             PairErrors(
-                source,
-                follower,
-                float(self.similarities[0][source, follower] / n_windows),
-                float(np.sqrt(error / self.residual[follower])),
-                float(relative[follower]),
-                tuple(int(head) for head in self.heads[source, follower].argmax(0)),
+                pair.source,
+                pair.follower,
+                float(self.similarities[0][pair] / n_windows),
+                float(np.sqrt(error / self.residual[pair.follower])),
+                float(relative[pair.follower]),
+                tuple(int(head) for head in self.heads[pair].argmax(0)),
             )
-            for (source, follower), error in self.error.items()
+            for pair, error in self.error.items()
         ]
         first, tail, no_sinks = self.similarities / n_windows
         return Analysis(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..checkpoint.checks import check_checkpoint
+from ..checkpoint.checks import check_files, check_no_code
 from ..errors import ConversionFailed, RuntimeProblem, ShareattError
 from ..llamacpp.source import stock_source
 from ..system import child_process
@@ -98,7 +98,8 @@ def as_gguf(model: Path, step: Step) -> Iterator[Path]:
     if not model.is_dir():
         yield model
         return
-    check_checkpoint(model, trust_remote_code=False)
+    check_files(model)
+    check_no_code(model)
     work = Path(tempfile.gettempdir())
     with converted(model, work, "auto", None, watch=lambda fraction: step("converting", fraction)) as dense:
         try:

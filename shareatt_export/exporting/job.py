@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint import hub
-from ..checkpoint.checks import check_checkpoint, checkpoint_files
+from ..checkpoint.checks import check_files, check_no_code, checkpoint_files
 from ..errors import BadInput, BadSpans, ShareattError
 from ..formats.gguf_header import Header
 from ..formats.shards import piece_names, read_model
@@ -91,7 +91,9 @@ def _check_options(request: ExportRequest) -> None:
 def _of_checkpoint(model: Path, repository: str | None, request: ExportRequest, step: Step) -> Iterator[ExportJob]:
     inputs = checkpoint_files(model)
     _check_out(request, inputs)
-    n_layer = check_checkpoint(model, request.trust_remote_code)
+    n_layer = check_files(model)
+    if not request.trust_remote_code:
+        check_no_code(model)
     if request.spans == AUTO and request.out is None:
         raise BadInput(
             "a dry run of a checkpoint reads no weights", path=model, field="--spans auto",

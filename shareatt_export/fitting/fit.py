@@ -18,11 +18,12 @@ from gguf import GGML_QUANT_SIZES
 
 from ..errors import Unsupported
 from ..formats.gguf_header import TensorInfo
-from ..formats.tensor_copies import RawRows, TensorCopy, float_rows, raw_rows
+from ..formats.tensor_copies import RawRows, TensorCopy, float_rows, raw_rows, read_f32
 from ..formats.texts import Text
 from ..llamacpp.engine import Model
 from ..llamacpp.runtime import RuntimeStatus
 from ..llamacpp.token_windows import token_windows
+from ..model.spans import followers
 from ..plan.plan import Plan, with_fit
 from ..plan.projections import Fitting, Projections, projections
 from ..system.progress import Fraction
@@ -67,10 +68,10 @@ class Fit:
 
 def fit(plan: Plan, request: FitRequest, built: RuntimeStatus, watch: Fraction = lambda fraction: None) -> Fit:
     """Raises BadInput where the text is too short, Unsupported where the model's heads cannot be moved."""
-    layers = [layer for layer, source in enumerate(plan.source_layers) if source != layer]
+    layers = followers(plan.source_layers)
     tensors = {layer: projections(plan.dense, plan.facts, layer) for layer in layers}
     unmoved = {layer: tuple(range(plan.facts.n_head[layer])) for layer in layers}
-    followers = {layer: FittedFollower(layer, plan.source_layers[layer], unmoved[layer]) for layer in layers}
+    fitted = {layer: FittedFollower(layer, plan.source_layers[layer], unmoved[layer]) for layer in layers}
     n_steps = request.how.align + request.how.refit * len(layers)
     done = 0
 
@@ -81,7 +82,7 @@ def fit(plan: Plan, request: FitRequest, built: RuntimeStatus, watch: Fraction =
     with TrialModel(built, plan.dense) as trial:
         if request.how.align:
             for layer, order in _align(plan, request, built, trial, tensors, part).items():
-                followers[layer] = replace(followers[layer], heads=order)
+                fitted[layer] = replace(fitted[layer], heads=order)
                 changes |= moved(trial, tensors[layer], order, plan.facts.n_head_kv[layer])
             done += 1
         if request.how.refit:
@@ -93,14 +94,14 @@ def fit(plan: Plan, request: FitRequest, built: RuntimeStatus, watch: Fraction =
                         trial, dense, tensors[layer].output, changes, layer, parts, request, part
                     )
                     changes |= changed
-                    followers[layer] = replace(
-                        followers[layer],
+                    fitted[layer] = replace(
+                        fitted[layer],
                         ridge=solution.ridge,
                         error_before=solution.error_before**0.5,
                         error=solution.error**0.5,
                     )
                     done += 1
-    told = (replace(of, requantised=_requantised(tensors[of.layer].output, of)) for of in followers.values())
+    told = (replace(of, requantised=_requantised(tensors[of.layer].output, of)) for of in fitted.values())
     return Fit(tuple(told), changes)
 
 
@@ -135,7 +136,7 @@ def _align(
 ) -> dict[int, heads.Heads]:
     facts = plan.facts
     require_bare_heads(trial, tensors, "--align")
-    weights = {layer: float_rows(raw_rows(t.output), t.output.type) for layer, t in tensors.items()}
+    weights = {layer: read_f32(t.output) for layer, t in tensors.items()}
     costs = {layer: np.zeros((facts.n_head[layer],) * 2) for layer in tensors}
     with Observer(built, plan.dense.path, facts, request.n_ctx, request.n_threads) as observer:
         parts = token_windows(observer.model, request.text, request.n_ctx, min(N_ALIGN, request.n_windows))
@@ -188,7 +189,7 @@ def _refit(
     watch: Fraction,
 ) -> tuple[ridge.Solution, dict[TensorCopy, RawRows]]:
     """W_O anew. Features are what the follower's heads bring in the trial, targets what W_O makes of the dense ones."""
-    projection = float_rows(raw_rows(output), output.type)
+    projection = read_f32(output)
     sums = [ridge.Normal.empty(output.shape[0], output.shape[1]) for _ in range(2)]
     n = 0
     size = request.n_ctx, request.n_threads

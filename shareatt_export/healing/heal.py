@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from .._version import __version__
-from ..checkpoint.checks import check_checkpoint, own_code
+from ..checkpoint.checks import check_files, own_code
 from ..checkpoint.rewrite import Slot, copy_with, find_tensors
 from ..errors import BadInput, BadSpans, Unsupported
 from ..formats.gguf_header import Header
@@ -84,7 +84,7 @@ def planned(request: HealRequest) -> HealJob:
         raise BadInput(f"{folder}: {what}; heal needs the Hugging Face folder that a GGUF is made from")
     if code := own_code(folder):
         raise Unsupported(f"{folder}: brings code of its own ({code}), which heal does not run")
-    check_checkpoint(folder, trust_remote_code=True)
+    check_files(folder)
     if request.out is not None:
         check_output_folder(Path(request.out), folder, request.force, RECORD)
     if request.device == "cuda" and not torch.cuda.is_available():

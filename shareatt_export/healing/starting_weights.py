@@ -3,9 +3,6 @@
 Its tensors are decoded, whatever their type; rows of V and columns of O stand in a GGUF as in the checkpoint.
 """
 
-import math
-
-import gguf
 import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedModel
@@ -13,6 +10,7 @@ from transformers import PreTrainedModel
 from ..errors import BadInput
 from ..formats.gguf_header import Header
 from ..formats.gguf_keys import KEY_FIT_TENSORS
+from ..formats.tensor_copies import read_f32
 from ..model.facts import read_facts
 from ..model.spans import Span, spans_of
 from .trained_weights import attention_modules
@@ -60,6 +58,4 @@ def _decoded(header: Header, name: str) -> npt.NDArray[np.float32]:
     info = header.tensors.get(name)
     if info is None:
         raise BadInput(f"{header.path}: tensor '{name}' is missing")
-    rows = math.prod(info.shape[1:])
-    raw = np.memmap(info.path, np.uint8, "r", info.offset, (rows, info.n_bytes // rows))
-    return np.asarray(gguf.dequantize(raw, info.type), np.float32).reshape(info.shape[::-1])
+    return read_f32(info).reshape(info.shape[::-1])

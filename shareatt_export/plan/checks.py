@@ -39,10 +39,8 @@ def check_layers(dense: Header, facts: Facts) -> None:
     missing = set(range(facts.n_layer - facts.n_layer_nextn)) - found
     further = found - set(range(facts.n_layer))
     if missing or further:
-        what = (
-            f"there is no tensor of layer {min(missing)}" if missing else f"there are tensors of layer {min(further)}"
-        )
-        raise damaged(dense.path, f"{facts.arch}.block_count", f"{facts.n_layer}, but {what}")
+        found_instead = f"is no tensor of layer {min(missing)}" if missing else f"are tensors of layer {min(further)}"
+        raise damaged(dense.path, f"{facts.arch}.block_count", f"{facts.n_layer}, but there {found_instead}")
 
 
 def check_inventory(dense: Header, facts: Facts, arch: Architecture, spans: tuple[Span, ...]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..model.candidate_pairs import Pair
-from ..model.spans import SourceMap, n_followers
+from ..model.spans import SourceMap, followers
 
 Cost = Callable[[SourceMap], float]
 
@@ -30,7 +30,7 @@ class CostedMap:
 
     @property
     def n_followers(self) -> int:
-        return n_followers(self.source_layers)
+        return len(followers(self.source_layers))
 
 
 Enough = Callable[[CostedMap], bool]  # whether no further follower is needed
@@ -42,7 +42,7 @@ def with_follower(source_layers: SourceMap, source: int, follower: int) -> Sourc
 
 def additions(source_layers: SourceMap, errors: Mapping[Pair, float]) -> Iterator[SourceMap]:
     """The map with one follower more, for each layer that can be one, with its best source; the cheapest first."""
-    sources = {source for layer, source in enumerate(source_layers) if source != layer}
+    sources = {source_layers[layer] for layer in followers(source_layers)}
     best: dict[int, tuple[float, int]] = {}
     for (source, follower), error in errors.items():
         free = source_layers[follower] == follower and follower not in sources and source_layers[source] == source
@@ -61,12 +61,12 @@ def guess(n_layer: int, errors: Mapping[Pair, float], n: int) -> SourceMap | Non
     for end in range(1, n_layer + 1):
         found: dict[int, tuple[float, SourceMap]] = {}
         for source in range(end):
-            followers = range(source + 1, end)
-            if any((source, follower) not in errors for follower in followers):
+            pairs = [Pair(source, follower) for follower in range(source + 1, end)]
+            if any(pair not in errors for pair in pairs):
                 continue
-            block = sum(errors[source, follower] ** 2 for follower in followers)
+            block = sum(errors[pair] ** 2 for pair in pairs)
             for k, (cost, before) in best[source].items():
-                total = k + len(followers)
+                total = k + len(pairs)
                 if total <= n and (total not in found or cost + block < found[total][0]):
                     found[total] = cost + block, (*before, *(source for _ in range(source, end)))
         best.append(found)
@@ -116,7 +116,7 @@ class Search:
         """With single followers given up for others, or given to other sources, as long as that is cheaper."""
         for _ in range(self.settings.rounds):
             before = step
-            for follower in [layer for layer, source in enumerate(before.source_layers) if source != layer]:
+            for follower in followers(before.source_layers):
                 if step.source_layers[follower] != follower:
                     step = min([step, *map(self._step, self._exchanges(step.source_layers, follower))], key=_cost_of)
             if step == before:

@@ -12,7 +12,7 @@ from ..formats.tensor_copies import RawRows, TensorCopy
 from ..llamacpp.engine import Context, Logits, Token
 from ..model.candidate_pairs import Pair
 from ..model.facts import F16
-from ..model.spans import SourceMap
+from ..model.spans import SourceMap, followers
 from .pair_fits import PairFit
 
 
@@ -46,7 +46,7 @@ class MapCosts:
     ) -> Quality:
         """With the followers fitted to their sources, or with other changes."""
         if changes is None:
-            pairs = [(source, layer) for layer, source in enumerate(source_layers) if source != layer]
+            pairs = [Pair(source_layers[layer], layer) for layer in followers(source_layers)]
             changes = {copy: raw for pair in pairs for copy, raw in self._fit(pair).items()}
         self._trial.set(source_layers, changes)
         first = self._n // 2 + 1

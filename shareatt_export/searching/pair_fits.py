@@ -16,7 +16,7 @@ from ..fitting.observer import Observer, head_outputs
 from ..fitting.ridge import Normal
 from ..fitting.trial_model import TrialModel
 from ..formats.gguf_header import Header
-from ..formats.tensor_copies import RawRows, TensorCopy, float_rows, raw_rows
+from ..formats.tensor_copies import RawRows, TensorCopy, float_rows, raw_rows, read_f32
 from ..model.candidate_pairs import Pair
 from ..model.facts import Facts
 from ..plan.projections import Projections, projections
@@ -50,7 +50,7 @@ class Fitter:
     def fits(self, pairs: Sequence[Pair], align: bool, refit: bool, watch: Fraction) -> dict[Pair, PairFit]:
         followers = {follower for _, follower in pairs}
         tensors = {layer: projections(self._header, self._facts, layer) for layer in followers}
-        order = {pair: tuple(range(self._facts.n_head[pair[1]])) for pair in pairs}
+        order = {pair: tuple(range(self._facts.n_head[pair.follower])) for pair in pairs}
         if align:
             order = self._align(pairs, tensors, partial(_part, watch, 0, 0.3))
         done: dict[Pair, PairFit] = {}
@@ -63,25 +63,24 @@ class Fitter:
     def _align(
         self, pairs: Sequence[Pair], tensors: Mapping[int, Projections], watch: Fraction
     ) -> dict[Pair, heads.Heads]:
-        costs = {pair: np.zeros((self._facts.n_head[pair[1]],) * 2) for pair in pairs}
-        weights = {layer: float_rows(raw_rows(of.output), of.output.type) for layer, of in tensors.items()}
+        costs = {pair: np.zeros((self._facts.n_head[pair.follower],) * 2) for pair in pairs}
+        weights = {layer: read_f32(of.output) for layer, of in tensors.items()}
         windows = self._tokens.windows[: self._tokens.n_align]
         for i, tokens in enumerate(windows):
             watch(i / len(windows))
             seen = self._observer.layers(tokens)
-            for source, follower in pairs:
-                ours = seen[follower]
-                costs[source, follower] += heads.costs(
-                    seen[source].weights, ours.weights, ours.values, weights[follower]
-                )
-        return {pair: heads.match(costs[pair], self._facts.n_head_kv[pair[1]]) for pair in pairs}
+            for pair in pairs:
+                source, follower = seen[pair.source], seen[pair.follower]
+                projection = weights[pair.follower]
+                costs[pair] += heads.costs(source.weights, follower.weights, follower.values, projection)
+        return {pair: heads.match(costs[pair], self._facts.n_head_kv[pair.follower]) for pair in pairs}
 
     def _groups(self, pairs: Sequence[Pair], tensors: Mapping[int, Projections]) -> Iterator[list[Pair]]:
         """Pairs whose normal equations fit into memory together."""
         group: list[Pair] = []
         used = 0
         for pair in pairs:
-            row, rows = tensors[pair[1]].output.shape
+            row, rows = tensors[pair.follower].output.shape
             n_bytes = 8 * row * (row + rows)
             if group and used + n_bytes > MEMORY:
                 yield group
@@ -99,24 +98,24 @@ class Fitter:
         refit: bool,
         watch: Fraction,
     ) -> dict[Pair, PairFit]:
-        normals = {pair: Normal.empty(*tensors[pair[1]].output.shape) for pair in pairs}
+        normals = {pair: Normal.empty(*tensors[pair.follower].output.shape) for pair in pairs}
         residual = dict.fromkeys(pairs, 0.0)
-        weights = {layer: float_rows(raw_rows(of.output), of.output.type) for layer, of in tensors.items()}
+        weights = {layer: read_f32(of.output) for layer, of in tensors.items()}
         n_tokens = 0
         for i, tokens in enumerate(self._tokens.windows):
             watch(i / len(self._tokens.windows))
             seen = self._observer.layers(tokens)
             n_tokens += len(tokens)
-            for source, follower in pairs:
-                ours = seen[follower]
-                target = head_outputs(ours.weights, ours.values) @ weights[follower].T
-                features = head_outputs(seen[source].weights, ours.values, heads.order(order[source, follower]))
-                normals[source, follower].add(features, target)
-                residual[source, follower] += float(np.sum(np.square(ours.input), dtype=np.float64))
+            for pair in pairs:
+                source, follower = seen[pair.source], seen[pair.follower]
+                target = head_outputs(follower.weights, follower.values) @ weights[pair.follower].T
+                features = head_outputs(source.weights, follower.values, heads.order(order[pair]))
+                normals[pair].add(features, target)
+                residual[pair] += float(np.sum(np.square(follower.input), dtype=np.float64))
         fits = {}
         for pair in pairs:
-            of, normal = tensors[pair[1]], normals[pair]
-            n_head_kv = self._facts.n_head_kv[pair[1]]
+            of, normal = tensors[pair.follower], normals[pair]
+            n_head_kv = self._facts.n_head_kv[pair.follower]
             changes = moved(self._trial, of, order[pair], n_head_kv) if align else {}
             solved = float_rows(changes.get(of.output, raw_rows(of.output)), of.output.type).astype(np.float64)
             if refit:

@@ -40,16 +40,20 @@ def check_output(path: Path, inputs: Iterable[Path], force: bool) -> None:
 
 @contextmanager
 def made_folder(path: Path) -> Iterator[None]:
-    """Make a folder and those above it; remove what was made if the block fails and nothing is in it."""
+    """Make a folder and its parents; if the block fails, remove the new folders that are empty.
+
+    Raises OutputRefused if the folder cannot be made.
+    """
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputRefused(f"{path}: cannot be made: {error.strerror}; name another folder") from None
+        reason = f"cannot be made: {error.strerror}"
+        raise OutputRefused(reason, path=path, next_step="name another folder") from None
     try:
         yield
     except BaseException:
-        with suppress(OSError):  # something is in it
+        with suppress(OSError):  # a folder that is not empty stays
             for folder in made:
                 folder.rmdir()
         raise

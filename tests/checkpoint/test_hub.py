@@ -124,4 +124,6 @@ def test_what_the_hub_refuses(hub, tmp_path, arguments, message):
 def test_without_a_network(hub, tmp_path):
     hub.url = "http://127.0.0.1:1"
     done = hub.run(tmp_path, "org/demo", "--spans", "6-9", "-o", tmp_path / "out.gguf")
-    assert done.returncode == 1 and "org/demo: no such folder here, and the hub did not give it: " in done.stderr
+    assert (
+        done.returncode == 1 and "org/demo: no such folder here, and it cannot be fetched from the hub: " in done.stderr
+    )

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from shareatt_export.checkpoint.checks import check_checkpoint
-from shareatt_export.errors import BadInput
+from shareatt_export.checkpoint.checks import check_files, check_no_code
+from shareatt_export.errors import BadInput, Unsupported
 from tests.faults.checkpoints import checkpoint, header_of, n_bytes, safetensors, tensors, write
 from tests.support import tiny
 
@@ -104,7 +104,7 @@ ONE_FILE: dict[str, tuple[Build, str, str, str]] = {  # what is wrong, the file,
     "config is a list": (text("config.json", "[]"), "config.json", "JSON: expected a JSON object", AGAIN),
     "config is cut": (text("config.json", '{"num_hidden'), "config.json", "JSON: not JSON", AGAIN),
     "config is a pointer": (text("config.json", POINTER), "config.json", "", LFS),
-    "config says a thing twice": (text("config.json", '{"a": 1, "a": 2}'), "config.json", "'a' stands twice", AGAIN),
+    "config says a thing twice": (text("config.json", '{"a": 1, "a": 2}'), "config.json", "'a' appears twice", AGAIN),
     "config is not UTF-8": (lambda f: (f / "config.json").write_bytes(b'{"a": "\xff"}'), "config.json", "JSON", AGAIN),
     "layers as text": (text("config.json", '{"num_hidden_layers": "4"}'), "config.json", "num_hidden_layers", AGAIN),
     "no layers": (text("config.json", '{"num_hidden_layers": 0}'), "config.json", "num_hidden_layers: 0", AGAIN),
@@ -151,13 +151,13 @@ ONE_FILE: dict[str, tuple[Build, str, str, str]] = {  # what is wrong, the file,
     "a tensor twice": (
         raw_header('{"a": {}, "a": {}}'),
         "model.safetensors",
-        "header: 'a' stands twice",
+        "header: 'a' appears twice",
         AGAIN,
     ),
     "metadata of numbers": (
         header(lambda head: head["__metadata__"].update(format=1)),
         "model.safetensors",
-        "__metadata__: expected an object of texts",
+        "__metadata__: expected an object with string values",
         AGAIN,
     ),
     "metadata is a list": (header(lambda h: h.update(__metadata__=[])), "model.safetensors", "__metadata__", AGAIN),
@@ -167,9 +167,24 @@ ONE_FILE: dict[str, tuple[Build, str, str, str]] = {  # what is wrong, the file,
     "dtype is a list": (field("dtype", []), "model.safetensors", f"'{NAME}': dtype", AGAIN),
     "shape does not fit": (field("shape", [4, 3]), "model.safetensors", f"'{NAME}': data_offsets: 32 bytes are", AGAIN),
     "dtype does not fit": (field("dtype", "F16"), "model.safetensors", f"'{NAME}': data_offsets: 32 bytes are", AGAIN),
-    "negative shape": (field("shape", [-4, -2]), "model.safetensors", f"'{NAME}': shape: expected sizes", AGAIN),
-    "shape of truths": (field("shape", [True, 8]), "model.safetensors", f"'{NAME}': shape: expected sizes", AGAIN),
-    "shape overflows": (field("shape", [1 << 63, 2]), "model.safetensors", f"'{NAME}': shape: expected sizes", AGAIN),
+    "negative shape": (
+        field("shape", [-4, -2]),
+        "model.safetensors",
+        f"'{NAME}': shape: expected non-negative integers",
+        AGAIN,
+    ),
+    "shape of truths": (
+        field("shape", [True, 8]),
+        "model.safetensors",
+        f"'{NAME}': shape: expected non-negative integers",
+        AGAIN,
+    ),
+    "shape overflows": (
+        field("shape", [1 << 63, 2]),
+        "model.safetensors",
+        f"'{NAME}': shape: expected non-negative integers",
+        AGAIN,
+    ),
     "offsets reversed": (field("data_offsets", [32, 0]), "model.safetensors", BEGIN_AND_END, AGAIN),
     "one offset": (field("data_offsets", [32]), "model.safetensors", BEGIN_AND_END, AGAIN),
     "three offsets": (field("data_offsets", [0, 32, 32]), "model.safetensors", BEGIN_AND_END, AGAIN),
@@ -180,7 +195,7 @@ ONE_FILE: dict[str, tuple[Build, str, str, str]] = {  # what is wrong, the file,
     "a tensor in two files": (
         lambda f: shutil.copy(f / "model.safetensors", f / "model-copy.safetensors"),
         ".safetensors",
-        f"tensor '{NAME}': stands in",
+        f"tensor '{NAME}': is also in",
         AGAIN,
     ),
     "an index of one file less": (text(INDEX, "{}"), INDEX, "weight_map: expected a JSON object", AGAIN),
@@ -200,14 +215,22 @@ TWO_FILES: dict[str, tuple[Build, str, str]] = {
         INDEX,
         "model-00003-of-00002.safetensors is not in it",
     ),
-    "the same shard twice": (lambda f: shutil.copy(f / FIRST, f / SECOND), SECOND, f"stands in {FIRST} too"),
+    "the same shard twice": (lambda f: shutil.copy(f / FIRST, f / SECOND), SECOND, f"is also in {FIRST}"),
     "a tensor that no shard has": (
         index(lambda of: of.update(x=FIRST)),
         INDEX,
-        f"'x' is in {FIRST} by the index, in no",
+        f"the index places 'x' in {FIRST}, but it is in no file",
     ),
-    "a tensor that the index has not": (index(lambda of: of.pop(NAME)), INDEX, f"'{NAME}' is in no file by the index"),
-    "a tensor in another shard": (maps_to(SECOND), INDEX, f"'{NAME}' is in {SECOND} by the index, in {FIRST} really"),
+    "a tensor that the index has not": (
+        index(lambda of: of.pop(NAME)),
+        INDEX,
+        f"the index places '{NAME}' in no file, but it is in",
+    ),
+    "a tensor in another shard": (
+        maps_to(SECOND),
+        INDEX,
+        f"the index places '{NAME}' in {SECOND}, but it is in {FIRST}",
+    ),
     "weight_map is a list": (text(INDEX, '{"weight_map": []}'), INDEX, "weight_map: expected a JSON object"),
     "a shard links outside": (links(FIRST, "../outside"), FIRST, "links to"),
     "a shard that is cut": (lambda f: os.truncate(f / FIRST, 300), FIRST, "data_offsets: the tensors have"),
@@ -215,8 +238,9 @@ TWO_FILES: dict[str, tuple[Build, str, str]] = {
 
 
 def test_the_folders_are_sound_before_they_are_broken(tmp_path):
-    assert check_checkpoint(checkpoint(tmp_path / "one"), False) == 4
-    assert check_checkpoint(checkpoint(tmp_path / "two", 2), False) == 4
+    for folder in (checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two", 2)):
+        assert check_files(folder) == 4
+        check_no_code(folder)
 
 
 @pytest.mark.parametrize("name", ONE_FILE)
@@ -244,14 +268,17 @@ def test_files_of_the_hubs_cache_are_links(tmp_path):
     checkpoint(repo / "blobs")
     for path in (repo / "blobs").iterdir():
         (folder / path.name).symlink_to(f"../../blobs/{path.name}")
-    assert check_checkpoint(folder, False) == 4
+    assert check_files(folder) == 4
+    check_no_code(folder)
 
 
 def test_code_may_be_trusted(tmp_path):
     folder = checkpoint(tmp_path / "model")
     (folder / "modeling_x.py").write_text("")
     (folder / "tokenizer_config.json").write_text('{"auto_map": {}}')
-    assert check_checkpoint(folder, True) == 4
+    assert check_files(folder) == 4
+    with pytest.raises(Unsupported, match=TRUST):
+        check_no_code(folder)
 
 
 @pytest.mark.fault("B")
@@ -261,7 +288,7 @@ def test_every_prefix_of_a_shard(tmp_path, record_property):
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(BadInput, match=str(path)):
-            check_checkpoint(folder, False)
+            check_files(folder)
     record_property("cases", len(whole))
 
 

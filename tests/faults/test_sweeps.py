@@ -11,7 +11,7 @@ import pytest
 from safetensors import safe_open
 
 import shareatt_export
-from shareatt_export.checkpoint.checks import check_checkpoint
+from shareatt_export.checkpoint.checks import check_files, check_no_code
 from shareatt_export.errors import BadInput, BadSpans, ShareattError
 from shareatt_export.exporting.verify import verify
 from shareatt_export.formats.gguf_header import read_header
@@ -83,7 +83,8 @@ def test_mutants(tmp_path, record_property):
 def checkpoint_outcome(broken: Path) -> str:
     """What becomes of a folder with a broken file: refused with a name, or safetensors reads its shards."""
     try:
-        check_checkpoint(broken.parent, trust_remote_code=False)
+        check_files(broken.parent)
+        check_no_code(broken.parent)
     except ShareattError as error:
         assert str(broken.parent) in str(error), error
         return "refused"

@@ -16,7 +16,7 @@ from shareatt_export.formats.texts import read_text
 from shareatt_export.llamacpp.token_windows import token_windows
 from shareatt_export.model.candidate_pairs import candidates
 from shareatt_export.model.facts import read_facts
-from shareatt_export.model.spans import n_followers, parse_spans, source_map, spans_of
+from shareatt_export.model.spans import followers, parse_spans, source_map, spans_of
 from shareatt_export.searching import search as finder
 from shareatt_export.searching.beam import CostedMap, Search, Settings, additions, guess, with_follower
 from shareatt_export.searching.cost_cache import CostCache
@@ -32,7 +32,7 @@ def every_map(n_layer, n, reach=8):
     """All source maps with n followers."""
     choices = (range(max(0, layer - reach), layer + 1) for layer in range(n_layer))
     for found in itertools.product(*choices):
-        if n_followers(found) == n and all(found[source] == source for source in found):
+        if len(followers(found)) == n and all(found[source] == source for source in found):
             yield found
 
 
@@ -54,7 +54,7 @@ def test_the_first_guess_is_the_cheapest_of_all_contiguous_maps(seed, n):
         return sum(errors[source, layer] ** 2 for layer, source in enumerate(found) if source != layer)
 
     found = guess(N_LAYER, errors, n)
-    assert is_contiguous(found) and n_followers(found) == n
+    assert is_contiguous(found) and len(followers(found)) == n
     assert total(found) == pytest.approx(min(map(total, filter(is_contiguous, every_map(N_LAYER, n)))))
 
 
@@ -66,7 +66,7 @@ def test_no_guess_where_pairs_are_out_of_reach():
 def test_additions_leave_sources_and_followers_alone():
     errors = pair_errors(0, 5)
     for found in additions((0, 0, 2, 2, 4), errors):
-        assert n_followers(found) == 3 and all(found[source] == source for source in found)
+        assert len(followers(found)) == 3 and all(found[source] == source for source in found)
         assert found[:4] == (0, 0, 2, 2) and found[4] in (0, 2)
 
 
@@ -76,9 +76,9 @@ def crooked(errors, seed):
     together = rng.random((N_LAYER, N_LAYER))
 
     def cost(found):
-        followers = [layer for layer, source in enumerate(found) if source != layer]
-        alone = sum(errors[found[layer], layer] for layer in followers)
-        return alone + sum(together[a, b] for a, b in itertools.combinations(followers, 2))
+        taken = followers(found)
+        alone = sum(errors[found[layer], layer] for layer in taken)
+        return alone + sum(together[a, b] for a, b in itertools.combinations(taken, 2))
 
     return cost
 
