@@ -1,4 +1,4 @@
-"""Texts to measure, fit and train with: a file of the user's, or the documentation that comes with every Python."""
+"""Texts to measure, fit and train with: a user's file, or the documentation that comes with every Python."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,6 +13,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Text:
+    """A text, and the name that reports show for it."""
+
     name: str
     content: str
 
@@ -26,7 +28,7 @@ TextSource = Text | Path | str | None  # a text itself, the path of its file, or
 
 
 def read_text(source: TextSource) -> Text:
-    """Return the text. Raises BadInput where the file does not exist or is not UTF-8."""
+    """Return the text. Raises BadInput if the file does not exist or is not UTF-8."""
     if isinstance(source, Text):
         return source
     if source is None:

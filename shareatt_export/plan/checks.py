@@ -12,14 +12,14 @@ def check_heads(dense: Header, facts: Facts, span: Span) -> None:
 
     Raises Unsupported for layers without heads or that predict further tokens, BadInput for different numbers.
     """
-    field, other = f"span '{span}'", "choose other layers"
+    field, next_step = f"span '{span}'", "choose other layers"
     source_heads = facts.n_head[span.source], facts.n_head_kv[span.source]
     if min(*source_heads, facts.head_dim_k, facts.head_dim_v) < 1:
         reason = f"layer {span.source} has no attention heads"
-        raise Unsupported(reason, path=dense.path, field=field, next_step=other)
+        raise Unsupported(reason, path=dense.path, field=field, next_step=next_step)
     if span.followers[-1] >= (n_layer := facts.n_layer - facts.n_layer_nextn):
         reason = f"layers from {n_layer} on predict further tokens"
-        raise Unsupported(reason, path=dense.path, field=field, next_step=other)
+        raise Unsupported(reason, path=dense.path, field=field, next_step=next_step)
     for layer in span.followers:
         follower_heads = facts.n_head[layer], facts.n_head_kv[layer]
         if follower_heads != source_heads:
@@ -27,7 +27,7 @@ def check_heads(dense: Header, facts: Facts, span: Span) -> None:
                 f"layer {layer} has {follower_heads[0]} query and {follower_heads[1]} KV heads, "
                 f"its source has {source_heads[0]} and {source_heads[1]}"
             )
-            raise BadInput(reason, path=dense.path, field=field, next_step=other)
+            raise BadInput(reason, path=dense.path, field=field, next_step=next_step)
 
 
 def check_layers(dense: Header, facts: Facts) -> None:
