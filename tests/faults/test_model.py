@@ -50,7 +50,7 @@ METADATA: dict[str, tuple[dict[str, RawValue | None], str, str]] = {
     ),
     "one layer less than tensors": (
         {"llama__block_count": raw_u32(11)},
-        "block_count: 11, but tensors are of",
+        "block_count: 11, but there are tensors of",
         DAMAGED,
     ),
     "heads as text": ({HEADS: raw_string("4")}, "head_count: expected an integer, found str", DAMAGED),
