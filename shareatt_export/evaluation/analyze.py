@@ -1,14 +1,14 @@
-"""How alike the layers of a model attend, and what it would cost each to use another's attention weights.
+"""How similarly the layers of a model attend, and the error if a layer used another one's attention weights.
 
-The isotropy study of arXiv 2407.12866 (cosine similarity of attention weights between layers), and beside it what that
-number does not tell: the error in the attention *output* if layer l used the weights of layer s, next to the error of
-having no attention in layer l at all. Similarity alone misleads: layers that only look at the first token are alike.
+The similarity is that of the isotropy study of arXiv 2407.12866: cosine similarity of attention weights between layers.
+Alone it misleads, as all layers that attend to the first token only are alike. So there is also the error in the
+attention *output* if layer l used the weights of layer s, beside the error of having no attention in layer l at all.
 
-One pass over the text in windows; what is kept of a window is gone when the next one begins.
+One pass over the text, in windows; only sums are kept of each window.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import Unsupported
-from ..fitting.observer import ObservedLayer, Observer, head_outputs
+from ..fitting.observer import ObservedLayer, head_outputs, observing
 from ..formats.gguf_header import Header
 from ..formats.shards import read_model
 from ..formats.tensor_copies import read_f32
@@ -30,16 +30,17 @@ from ..system.progress import Step, silent
 from .request import AnalyzeRequest
 
 Matrix = npt.NDArray[np.float64]
-SINK = 0.1  # of the attention of later tokens, mean over layers and heads: what makes a token a sink
+SINK = 0.1  # a token is a sink if later tokens give it more attention than this, mean over layers and heads
 WEIGHTS_KEPT = 256 << 20  # bytes of output projections in memory
 
 
 @dataclass(frozen=True)
 class PairErrors:
-    """Layer `follower` with the attention weights of layer `source`.
+    """What changes if layer `follower` uses the attention weights of layer `source`.
 
-    `error` and `drop_error` are norms of what is missing in the output of attention, relative to that of the residual
-    stream that it is added to. `best_heads`: for each head of the follower the most similar one of the source.
+    `error`: norm of what is missing in the attention output, relative to the residual stream that it is added to.
+    `drop_error`: the same without any attention in the follower. `best_heads`: for each head of the follower, the most
+    similar head of the source. `similarity`: cosine, mean over heads and tokens.
     """
 
     source: int
@@ -52,40 +53,54 @@ class PairErrors:
 
 @dataclass(frozen=True)
 class Analysis:
+    """The similarities are cosines of attention weights, [n_layer, n_layer], mean over heads and tokens.
+
+    They are 0 between layers with different numbers of heads. `sinks_per_window`: mean number of attention sinks.
+    """
+
     request: AnalyzeRequest
     text: Text
     facts: Facts
     n_windows: int
     sinks_per_window: float
-    similarity: Matrix  # [n_layer, n_layer], mean over heads and tokens
-    similarity_without_first: Matrix  # the same, weights of the first token left away
-    similarity_without_sinks: Matrix  # and those of other sinks
+    similarity: Matrix
+    similarity_without_first: Matrix  # weights of the first token left away
+    similarity_without_sinks: Matrix  # weights of the first token and of all sinks left away
     pairs: tuple[PairErrors, ...]
 
     def best_source(self, follower: int) -> PairErrors | None:
+        """Return the pair with the least error; None where the layer has no source."""
         return min(
             (pair for pair in self.pairs if pair.follower == follower), key=lambda pair: pair.error, default=None
         )
 
 
 def analyze(request: AnalyzeRequest, step: Step = silent) -> Analysis:
-    """Raises BadInput or Unsupported if the model cannot be analysed."""
+    """Analyse a dense language model.
+
+    Raises BadInput where the text is too short, Unsupported for encoders and SA files, RuntimeProblem where the runtime
+    does not show the attention of this architecture.
+    """
     header, text = read_model(Path(request.model)), read_text(request.text)
     facts = read_facts(header)
     if not require_exportable(header).causal:
-        raise Unsupported(f"{request.model}: '{facts.arch}' is an encoder; only language models can be analysed")
+        raise Unsupported(
+            f"'{facts.arch}' is an encoder", path=request.model, next_step="only language models can be analysed"
+        )
     if facts.is_shared:
-        raise Unsupported(f"{request.model}: shares attention already; analyse the dense model it was made from")
+        raise Unsupported(
+            "shares attention already", path=request.model, next_step="analyse the dense model it was made from"
+        )
     built = runtime.require()
     step("reading the model", None)
     sums = _Sums(facts, candidates(facts, request.reach), _output_weights(header))
-    with Observer(built, header.path, facts, request.n_ctx, request.n_threads) as observer:
-        parts = token_windows(observer.model, text, request.n_ctx, request.n_windows)
-        for i, tokens in enumerate(parts):
-            step("analysing", i / len(parts))
+    with observing(built, header.path, facts, n_ctx=request.n_ctx, n_threads=request.n_threads) as observer:
+        windows = token_windows(observer.model, text, request.n_ctx, request.n_windows)
+        for i, tokens in enumerate(windows):
+            step("analysing", i / len(windows))
             sums.add(observer.layers(tokens))
     step("analysing", 1.0)
-    return sums.analysis(request, text, len(parts))
+    return sums.analysis(request, text, len(windows))
 
 
 def _output_weights(header: Header):  # type: ignore[no-untyped-def]
@@ -100,43 +115,37 @@ def _output_weights(header: Header):  # type: ignore[no-untyped-def]
 
 
 class _Sums:
-    def __init__(self, facts: Facts, candidates: list[Pair], output_weights) -> None:  # type: ignore[no-untyped-def]
+    """Sums over windows. `output_weights` gives W_O of a layer, [n_embd, n_head * head_dim]."""
+
+    def __init__(
+        self, facts: Facts, pairs: Sequence[Pair], output_weights: Callable[[int], npt.NDArray[np.float32]]
+    ) -> None:
         n = facts.n_layer
-        self.facts, self.candidates, self.output_weights = facts, candidates, output_weights
+        self.facts, self.pairs, self.output_weights = facts, pairs, output_weights
         self.similarities = np.zeros((3, n, n))
         self.n_sinks = 0
-        self.error = dict.fromkeys(candidates, 0.0)
-        self.heads = {pair: np.zeros((facts.n_head[pair.follower],) * 2) for pair in candidates}
+        self.error = dict.fromkeys(pairs, 0.0)
+        self.heads = {pair: np.zeros((facts.n_head[pair[1]],) * 2) for pair in pairs}
         self.attention, self.residual = np.zeros(n), np.zeros(n)
 
-    def add(self, layers: list[ObservedLayer]) -> None:
-        sinks = self._sinks(layers)
+    def add(self, layers: Mapping[int, ObservedLayer]) -> None:
+        sinks = _sinks(layers)
         self.n_sinks += int(sinks.sum())
         first = np.arange(len(sinks)) == 0
         for i, hidden in enumerate((np.zeros_like(first), first, first | sinks)):
-            self.similarities[i] += _similarity(layers, hidden)
-        for follower in range(len(layers)):
-            sources = [source for source, other in self.candidates if other == follower]
+            self.similarities[i] += _similarity(layers, hidden, self.facts.n_layer)
+        for follower in layers:
+            sources = [source for source, other in self.pairs if other == follower]
             self._add_errors(layers, sources, follower)
             for source in sources:
                 self.heads[Pair(source, follower)] += _head_similarity(layers[source].weights, layers[follower].weights)
 
-    @staticmethod
-    def _sinks(layers: list[ObservedLayer]) -> npt.NDArray[np.bool_]:
-        """[n_tokens]: much looked at by the tokens after it, mean over layers and heads; never by itself alone."""
-        n = layers[0].weights.shape[-1]
-        received = np.mean([layer.weights.mean(0) for layer in layers], axis=0)
-        later = np.tril(np.ones((n, n)), -1)
-        sinks: npt.NDArray[np.bool_] = (received * later).sum(0) / np.maximum(later.sum(0), 1) > SINK
-        return sinks
-
-    def _add_errors(self, layers: list[ObservedLayer], sources: list[int], follower: int) -> None:
+    def _add_errors(self, layers: Mapping[int, ObservedLayer], sources: list[int], follower: int) -> None:
         ours = layers[follower]
         own = head_outputs(ours.weights, ours.values)
         projection = self.output_weights(follower).T
         self.attention[follower] += np.sum(np.square(own @ projection), dtype=np.float64)
-        if follower > 0:
-            self.residual[follower] += np.sum(np.square(ours.input), dtype=np.float64)
+        self.residual[follower] += ours.residual
         for source in sources:
             difference = (head_outputs(layers[source].weights, ours.values) - own) @ projection
             self.error[Pair(source, follower)] += float(np.sum(np.square(difference), dtype=np.float64))
@@ -145,49 +154,66 @@ class _Sums:
         relative = np.sqrt(self.attention / np.maximum(self.residual, 1e-30))
         pairs = [
             PairErrors(
-                pair.source,
-                pair.follower,
-                float(self.similarities[0][pair] / n_windows),
-                float(np.sqrt(error / self.residual[pair.follower])),
-                float(relative[pair.follower]),
-                tuple(int(head) for head in self.heads[pair].argmax(0)),
+                source=source,
+                follower=follower,
+                similarity=float(self.similarities[0][source, follower] / n_windows),
+                error=float(np.sqrt(error / self.residual[follower])),
+                drop_error=float(relative[follower]),
+                best_heads=tuple(int(head) for head in self.heads[source, follower].argmax(0)),
             )
             for pair, error in self.error.items()
         ]
-        first, tail, no_sinks = self.similarities / n_windows
+        similarity, without_first, without_sinks = self.similarities / n_windows
         return Analysis(
-            request, text, self.facts, n_windows, self.n_sinks / n_windows, first, tail, no_sinks, tuple(pairs)
+            request=request,
+            text=text,
+            facts=self.facts,
+            n_windows=n_windows,
+            sinks_per_window=self.n_sinks / n_windows,
+            similarity=similarity,
+            similarity_without_first=without_first,
+            similarity_without_sinks=without_sinks,
+            pairs=tuple(pairs),
         )
 
 
+def _sinks(layers: Mapping[int, ObservedLayer]) -> npt.NDArray[np.bool_]:
+    """Return which tokens are sinks, [n_tokens]. Attention of a token to itself does not count."""
+    received = np.mean([layer.weights.mean(0) for layer in layers.values()], axis=0)
+    n = received.shape[-1]
+    later = np.tril(np.ones((n, n)), -1)
+    sinks: npt.NDArray[np.bool_] = (received * later).sum(0) / np.maximum(later.sum(0), 1) > SINK
+    return sinks
+
+
 def _normalised(weights: npt.NDArray[np.float32], hidden: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    """Rows of length 1, or of zeros where nothing is left."""
+    """Return the rows with length 1, or with zeros where all their weights are hidden."""
     rows = np.where(hidden, np.float32(0), weights)
     rows /= np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), np.float32(1e-12))
     return rows
 
 
-def _similarity(layers: list[ObservedLayer], hidden: npt.NDArray[np.bool_]) -> Matrix:
-    """[n_layer, n_layer]: cosine of attention weights, mean over heads and tokens; 0 where the numbers of heads differ.
+def _similarity(layers: Mapping[int, ObservedLayer], hidden: npt.NDArray[np.bool_], n: int) -> Matrix:
+    """Return the cosine similarity between n layers, [n, n]; 0 for layers that are not in `layers`.
 
-    `hidden` [n_tokens] are positions that do not count.
+    `hidden` [n_tokens]: positions whose attention weights do not count.
     """
-    n, total = len(layers), np.zeros((len(layers), len(layers)))
-    heads = [len(layer.weights) for layer in layers]
+    total = np.zeros((n, n))
+    heads = [len(layers[layer].weights) if layer in layers else 0 for layer in range(n)]
     visible = np.flatnonzero(np.cumsum(~hidden) > 0)  # tokens that see any position which counts
     for head in range(max(heads)):
         rows = np.zeros((n, len(visible), len(hidden)), np.float32)
-        for i, layer in enumerate(layers):
+        for i, layer in layers.items():
             if head < heads[i]:
                 rows[i] = _normalised(layer.weights[head, visible], hidden)
         flat = rows.reshape(n, -1)
         total += (flat @ flat.T) / len(visible)
     same = np.equal.outer(heads, heads)
-    return np.where(same, total / np.array(heads)[:, None], 0.0)
+    return np.where(same, total / np.maximum(heads, 1)[:, None], 0.0)
 
 
 def _head_similarity(source: npt.NDArray[np.float32], follower: npt.NDArray[np.float32]) -> Matrix:
-    """[heads of the source, heads of the follower], mean over tokens."""
+    """Return the cosine similarity, [heads of the source, heads of the follower], mean over tokens."""
     nothing = np.zeros(source.shape[-1], np.bool_)
     a, b = (_normalised(weights, nothing).reshape(len(weights), -1) for weights in (source, follower))
     mean: Matrix = np.divide(a @ b.T, source.shape[1], dtype=np.float64)
@@ -195,6 +221,6 @@ def _head_similarity(source: npt.NDArray[np.float32], follower: npt.NDArray[np.f
 
 
 def ranked(analysis: Analysis) -> Iterator[PairErrors]:
-    """The best source of each follower, the cheapest follower first."""
+    """Yield the best source of each follower, the follower with the least error first."""
     best = (analysis.best_source(layer) for layer in range(analysis.facts.n_layer))
     yield from sorted((pair for pair in best if pair), key=lambda pair: pair.error)

@@ -1,8 +1,9 @@
-"""What a model answers to the items of a task file, as lm-evaluation-harness asks and scores them.
+"""The answers of a model to the items of a task file, asked and scored as lm-evaluation-harness does it.
 
 Choices: prompt and choice are encoded as one text, which is split at the length of the prompt's own encoding; white
-space at the prompt's end belongs to the choice. The choice with the highest log-likelihood wins (acc), or with the
-highest one per character (acc_norm). Completion: greedy; right if it is the target, but for white space around it.
+space at the prompt's end belongs to the choice. The model answers with the choice that has the highest log-likelihood
+(acc), or the highest log-likelihood per character (acc_norm). Completion: greedy decoding; the answer is right if it is
+the target, without white space around both.
 """
 
 from collections.abc import Sequence
@@ -13,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..llamacpp.engine import Context, Model, Token, log_softmax
-from .tasks import Choices, Completion, Item, Tasks, at
+from .tasks import Choices, Completion, Item, Tasks, bad_line
 
 N_UBATCH = 512
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """An item in tokens; `choices` are empty for a Completion."""
+    """An item as tokens; `choices` is empty for a Completion."""
 
     item: Item
     prompt: list[int]
@@ -28,11 +29,12 @@ class Encoded:
 
     @property
     def n_cells(self) -> int:
-        """Of the KV cache; all choices are in it at once."""
+        """Number of cells of the KV cache that the item takes; all choices are in it at once."""
         return len(self.prompt) + max(sum(map(len, self.choices)), _n_generated(self.item))
 
     @property
     def n_positions(self) -> int:
+        """Number of tokens of the prompt with its longest choice or completion."""
         return len(self.prompt) + max((*map(len, self.choices), _n_generated(self.item)))
 
 
@@ -41,7 +43,11 @@ def _n_generated(item: Item) -> int:
 
 
 def encode(model: Model, tasks: Tasks, n_ctx_train: int) -> list[Encoded]:
-    """Raises BadInput for an item that is longer than the model's context, or leaves nothing to predict."""
+    """Encode the items for a model.
+
+    Raises BadInput for an item that is longer than the model's context, has an empty prompt where the model has no BOS
+    token, or has a choice that adds no token.
+    """
     return [_encode(model, tasks.path, item, n_ctx_train) for item in tasks.items]
 
 
@@ -56,34 +62,35 @@ def _encode(model: Model, path: Path, item: Item, n_ctx_train: int) -> Encoded:
         choices = ()
     for i, choice in enumerate(choices):
         if not choice:
-            raise at(path, item.line, f"choices: number {i} adds no token to the prompt")
-    if prompt[:1] != bos:  # a chat template may have written it
+            raise bad_line(path, item.line, f"number {i} adds no token to the prompt", "choices")
+    if prompt[:1] != bos:  # the text of the prompt may begin with it, from a chat template
         prompt = bos + prompt
     if not prompt:
-        raise at(path, item.line, "prompt: is empty, and this model begins no text by itself")
+        raise bad_line(path, item.line, "is empty, and this model has no BOS token to begin a text with", "prompt")
     encoded = Encoded(item, prompt, choices)
     if encoded.n_positions > n_ctx_train:
         what = f"max_tokens {item.max_tokens}" if isinstance(item, Completion) else "its longest choice"
-        raise at(
+        raise bad_line(
             path,
             item.line,
-            f"prompt: {len(prompt)} tokens, {encoded.n_positions} with {what}; the model's context is {n_ctx_train}",
+            f"{len(prompt)} tokens, {encoded.n_positions} with {what}; the model's context is {n_ctx_train}",
+            "prompt",
         )
     return encoded
 
 
-def context_params(sheet: Sequence[Encoded]) -> dict[str, int | bool]:
-    """Fields of llama_context_params with which every item fits."""
-    n_ctx = max(encoded.n_cells for encoded in sheet)
-    n_seq_max = max(len(encoded.choices) for encoded in sheet)
+def context_params(items: Sequence[Encoded]) -> dict[str, int | bool]:
+    """Return fields of llama_context_params for a context in which every item fits."""
+    n_ctx = max(encoded.n_cells for encoded in items)
+    n_seq_max = max(len(encoded.choices) for encoded in items)
     sizes = {"n_ctx": n_ctx, "n_batch": n_ctx, "n_ubatch": min(n_ctx, N_UBATCH)}
     return sizes | {"n_seq_max": max(1, n_seq_max), "kv_unified": True}
 
 
-def answer(context: Context, sheet: Sequence[Encoded]) -> dict[str, dict[int, bool]]:
-    """By metric and line: whether the item is right."""
+def answer(context: Context, items: Sequence[Encoded]) -> dict[str, dict[int, bool]]:
+    """Return by metric and line whether the model's answer is right."""
     right: dict[str, dict[int, bool]] = {}
-    for encoded in sheet:
+    for encoded in items:
         item = encoded.item
         if isinstance(item, Choices):
             likelihoods = log_likelihoods(context, encoded.prompt, encoded.choices)
@@ -99,7 +106,10 @@ def answer(context: Context, sheet: Sequence[Encoded]) -> dict[str, dict[int, bo
 def log_likelihoods(
     context: Context, prompt: Sequence[int], choices: Sequence[Sequence[int]]
 ) -> npt.NDArray[np.float64]:
-    """Of each choice after the prompt, which is computed once: each choice goes on in a sequence of its own."""
+    """Return the log-likelihood of each choice after the prompt, in nats, [n_choices].
+
+    The prompt is computed once; each choice continues it in a sequence of its own.
+    """
     n = len(prompt)
     context.clear()
     after_prompt = log_softmax(context.decode(_tokens(prompt, 0), last_only=True))[0]
@@ -116,7 +126,7 @@ def log_likelihoods(
 
 
 def generate(context: Context, prompt: Sequence[int], stop: Sequence[str], max_tokens: int) -> str:
-    """What follows the prompt greedily, up to where a text of `stop` begins."""
+    """Return the text that greedy decoding adds to the prompt, up to where a text of `stop` begins."""
     context.clear()
     logits = context.decode(_tokens(prompt, 0), last_only=True)
     tokens: list[int] = []

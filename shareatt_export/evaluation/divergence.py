@@ -1,4 +1,4 @@
-"""How far the next-token distributions of a model are from those of the dense one, and how well it predicts a text."""
+"""KL divergence of a model's next-token distributions from the dense model's, and the model's perplexity on a text."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,22 @@ import numpy.typing as npt
 from ..llamacpp.engine import Logits, log_softmax
 from .intervals import Mean, mean
 
-ROWS = 32  # tokens whose distributions are in memory in double precision
+ROWS = 32  # number of tokens whose distributions are in memory in double precision at a time
 
 
 @dataclass(frozen=True)
 class Quality:
-    """`nll` and `kl` in nats per token; KL is from the dense model's distribution to the other's."""
+    """How well a model predicts a text, and how close it is to the dense model.
+
+    `nll` (negative log-likelihood), `kl`, `kl_p99` (99th percentile) and `kl_max` are in nats per token; KL is from the
+    dense model's distribution to the other's. `same_top`: share of tokens for which both predict the same next token.
+    """
 
     nll: Mean
     kl: Mean
     kl_p99: float
     kl_max: float
-    same_top: float  # share of tokens for which both would choose the same next one
+    same_top: float
 
     @property
     def perplexity(self) -> float:
@@ -27,19 +31,22 @@ class Quality:
 
     @property
     def perplexity_half(self) -> float:
-        """Half of its confidence interval, which is symmetric for the logarithm only."""
+        """Upper half of the 95 % confidence interval of the perplexity; it is symmetric for the logarithm only."""
         return self.perplexity * float(np.expm1(self.nll.half))
 
 
 class Divergence:
-    """Of one model, [n_windows, n_tokens]: each token that was predicted."""
+    """Collects the scores of one model for each predicted token: `nll`, `kl` and `same`, [n_windows, n_tokens]."""
 
     def __init__(self, n_windows: int, n_tokens: int) -> None:
         self.nll, self.kl = np.empty((n_windows, n_tokens)), np.empty((n_windows, n_tokens))
         self.same = np.empty((n_windows, n_tokens), np.bool_)
 
     def add(self, window: int, start: int, logits: Logits, expected: Logits, targets: npt.NDArray[np.int64]) -> None:
-        """[n_tokens, n_vocab] of the model and of the dense one, and the tokens that came."""
+        """Add the tokens of a window from column `start` on.
+
+        logits, expected: [n_tokens, n_vocab] of the model and of the dense model; targets: the next tokens [n_tokens].
+        """
         for first in range(0, len(targets), ROWS):
             rows = slice(first, min(first + ROWS, len(targets)))
             at = (window, slice(start + rows.start, start + rows.stop))
@@ -49,7 +56,7 @@ class Divergence:
             self.same[at] = logits[rows].argmax(-1) == expected[rows].argmax(-1)
 
     def quality(self, first: int = 0) -> Quality:
-        """Of the columns from `first` on."""
+        """Return the scores of all tokens in the columns from `first` to the last."""
         nll, kl = self.nll[:, first:], self.kl[:, first:]
         same = float(self.same[:, first:].mean())
         return Quality(mean(nll), mean(kl), float(np.quantile(kl, 0.99)), float(kl.max()), same)

@@ -1,4 +1,4 @@
-"""Perplexity and KL by the position of the predicted token: whether what a model loses grows with depth."""
+"""Perplexity and KL by the position of the predicted token: they show whether a model loses more in long contexts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ FIRST_EDGE = 128
 
 @dataclass(frozen=True)
 class PositionScores:
-    """One model in one bucket. `log_ratio`: nats per token more than the dense model, window by window."""
+    """The scores of one model in one bucket. `log_ratio`: its NLL less that of the dense model, in nats per token."""
 
     nll: Mean
     kl: Mean
@@ -24,13 +24,15 @@ class PositionScores:
 
 @dataclass(frozen=True)
 class Bucket:
-    first: int  # positions, both included
+    """The positions from `first` to `last`, both included. `models`: scores of each model, the dense one first."""
+
+    first: int
     last: int
     models: tuple[PositionScores, ...]
 
 
 def edges(n_ctx: int) -> list[int]:
-    """0, 128, 256, 512 and so on by doubling; the last is n_ctx."""
+    """Return the positions where buckets begin and end: 0, 128, 256, 512 and so on by doubling; the last is n_ctx."""
     inner, edge = [0], FIRST_EDGE
     while edge < n_ctx:
         inner.append(edge)
@@ -39,14 +41,17 @@ def edges(n_ctx: int) -> list[int]:
 
 
 def buckets(nll: Sequence[Matrix], kl: Sequence[Matrix]) -> tuple[Bucket, ...]:
-    """`nll` and `kl` of each model, the dense one first: [n_windows, n_ctx - 1], for the tokens at 1 to n_ctx - 1."""
+    """Return the buckets of a context length.
+
+    nll, kl: of each model, the dense one first, [n_windows, n_ctx - 1], for the tokens at positions 1 to n_ctx - 1.
+    """
     found = []
     for start, end in pairwise(edges(nll[0].shape[1] + 1)):
         columns = slice(max(start, 1) - 1, end - 1)
         dense = nll[0][:, columns]
         models = tuple(
-            PositionScores(mean(ours[:, columns]), mean(apart[:, columns]), mean(ours[:, columns] - dense))
-            for ours, apart in zip(nll, kl, strict=True)
+            PositionScores(mean(model_nll[:, columns]), mean(model_kl[:, columns]), mean(model_nll[:, columns] - dense))
+            for model_nll, model_kl in zip(nll, kl, strict=True)
         )
         found.append(Bucket(max(start, 1), end - 1, models))
     return tuple(found)

@@ -1,11 +1,11 @@
-"""Weights that make up for sharing, without training: followers' heads in the best order, and their W_O anew.
+"""Weights that make up for sharing, without training: another order of followers' heads, and a new W_O.
 
-align moves the heads of a follower so that each gets the attention weights, of those that the source has, which suit it
-best (heads.py). It changes nothing but the order. refit solves for the W_O with which the follower's attention output
-comes closest to that of the dense model on a text (ridge.py), in order of depth, with the followers before it fitted
-already.
+Align moves the heads of a follower so that each uses the source's attention weights that suit it best (heads.py). It
+changes nothing but the order. Refit solves for the W_O with which the follower's attention output comes closest to that
+of the dense model on a text (ridge.py). It goes from the first follower to the last, so that each is fitted to what the
+fitted ones before it compute.
 
-Neither costs anything at run time, and the runtime computes all features, so quantised models can be fitted, too.
+Neither costs anything at run time. The runtime computes all features, so quantised models can be fitted, too.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from gguf import GGML_QUANT_SIZES
 
 from ..errors import Unsupported
 from ..formats.gguf_header import TensorInfo
-from ..formats.tensor_copies import RawRows, TensorCopy, float_rows, raw_rows, read_f32
+from ..formats.tensor_copies import FloatRows, RawRows, TensorCopy, float_rows, raw_rows
 from ..formats.texts import Text
 from ..llamacpp.engine import Model
 from ..llamacpp.runtime import RuntimeStatus
@@ -28,91 +28,98 @@ from ..plan.plan import Plan, with_fit
 from ..plan.projections import Fitting, Projections, projections
 from ..system.progress import Fraction
 from . import heads, ridge
-from .features import Features
-from .observer import Observer
+from .features import feature_reader
+from .observer import ObservedLayer, observing
 from .trial_model import TrialModel
 
-HELD_OUT = 4  # one in so many windows chooses the ridge
-N_ALIGN = 16  # windows are enough to tell heads apart
+HELD_OUT = 4  # every fourth window chooses the ridge
 
 
 @dataclass(frozen=True)
 class FitRequest:
+    """`n_ctx`: tokens of a window. `n_windows`: maximum number of windows."""
+
     how: Fitting
     text: Text
-    n_ctx: int = 256  # tokens of a window
+    n_ctx: int = 256
     n_windows: int = 64
     n_threads: int = 2
 
 
 @dataclass(frozen=True)
 class FittedFollower:
-    """What was done for a layer. Errors are of its attention output, relative to that of the dense model."""
+    """What was done to a follower.
+
+    `heads`: for each of its heads, the head of the source whose attention weights it uses. `ridge`: None where its W_O
+    was not refitted, or no refit was better. `error_before` and `error`: norm of what is missing in its attention
+    output, relative to that of the dense model, on held-out windows; None where its W_O was not to be refitted.
+    `requantised`: whether its W_O was quantised again, to the type that it had.
+    """
 
     layer: int
     source: int
-    heads: heads.Heads  # for each of its heads, the one of the source whose weights it uses
-    ridge: float | None = None  # None: its W_O was better as it was, or was not to be refitted
+    heads: heads.Heads
+    ridge: float | None = None
     error_before: float | None = None
     error: float | None = None
-    requantised: bool = False  # its W_O, which stays of the type that it was
+    requantised: bool = False
 
 
 @dataclass(frozen=True)
 class Fit:
-    """`changes` are whole tensors of the SA file, as bytes."""
+    """`changes`: whole tensors of the SA file, as bytes."""
 
     followers: tuple[FittedFollower, ...]
     changes: Mapping[TensorCopy, RawRows]
 
 
 def fit(plan: Plan, request: FitRequest, built: RuntimeStatus, watch: Fraction = lambda fraction: None) -> Fit:
-    """Raises BadInput where the text is too short, Unsupported where the model's heads cannot be moved."""
+    """Fit the followers of a plan. Raises BadInput where the text is too short, Unsupported where heads cannot move."""
     layers = followers(plan.source_layers)
     tensors = {layer: projections(plan.dense, plan.facts, layer) for layer in layers}
-    unmoved = {layer: tuple(range(plan.facts.n_head[layer])) for layer in layers}
-    fitted = {layer: FittedFollower(layer, plan.source_layers[layer], unmoved[layer]) for layer in layers}
-    n_steps = request.how.align + request.how.refit * len(layers)
-    done = 0
-
-    def part(fraction: float) -> None:
-        watch((done + fraction) / n_steps)
-
+    orders = {layer: heads.unmoved(plan.facts.n_head[layer]) for layer in layers}
+    refits: dict[int, ridge.Solution] = {}
     changes: dict[TensorCopy, RawRows] = {}
-    with TrialModel(built, plan.dense) as trial:
+    n_stages = request.how.align + request.how.refit * len(layers)
+
+    def stage(number: int) -> Fraction:
+        return lambda fraction: watch((number + fraction) / n_stages)
+
+    with TrialModel(built, plan.dense) as trial_model:
         if request.how.align:
-            for layer, order in _align(plan, request, built, trial, tensors, part).items():
-                fitted[layer] = replace(fitted[layer], heads=order)
-                changes |= moved(trial, tensors[layer], order, plan.facts.n_head_kv[layer])
-            done += 1
+            require_bare_heads(trial_model, tensors, "--align")
+            orders = _aligned(plan, request, built, tensors, stage(0))
+            for layer, order in orders.items():
+                changes |= moved(trial_model, tensors[layer], order, plan.facts.n_head_kv[layer])
         if request.how.refit:
-            with Model(trial.lib, plan.dense.path) as dense:
-                parts = token_windows(dense, request.text, request.n_ctx, request.n_windows)
-                for layer in layers:
-                    trial.set(plan.source_layers, changes)
-                    solution, changed = _refit(
-                        trial, dense, tensors[layer].output, changes, layer, parts, request, part
+            with Model(trial_model.lib, plan.dense.path) as dense:
+                windows = token_windows(dense, request.text, request.n_ctx, request.n_windows)
+                for number, layer in enumerate(layers, int(request.how.align)):
+                    trial_model.change(plan.source_layers, changes)
+                    output = tensors[layer].output
+                    before = changes.get(output, raw_rows(output))
+                    refits[layer], changes[output] = _refitted(
+                        trial_model, dense, output, before, layer, windows, request, stage(number)
                     )
-                    changes |= changed
-                    fitted[layer] = replace(
-                        fitted[layer],
-                        ridge=solution.ridge,
-                        error_before=solution.error_before**0.5,
-                        error=solution.error**0.5,
-                    )
-                    done += 1
-    told = (replace(of, requantised=_requantised(tensors[of.layer].output, of)) for of in fitted.values())
-    return Fit(tuple(told), changes)
+    fitted = (_follower(plan, tensors[layer].output, layer, orders[layer], refits.get(layer)) for layer in layers)
+    return Fit(tuple(fitted), changes)
 
 
-def _requantised(output: TensorCopy, follower: FittedFollower) -> bool:
-    n_head = len(follower.heads)
-    moved = follower.heads != tuple(range(n_head)) and not heads.can_move(n_head, output.shape[0], output.type)
-    return GGML_QUANT_SIZES[output.type][0] > 1 and (moved or follower.ridge is not None)
+def _follower(
+    plan: Plan, output: TensorCopy, layer: int, order: heads.Heads, refit: ridge.Solution | None
+) -> FittedFollower:
+    n_head = len(order)
+    moved_as_numbers = order != heads.unmoved(n_head) and not heads.can_move(n_head, output.shape[0], output.type)
+    changed = moved_as_numbers or (refit is not None and refit.ridge is not None)
+    is_quantised = GGML_QUANT_SIZES[output.type][0] > 1
+    follower = FittedFollower(layer, plan.source_layers[layer], order, requantised=is_quantised and changed)
+    if refit is None:
+        return follower
+    return replace(follower, ridge=refit.ridge, error_before=refit.error_before**0.5, error=refit.error**0.5)
 
 
 def store(plan: Plan, done: Fit, path: Path) -> Plan:
-    """Write the new tensors to a file of their own; the plan that takes them from there."""
+    """Write the changed tensors to a file of their own, and return the plan that takes them from there."""
     fitted, digests = {}, []
     with path.open("wb") as file:
         for copy in plan.fitted:
@@ -126,50 +133,61 @@ def store(plan: Plan, done: Fit, path: Path) -> Plan:
 # ---------------------------------------------------------------- align
 
 
-def _align(
-    plan: Plan,
-    request: FitRequest,
-    built: RuntimeStatus,
-    trial: TrialModel,
-    tensors: Mapping[int, Projections],
-    watch: Fraction,
+def _aligned(
+    plan: Plan, request: FitRequest, built: RuntimeStatus, tensors: Mapping[int, Projections], watch: Fraction
 ) -> dict[int, heads.Heads]:
+    """Return the order of heads of each follower."""
     facts = plan.facts
-    require_bare_heads(trial, tensors, "--align")
-    weights = {layer: read_f32(t.output) for layer, t in tensors.items()}
+    weights = {layer: _numbers(raw_rows(each.output), each.output) for layer, each in tensors.items()}
     costs = {layer: np.zeros((facts.n_head[layer],) * 2) for layer in tensors}
-    with Observer(built, plan.dense.path, facts, request.n_ctx, request.n_threads) as observer:
-        parts = token_windows(observer.model, request.text, request.n_ctx, min(N_ALIGN, request.n_windows))
-        for i, tokens in enumerate(parts):
-            watch(i / len(parts))
-            seen = observer.layers(tokens)
-            for layer in tensors:
-                source, ours = seen[plan.source_layers[layer]], seen[layer]
-                costs[layer] += heads.costs(source.weights, ours.weights, ours.values, weights[layer])
+
+    def add(observed: Mapping[int, ObservedLayer]) -> None:
+        for layer in tensors:
+            source, ours = observed[plan.source_layers[layer]], observed[layer]
+            costs[layer] += heads.costs(source.weights, ours.weights, ours.values, weights[layer])
+
+    with observing(built, plan.dense.path, facts, n_ctx=request.n_ctx, n_threads=request.n_threads) as observer:
+        n_windows = min(heads.ALIGN_WINDOWS, request.n_windows)
+        windows = token_windows(observer.model, request.text, request.n_ctx, n_windows)
+        for i, tokens in enumerate(windows):
+            watch(i / len(windows))
+            add(observer.layers(tokens))
     return {layer: heads.match(found, facts.n_head_kv[layer]) for layer, found in costs.items()}
 
 
-def require_bare_heads(trial: TrialModel, layers: Iterable[int], what: str) -> None:
-    """Whatever lies between the heads and W_O (a norm, a gate) would have to move along. Raises Unsupported."""
+def require_bare_heads(
+    trial_model: TrialModel, layers: Iterable[int], purpose: str, next_step: str | None = None
+) -> None:
+    """Raise Unsupported where something lies between the heads and W_O (a norm, a gate): it would have to move along.
+
+    `purpose` says in the message what is not possible then.
+    """
     for layer in sorted(layers):
-        if (name := trial.feeds.get(f"blk.{layer}.attn_output.weight")) != f"kqv_out-{layer}":
+        if (name := trial_model.inputs.get(f"blk.{layer}.attn_output.weight")) != f"kqv_out-{layer}":
             raise Unsupported(
-                f"{trial.header.path}: '{name}' stands between the heads of layer {layer} and their output projection, "
-                f"so they cannot be moved: not for {what}"
+                f"'{name}' stands between the heads of layer {layer} and their output projection, "
+                f"so the heads cannot be moved, which {purpose} needs",
+                path=trial_model.header.path,
+                next_step=next_step,
             )
 
 
-def moved(trial: TrialModel, tensors: Projections, order: heads.Heads, n_head_kv: int) -> dict[TensorCopy, RawRows]:
-    """W_V, W_O and the bias of V with the heads in another order; bytes are moved where heads are whole blocks."""
+def moved(
+    trial_model: TrialModel, tensors: Projections, order: heads.Heads, n_head_kv: int
+) -> dict[TensorCopy, RawRows]:
+    """Return W_V, W_O and the bias of V with the heads in another order.
+
+    W_O moves as bytes where a head is a whole number of blocks, and is quantised again elsewhere.
+    """
     groups = heads.groups_of(order, n_head_kv)
     changes = {copy: heads.moved_rows(raw_rows(copy), groups) for copy in (tensors.v, tensors.v_bias) if copy}
     output = tensors.output
     raw = raw_rows(output)
     if heads.can_move(len(order), output.shape[0], output.type):
         changes[output] = heads.moved_columns(raw, order)
-    elif order != tuple(range(len(order))):
+    elif order != heads.unmoved(len(order)):
         values = heads.moved_columns(float_rows(raw, output.type).view(np.uint8), order).view(np.float32)
-        changes[output] = trial.encoded(values, output.type)
+        changes[output] = trial_model.encoded(values, output.type)
     else:
         changes[output] = raw
     return changes
@@ -178,31 +196,42 @@ def moved(trial: TrialModel, tensors: Projections, order: heads.Heads, n_head_kv
 # ---------------------------------------------------------------- refit
 
 
-def _refit(
-    trial: TrialModel,
+def _refitted(
+    trial_model: TrialModel,
     dense: Model,
     output: TensorCopy,
-    changes: Mapping[TensorCopy, RawRows],
+    before: RawRows,
     layer: int,
-    parts: Sequence[Sequence[int]],
+    windows: Sequence[Sequence[int]],
     request: FitRequest,
     watch: Fraction,
-) -> tuple[ridge.Solution, dict[TensorCopy, RawRows]]:
-    """W_O anew. Features are what the follower's heads bring in the trial, targets what W_O makes of the dense ones."""
-    projection = read_f32(output)
-    sums = [ridge.Normal.empty(output.shape[0], output.shape[1]) for _ in range(2)]
-    n = 0
-    size = request.n_ctx, request.n_threads
-    with Features(trial.model, trial.bin, *size) as ours, Features(dense, trial.bin, *size) as theirs:
-        for i, tokens in enumerate(parts):
-            watch(i / len(parts))
-            features = ours.of(layer, tokens)
-            n += len(features)
-            sums[i % HELD_OUT == HELD_OUT - 1].add(features, theirs.of(layer, tokens) @ projection.T)
-    before = float_rows(changes.get(output, raw_rows(output)), output.type).astype(np.float64)
-    chosen, heldout = sums if len(parts) >= HELD_OUT else (sums[0], sums[0])
-    solution = ridge.solve(chosen, heldout, before)
+) -> tuple[ridge.Solution, RawRows]:
+    """Return the solution for a follower's W_O, and the new W_O; `before` where no solution was better.
+
+    The features are what the follower's heads compute in the trial model. The targets are what the dense model's W_O
+    makes of the dense model's features.
+    """
+    projection = _numbers(raw_rows(output), output)
+    fitted, held_out = (ridge.NormalEquations.empty(output.shape[0], output.shape[1]) for _ in range(2))
+    n_tokens = 0
+    sizes = {"n_ctx": request.n_ctx, "n_threads": request.n_threads}
+    with (
+        feature_reader(trial_model.model, trial_model.bin, **sizes) as ours,
+        feature_reader(dense, trial_model.bin, **sizes) as theirs,
+    ):
+        for i, tokens in enumerate(windows):
+            watch(i / len(windows))
+            features = ours.read(layer, tokens)
+            n_tokens += len(features)
+            equations = held_out if i % HELD_OUT == HELD_OUT - 1 else fitted
+            equations.add(features, theirs.read(layer, tokens) @ projection.T)
+    importance = (np.diag(fitted.gram + held_out.gram) / n_tokens).astype(np.float32)
+    chooses = held_out if len(windows) >= HELD_OUT else fitted  # too few windows to hold one out
+    solution = ridge.solve(fitted, chooses, _numbers(before, output).astype(np.float64))
     if solution.ridge is None:
-        return solution, {output: changes.get(output, raw_rows(output))}
-    importance = (np.diag(sums[0].gram + sums[1].gram) / n).astype(np.float32)
-    return solution, {output: trial.encoded(solution.weights.astype(np.float32), output.type, importance)}
+        return solution, before
+    return solution, trial_model.encoded(solution.weights.astype(np.float32), output.type, importance)
+
+
+def _numbers(raw: RawRows, copy: TensorCopy) -> FloatRows:
+    return float_rows(raw, copy.type)

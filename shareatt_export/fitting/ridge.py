@@ -1,7 +1,7 @@
-"""Least squares on data that is seen once, piece by piece: W_O again, for what a follower's heads now bring.
+"""Least squares on data that is seen once, piece by piece: a new W_O for what a follower's heads compute now.
 
-The solution stays near the weights that are there: it minimises |F W' - Y|^2 + ridge |W - W0|^2. How near is chosen on
-pieces that took no part in it.
+The solution stays near the weights that are there: it minimises |F W' - Y|^2 + ridge |W - W0|^2 (Tikhonov
+regularisation). The ridge is chosen on pieces that took no part in the solution.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ RIDGES = tuple(10.0**i for i in range(-7, 2))  # relative to the mean square of 
 
 
 @dataclass
-class Normal:
+class NormalEquations:
     """What least squares needs of features F [n, k] and targets Y [n, m]: sums that do not grow with n."""
 
     gram: Matrix  # F'F [k, k]
@@ -23,24 +23,30 @@ class Normal:
     target: float = 0.0  # |Y|^2
 
     @classmethod
-    def empty(cls, k: int, m: int) -> "Normal":
+    def empty(cls, k: int, m: int) -> "NormalEquations":
         return cls(np.zeros((k, k)), np.zeros((k, m)))
 
     def add(self, features: npt.NDArray[np.float32], targets: npt.NDArray[np.float32]) -> None:
+        """Add a piece: features [n, k] and targets [n, m]."""
         self.gram += features.T @ features
         self.cross += features.T @ targets
         self.target += float(np.sum(np.square(targets), dtype=np.float64))
 
-    def __add__(self, other: "Normal") -> "Normal":
-        return Normal(self.gram + other.gram, self.cross + other.cross, self.target + other.target)
+    def __add__(self, other: "NormalEquations") -> "NormalEquations":
+        return NormalEquations(self.gram + other.gram, self.cross + other.cross, self.target + other.target)
 
     def error(self, weights: Matrix) -> float:
-        """|F W' - Y|^2 / |Y|^2 for weights [m, k]"""
+        """Return |F W' - Y|^2 / |Y|^2 for weights [m, k]."""
         error = np.sum(weights @ self.gram * weights) - 2 * np.sum(weights.T * self.cross) + self.target
         return max(0.0, float(error)) / self.target if self.target else 0.0
 
-    def path(self, before: Matrix, ridges: Sequence[float]) -> Iterator[tuple[float, Matrix]]:
-        """The weights [m, k] for each ridge, from one decomposition."""
+    def solved(self, before: Matrix, ridge: float) -> Matrix:
+        """Return the weights [m, k] for one ridge, near the weights `before`."""
+        ((_, weights),) = self.solutions(before, [ridge])
+        return weights
+
+    def solutions(self, before: Matrix, ridges: Sequence[float]) -> Iterator[tuple[float, Matrix]]:
+        """Yield each ridge with its weights [m, k], all from one decomposition."""
         values, vectors = np.linalg.eigh(self.gram)
         values = np.maximum(values, 0)
         missing = vectors.T @ (self.cross - self.gram @ before.T)
@@ -48,14 +54,13 @@ class Normal:
         for ridge in ridges:
             yield ridge, before + (vectors @ (missing / (values + ridge * scale)[:, None])).T
 
-    def solved(self, before: Matrix, ridge: float) -> Matrix:
-        ((_, weights),) = self.path(before, [ridge])
-        return weights
-
 
 @dataclass(frozen=True)
 class Solution:
-    """`ridge` None: no refit was better than the weights that were there. Errors are of the held-out pieces."""
+    """The weights that were chosen. The errors are squared, relative to the targets, and on the held-out pieces.
+
+    `ridge` is None where no new weights were better than those before.
+    """
 
     weights: Matrix  # [m, k]
     ridge: float | None
@@ -63,10 +68,13 @@ class Solution:
     error: float
 
 
-def solve(fit: Normal, heldout: Normal, before: Matrix) -> Solution:
-    """The ridge that serves the held-out pieces best, and with it the weights [m, k] from all pieces."""
-    error_before = heldout.error(before)
-    error, ridge = min((heldout.error(weights), ridge) for ridge, weights in fit.path(before, RIDGES))
+def solve(fitted: NormalEquations, held_out: NormalEquations, before: Matrix) -> Solution:
+    """Choose the ridge whose weights, solved on `fitted`, have the least error on `held_out`.
+
+    The weights of the solution, [m, k], are solved again with that ridge on both.
+    """
+    error_before = held_out.error(before)
+    error, ridge = min((held_out.error(weights), ridge) for ridge, weights in fitted.solutions(before, RIDGES))
     if error >= error_before:
         return Solution(before, None, error_before, error_before)
-    return Solution((fit + heldout).solved(before, ridge), ridge, error_before, error)
+    return Solution((fitted + held_out).solved(before, ridge), ridge, error_before, error)

@@ -1,7 +1,8 @@
-"""A dense model in memory with another source map and other weights: what a follower will do, before it is written."""
+"""A dense model in memory with another source map and other weights: it computes what an export would compute."""
 
 import ctypes
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -17,8 +18,35 @@ from ..llamacpp.graph_callback import GraphCallback, Tensor, ggml_base
 from ..llamacpp.runtime import RuntimeStatus
 
 
+class _WeightFinder(GraphCallback):
+    """Finds the weights that the nodes of a graph read, and what each is multiplied with."""
+
+    def __init__(self, model: Model, bin: Path) -> None:
+        super().__init__(model.lib, bin, [], lambda *_: None)
+        self.addresses: dict[str, int] = {}  # of ggml_tensor structures, by name
+        self.inputs: dict[str, str] = {}  # the second operand of a node, by the name of the first one
+
+    def _look(self, address: int, ask: bool, data: object) -> bool:
+        operands = [operand for operand in Tensor.from_address(address).src if operand]
+        operand_names = [Tensor.from_address(operand).name.decode() for operand in operands]
+        self.addresses.update(zip(operand_names, operands, strict=True))
+        if len(operand_names) > 1:
+            self.inputs[operand_names[0]] = operand_names[1]
+        return not ask
+
+
+def _find_weights(model: Model, bin: Path) -> _WeightFinder:
+    finder = _WeightFinder(model, bin)
+    with Context(model, n_ctx=64, cb_eval=finder.callback) as context, finder:
+        context.decode([Token(0, 0)])
+    return finder
+
+
 class TrialModel:
-    """Only tensors of the layers' attention can be changed."""
+    """A model whose source map, and the tensors that its graph reads, can be changed in memory.
+
+    `inputs`: by the name of a weight, the name of the tensor that the graph multiplies it with.
+    """
 
     def __init__(self, built: RuntimeStatus, header: Header) -> None:
         self.lib, self.bin, self.header = load(built.python, built.bin), built.bin, header
@@ -27,52 +55,41 @@ class TrialModel:
         self.model = Model(
             self.lib, header.path, load_mode=self.lib.LLAMA_LOAD_MODE_NONE, use_extra_bufts=False, n_gpu_layers=0
         )
-        self.feeds: dict[str, str] = {}  # weights by name -> what the graph multiplies them with
-        self._tensors = self._find()
-        self._changed: dict[TensorCopy, RawRows] = {}
+        found = _find_weights(self.model, built.bin)
+        self.inputs: Mapping[str, str] = found.inputs
+        self._addresses = found.addresses
+        self._changes: dict[TensorCopy, RawRows] = {}
 
-    def _find(self) -> dict[str, int]:
-        """Addresses of the weights, which the nodes of a graph point to."""
-        found, feeds = dict[str, int](), self.feeds
+    def change(self, source_layers: tuple[int, ...], changes: Mapping[TensorCopy, RawRows]) -> None:
+        """Give the model a source map and the changed tensors; all other tensors are as in the file again.
 
-        class Sources(GraphCallback):
-            def _look(self, address: int, ask: bool, data: object) -> bool:
-                sources = [source for source in Tensor.from_address(address).src if source]
-                names = [Tensor.from_address(source).name.decode() for source in sources]
-                found.update(zip(names, sources, strict=True))
-                if len(names) > 1:
-                    feeds[names[0]] = names[1]
-                return not ask
-
-        taps = Sources(self.lib, self.bin, [], lambda *_: None)
-        with Context(self.model, n_ctx=64, cb_eval=taps.callback) as context, taps:
-            context.decode([Token(0, 0)])
-        return found
-
-    def set(self, source_layers: tuple[int, ...], changes: Mapping[TensorCopy, RawRows]) -> None:
-        """With other contexts closed. Tensors that are not among the changes are as in the file again."""
+        No context of the model may be open. Raises Unsupported for a tensor that the graph does not read.
+        """
         self.model.share(source_layers)
-        for copy in self._changed.keys() - changes.keys():
-            self._put(copy, raw_rows(copy))
+        for copy in self._changes.keys() - changes.keys():
+            self._write(copy, raw_rows(copy))
         for copy, raw in changes.items():
-            if self._changed.get(copy) is not raw:
-                self._put(copy, raw)
-        self._changed = dict(changes)
+            if self._changes.get(copy) is not raw:
+                self._write(copy, raw)
+        self._changes = dict(changes)
 
-    def _put(self, copy: TensorCopy, raw: RawRows) -> None:
-        if copy.origin.name not in self._tensors:
-            raise Unsupported(f"{self.header.path}: tensor '{copy.origin.name}': this model's graph does not use it")
+    def _write(self, copy: TensorCopy, raw: RawRows) -> None:
+        if (name := copy.origin.name) not in self._addresses:
+            raise Unsupported("this model's graph does not use it", path=self.header.path, field=f"tensor '{name}'")
         raw = np.ascontiguousarray(raw)
-        self._base.ggml_backend_tensor_set(self._tensors[copy.origin.name], raw.ctypes.data, copy.skipped, raw.nbytes)
+        self._base.ggml_backend_tensor_set(self._addresses[name], raw.ctypes.data, copy.skipped, raw.nbytes)
 
     def encoded(self, values: FloatRows, type: GGMLQuantizationType, importance: FloatRows | None = None) -> RawRows:
-        """`importance` [length of a row]: of each column, as llama-imatrix measures it; types of two bits and less need
-        one, and without it take all columns alike."""
+        """Return the rows in the given type, quantised by ggml_quantize_chunk.
+
+        `importance`: one number per column, as llama-imatrix measures it. Types of two bits and less need one; without
+        it all columns count the same. Raises Unsupported where a row is not a whole number of blocks.
+        """
         values = np.ascontiguousarray(values, np.float32)
         rows, length = values.shape
         block, block_bytes = GGML_QUANT_SIZES[type]
         if length % block:
-            raise Unsupported(f"{self.header.path}: rows of {length} numbers are not whole blocks of {type.name}")
+            raise Unsupported(f"rows of {length} numbers are not whole blocks of {type.name}", path=self.header.path)
         raw = np.empty((rows, length // block * block_bytes), np.uint8)
         if importance is None and self._base.ggml_quantize_requires_imatrix(int(type)):
             importance = np.ones(length, np.float32)
