@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from ..model.spans import followers
-from ..searching.search import ScoredMap, SearchResult
+from ..model.spans import n_followers
+from ..searching.scoring import ScoredMap
+from ..searching.search import SearchResult
 from ..system.staging import publish, staged
 from .tables import table
 

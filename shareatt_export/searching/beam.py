@@ -1,8 +1,8 @@
-"""Which layers should share? A search over source maps by what they cost, whoever measures that.
+"""Which layers should share? A search over source maps by a cost that the caller measures.
 
-Errors of single pairs say where to look (and, added up, give a first guess by dynamic programming); what a whole map
-costs is measured, as costs do not add up: KL to the dense model, in practice. Followers are added one at a time to the
-best few maps, and at last exchanged for others as long as that helps.
+The errors of single pairs give a first guess: added up, by dynamic programming. What a whole map costs (in practice the
+KL divergence to the dense model) must be measured, as costs do not add up. A beam search adds followers one at a time
+to the best few maps. At last, followers are exchanged for others as long as that lowers the cost.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,14 +16,19 @@ Cost = Callable[[SourceMap], float]
 
 @dataclass(frozen=True)
 class Settings:
-    beam: int = 3  # maps that are followed up
-    candidates: int = 6  # further followers tried for each
-    rounds: int = 3  # of exchanges
+    """`beam`: number of maps that are followed up. `candidates`: further followers tried for each of them.
+
+    `rounds`: maximum number of rounds of exchanges.
+    """
+
+    beam: int = 3
+    candidates: int = 6
+    rounds: int = 3
 
 
 @dataclass(frozen=True)
 class CostedMap:
-    """The best map with so many followers."""
+    """A source map and its measured cost."""
 
     source_layers: SourceMap
     cost: float
@@ -37,12 +42,13 @@ Enough = Callable[[CostedMap], bool]  # whether no further follower is needed
 
 
 def with_follower(source_layers: SourceMap, source: int, follower: int) -> SourceMap:
+    """Return the map in which `follower` uses the attention weights of `source`."""
     return (*source_layers[:follower], source, *source_layers[follower + 1 :])
 
 
 def additions(source_layers: SourceMap, errors: Mapping[Pair, float]) -> Iterator[SourceMap]:
-    """The map with one follower more, for each layer that can be one, with its best source; the cheapest first."""
-    sources = {source_layers[layer] for layer in followers(source_layers)}
+    """Yield the map with one follower more, for each layer that can be one and its best source; the cheapest first."""
+    sources = {source_layers[follower] for follower in followers(source_layers)}
     best: dict[int, tuple[float, int]] = {}
     for (source, follower), error in errors.items():
         free = source_layers[follower] == follower and follower not in sources and source_layers[source] == source
@@ -53,72 +59,72 @@ def additions(source_layers: SourceMap, errors: Mapping[Pair, float]) -> Iterato
 
 
 def guess(n_layer: int, errors: Mapping[Pair, float], n: int) -> SourceMap | None:
-    """The contiguous spans with n followers whose squared errors add up to the least; None where there are none.
+    """Return the contiguous spans with n followers whose squared errors have the least sum; None if there are none.
 
-    Dynamic programming over layers: best[i][k] is the least for the first i layers with k followers.
+    Dynamic programming over layers: best[i][k] is the least sum for the first i layers with k followers.
     """
     best: list[dict[int, tuple[float, SourceMap]]] = [{0: (0.0, ())}]
     for end in range(1, n_layer + 1):
         found: dict[int, tuple[float, SourceMap]] = {}
         for source in range(end):
-            pairs = [Pair(source, follower) for follower in range(source + 1, end)]
-            if any(pair not in errors for pair in pairs):
+            span = range(source + 1, end)
+            if any((source, follower) not in errors for follower in span):
                 continue
-            block = sum(errors[pair] ** 2 for pair in pairs)
+            block = sum(errors[source, follower] ** 2 for follower in span)
             for k, (cost, before) in best[source].items():
-                total = k + len(pairs)
+                total = k + len(span)
                 if total <= n and (total not in found or cost + block < found[total][0]):
                     found[total] = cost + block, (*before, *(source for _ in range(source, end)))
         best.append(found)
     return best[n_layer][n][1] if n in best[n_layer] else None
 
 
-class Search:
-    """`errors` of the pairs that are possible at all; `cost` of a map, which is what counts."""
+class BeamSearch:
+    """Searches the maps of a model. `errors`: of all pairs that could share. `cost`: measures a map."""
 
     def __init__(self, n_layer: int, errors: Mapping[Pair, float], cost: Cost, settings: Settings) -> None:
         self.n_layer, self.errors, self.cost, self.settings = n_layer, errors, cost, settings
-        self.singles: dict[int, float] = {}  # cost of each follower alone: tells more than the error of its output
+        self.singles: dict[int, float] = {}  # cost of each follower alone: says more than the error of its output
 
     def path(self, enough: Enough) -> list[CostedMap]:
-        """The best map for each number of followers, from none up to where it is enough or none can be added."""
-        dense = self._step(tuple(range(self.n_layer)))
+        """Return the best map for each number of followers, from none to where it is enough or none can be added."""
+        dense = self._costed(tuple(range(self.n_layer)))
         path, beam = [dense], [dense]
         while not enough(path[-1]):
-            found = {way for step in beam for way in self._ways(step.source_layers)}
+            maps = {extended for step in beam for extended in self._extensions(step.source_layers)}
             if not self.singles:
-                steps = [self._step(way) for way in sorted(found)]
-                self.singles = {_new(dense.source_layers, step.source_layers): step.cost for step in steps}
+                steps = [self._costed(extended) for extended in sorted(maps)]
+                self.singles = {_new_follower(dense.source_layers, step.source_layers): step.cost for step in steps}
             first = guess(self.n_layer, self.errors, len(path))
-            steps = [self._step(way) for way in sorted(found | {first} if first else found)]
+            steps = [self._costed(extended) for extended in sorted(maps | {first} if first else maps)]
             if not steps:
                 break
-            beam = sorted(steps, key=lambda step: step.cost)[: self.settings.beam]
+            beam = sorted(steps, key=_cost_of)[: self.settings.beam]
             path.append(beam[0])
         return path
 
     def guesses(self, enough: Enough) -> list[CostedMap]:
-        """The same without a search: a cost is measured only once for each number of followers.
+        """Return a guessed map for each number of followers; only one cost is measured for each number.
 
-        Where no contiguous spans have so many, as in models whose layers attend differently by turns, the follower with
-        the least error is added.
+        Where no contiguous spans have that number of followers, as in models that mix sliding windows with full
+        attention, the follower with the least error is added to the map before.
         """
-        path = [self._step(tuple(range(self.n_layer)))]
+        path = [self._costed(tuple(range(self.n_layer)))]
         while not enough(path[-1]):
             found = guess(self.n_layer, self.errors, len(path))
             found = found or next(additions(path[-1].source_layers, self.errors), None)
             if found is None:
                 break
-            path.append(self._step(found))
+            path.append(self._costed(found))
         return path
 
     def exchanged(self, step: CostedMap) -> CostedMap:
-        """With single followers given up for others, or given to other sources, as long as that is cheaper."""
+        """Exchange single followers for others, or give them other sources, as long as that lowers the cost."""
         for _ in range(self.settings.rounds):
             before = step
             for follower in followers(before.source_layers):
                 if step.source_layers[follower] != follower:
-                    step = min([step, *map(self._step, self._exchanges(step.source_layers, follower))], key=_cost_of)
+                    step = min([step, *map(self._costed, self._exchanges(step.source_layers, follower))], key=_cost_of)
             if step == before:
                 break
         return step
@@ -130,16 +136,18 @@ class Search:
             for (source, other), error in self.errors.items()
             if other == follower and fewer[source] == source
         )
-        ways = [with_follower(fewer, source, follower) for _, source in sources[: self.settings.candidates]]
-        return [way for way in self._ways(fewer) + ways if way != source_layers]
+        moved = [with_follower(fewer, source, follower) for _, source in sources[: self.settings.candidates]]
+        return [exchanged for exchanged in self._extensions(fewer) + moved if exchanged != source_layers]
 
-    def _ways(self, source_layers: SourceMap) -> list[SourceMap]:
-        ways = list(additions(source_layers, self.errors))
+    def _extensions(self, source_layers: SourceMap) -> list[SourceMap]:
+        """Return the maps with one follower more that are worth a measurement; all until single followers are known."""
+        maps = list(additions(source_layers, self.errors))
         if not self.singles:
-            return ways
-        return sorted(ways, key=lambda way: self.singles[_new(source_layers, way)])[: self.settings.candidates]
+            return maps
+        cheapest = sorted(maps, key=lambda extended: self.singles[_new_follower(source_layers, extended)])
+        return cheapest[: self.settings.candidates]
 
-    def _step(self, source_layers: SourceMap) -> CostedMap:
+    def _costed(self, source_layers: SourceMap) -> CostedMap:
         return CostedMap(source_layers, self.cost(source_layers))
 
 
@@ -147,6 +155,5 @@ def _cost_of(step: CostedMap) -> float:
     return step.cost
 
 
-def _new(before: SourceMap, after: SourceMap) -> int:
-    """The follower that was added."""
+def _new_follower(before: SourceMap, after: SourceMap) -> int:
     return next(layer for layer, source in enumerate(after) if source != before[layer])

@@ -1,4 +1,4 @@
-"""What a search has measured, kept in a file, so that one that was interrupted goes on where it was."""
+"""The costs that a search has measured, kept in a file, so that an interrupted search goes on where it was."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -11,17 +11,16 @@ from ..system.staging import write_text
 
 
 class CostCache:
-    """Costs of source maps. `settings` are what they depend on: a file of another search is refused.
+    """Measures each source map once. Called with a map, it returns its cost.
 
-    Without a path nothing is kept. Raises BadInput for a file that is none of ours, or of other settings.
+    `path`: the file; without it, costs are kept in memory only. `settings`: what the costs depend on. Raises BadInput
+    where the file is not the state of a search, or of a search with other settings.
     """
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any], cost: Callable[[SourceMap], float]) -> None:
         self._path, self._settings, self._cost = path, dict(settings), cost
-        self._known: dict[SourceMap, float] = {}
+        self._known = self._read(path) if path is not None and path.exists() else {}
         self.n_measured = 0
-        if path is not None and path.exists():
-            self._known = self._read(path)
 
     def __call__(self, source_layers: SourceMap) -> float:
         if source_layers not in self._known:
@@ -38,8 +37,12 @@ class CostCache:
             known = {tuple(map(int, key)): float(cost) for key, cost in data["costs"]}
             settings = dict(data["settings"])
         except (ValueError, TypeError, KeyError):
-            raise BadInput(f"{path}: not the state of a search; name another file") from None
+            raise BadInput("not the state of a search", path=path, next_step="name another file") from None
         if settings != self._settings:
             other = next((key for key in self._settings if settings.get(key) != self._settings[key]), "settings")
-            raise BadInput(f"{path}: is the state of another search ({other}); remove it or name another folder")
+            raise BadInput(
+                f"is the state of another search ({other})",
+                path=path,
+                next_step="remove it or name another folder",
+            )
         return known

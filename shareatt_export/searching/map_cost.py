@@ -1,4 +1,4 @@
-"""What a source map costs: the model runs with it, on windows of a text, beside the dense model."""
+"""What a source map costs: the model runs with it on windows of a text, and is compared to the dense model."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,25 +17,32 @@ from .pair_fits import PairFit
 
 
 class MapCosts:
-    """The dense model's logits are kept in a file."""
+    """Measures source maps on windows of `n_ctx` tokens, with the followers' weights from `fits`.
+
+    `file`: a file to make, which keeps the dense model's logits, f32 [n_windows, n_scored, n_vocab]. As in
+    llama-perplexity, the tokens of the second half of a window are scored.
+    """
 
     def __init__(
         self,
-        trial: TrialModel,
+        trial_model: TrialModel,
         fits: Mapping[Pair, PairFit],
-        parts: Sequence[Sequence[int]],
+        windows: Sequence[Sequence[int]],
         file: Path,
+        *,
         n_ctx: int,
         n_threads: int,
     ) -> None:
-        self._trial, self._fits, self._parts, self._n, self._n_threads = trial, fits, parts, n_ctx, n_threads
-        shape = (len(parts), n_ctx - 1 - n_ctx // 2, trial.model.n_vocab)
+        self._trial_model, self._fits, self._windows = trial_model, fits, windows
+        self._n_ctx, self._n_threads = n_ctx, n_threads
+        shape = (len(windows), n_ctx - 1 - n_ctx // 2, trial_model.model.n_vocab)
         self._dense = np.memmap(file, np.float32, "w+", shape=shape)
-        trial.set(tuple(range(trial.model.n_layer)), {})
+        trial_model.change(tuple(range(trial_model.model.n_layer)), {})
         for i, logits in enumerate(self._logits(F16)):
             self._dense[i] = logits
 
     def cost(self, source_layers: SourceMap) -> float:
+        """Return the mean KL divergence to the dense model, in nats per token."""
         return self.quality(source_layers).kl.value
 
     def quality(
@@ -44,29 +51,34 @@ class MapCosts:
         type_k: GGMLQuantizationType = F16,
         changes: Mapping[TensorCopy, RawRows] | None = None,
     ) -> Quality:
-        """With the followers fitted to their sources, or with other changes."""
+        """Compare the model with this map and this type of K cache to the dense model.
+
+        `changes`: changed tensors; without them, the followers are fitted to their sources.
+        """
         if changes is None:
-            pairs = [Pair(source_layers[layer], layer) for layer in followers(source_layers)]
-            changes = {copy: raw for pair in pairs for copy, raw in self._fit(pair).items()}
-        self._trial.set(source_layers, changes)
-        first = self._n // 2 + 1
+            pairs = [(source_layers[layer], layer) for layer in followers(source_layers)]
+            changes = {copy: raw for pair in pairs for copy, raw in self._fitted(pair).items()}
+        self._trial_model.change(source_layers, changes)
+        first = self._n_ctx // 2 + 1
         sums = Divergence(*self._dense.shape[:2])
         for i, logits in enumerate(self._logits(type_k)):
-            sums.add(i, 0, logits, self._dense[i], np.array(self._parts[i][first:]))
+            sums.add(i, 0, logits, self._dense[i], np.array(self._windows[i][first:]))
         return sums.quality()
 
     def zeros(self, copies: Iterable[TensorCopy]) -> dict[TensorCopy, RawRows]:
-        return {copy: self._trial.encoded(np.zeros(copy.shape[::-1], np.float32), copy.type) for copy in copies}
+        """Return the tensors with all numbers 0."""
+        return {copy: self._trial_model.encoded(np.zeros(copy.shape[::-1], np.float32), copy.type) for copy in copies}
 
-    def _fit(self, pair: Pair) -> Mapping[TensorCopy, RawRows]:
+    def _fitted(self, pair: Pair) -> Mapping[TensorCopy, RawRows]:
         """Pairs out of reach, which only baselines have, are not fitted."""
         return self._fits[pair].changes if pair in self._fits else {}
 
     def _logits(self, type_k: GGMLQuantizationType) -> Iterator[Logits]:
-        """Of each window, those after the second half's tokens but for the last, as in llama-perplexity."""
-        n, threads = self._n, self._n_threads
-        params = {"n_batch": n, "n_ubatch": min(n, 512), "n_threads": threads, "n_threads_batch": threads}
-        with Context(self._trial.model, True, n_ctx=n, type_k=type_k, **params) as context:
-            for tokens in self._parts:
+        """Yield the logits of the second half of each window without its last token, [n_scored, n_vocab]."""
+        n_ctx = self._n_ctx
+        sizes = {"n_ctx": n_ctx, "n_batch": n_ctx, "n_ubatch": min(n_ctx, 512)}
+        threads = {"n_threads": self._n_threads, "n_threads_batch": self._n_threads}
+        with Context(self._trial_model.model, flash_attn=True, type_k=type_k, **sizes, **threads) as context:
+            for tokens in self._windows:
                 context.clear()
-                yield context.decode([Token(token, i) for i, token in enumerate(tokens)])[n // 2 : -1]
+                yield context.decode([Token(token, i) for i, token in enumerate(tokens)])[n_ctx // 2 : -1]

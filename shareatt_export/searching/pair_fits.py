@@ -1,7 +1,8 @@
-"""Every pair of layers that could share: how well, and with which weights, each looked at by itself.
+"""The error and the fitted weights of every pair of layers that could share, each pair by itself.
 
-For a search the followers of all pairs are fitted to what the dense model shows; an export then fits the chosen ones
-again, one upon the other (fit.py). Memory is bounded: pairs are fitted in as many passes as that takes.
+For a search, the followers of all pairs are fitted to what the dense model computes. An export then fits the chosen
+followers again, each to what the fitted ones before it compute (fitting/fit.py). Memory is bounded: the pairs are
+fitted in as many passes over the text as that takes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,119 +13,143 @@ import numpy as np
 
 from ..fitting import heads
 from ..fitting.fit import moved
-from ..fitting.observer import Observer, head_outputs
-from ..fitting.ridge import Normal
+from ..fitting.observer import ObservedLayer, Observer, head_outputs
+from ..fitting.ridge import NormalEquations
 from ..fitting.trial_model import TrialModel
 from ..formats.gguf_header import Header
-from ..formats.tensor_copies import RawRows, TensorCopy, float_rows, raw_rows, read_f32
+from ..formats.tensor_copies import FloatRows, RawRows, TensorCopy, float_rows, raw_rows
 from ..model.candidate_pairs import Pair
 from ..model.facts import Facts
 from ..plan.projections import Projections, projections
 from ..system.progress import Fraction
 
 RIDGE = 1e-2  # what held-out text chose most often
-MEMORY = 1 << 30  # bytes of normal equations at a time
+MAX_BYTES = 1 << 30  # of the normal equations in memory
+N_ALIGN = 8  # windows of text that decide the order of heads
+ALIGN_SHARE = 0.3  # of the time, where heads are aligned
 
 
 @dataclass(frozen=True)
 class PairFit:
-    """`error` is that of the follower's attention output, relative to the residual stream; squares add up."""
+    """`error`: norm of what is missing in the follower's attention output, relative to the residual stream.
+
+    `changes`: the follower's fitted tensors, as bytes.
+    """
 
     error: float
     changes: Mapping[TensorCopy, RawRows]
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Windows to fit with; their heads are told apart by the first few."""
+class PairFitter:
+    """Fits the followers of pairs on windows of text. `align` and `refit` say how (fitting/fit.py)."""
 
-    windows: Sequence[Sequence[int]]
-    n_align: int
+    def __init__(
+        self,
+        header: Header,
+        facts: Facts,
+        trial_model: TrialModel,
+        observer: Observer,
+        windows: Sequence[Sequence[int]],
+        *,
+        align: bool,
+        refit: bool,
+    ) -> None:
+        self._header, self._facts, self._trial_model = header, facts, trial_model
+        self._observer, self._windows = observer, windows
+        self._align, self._refit = align, refit
 
-
-class Fitter:
-    def __init__(self, header: Header, facts: Facts, trial: TrialModel, observer: Observer, tokens: Tokens) -> None:
-        self._header, self._facts, self._trial = header, facts, trial
-        self._observer, self._tokens = observer, tokens
-
-    def fits(self, pairs: Sequence[Pair], align: bool, refit: bool, watch: Fraction) -> dict[Pair, PairFit]:
-        followers = {follower for _, follower in pairs}
-        tensors = {layer: projections(self._header, self._facts, layer) for layer in followers}
-        order = {pair: tuple(range(self._facts.n_head[pair.follower])) for pair in pairs}
-        if align:
-            order = self._align(pairs, tensors, partial(_part, watch, 0, 0.3))
+    def fits(self, pairs: Sequence[Pair], watch: Fraction) -> dict[Pair, PairFit]:
+        """Return the fit of each pair. Raises Unsupported where a follower has no output projection."""
+        layers = {follower for _, follower in pairs}
+        tensors = {layer: projections(self._header, self._facts, layer) for layer in layers}
+        weights = {layer: _numbers(raw_rows(each.output), each.output) for layer, each in tensors.items()}
+        orders = {pair: heads.unmoved(self._facts.n_head[pair[1]]) for pair in pairs}
+        if self._align:
+            orders = self._aligned(pairs, weights, partial(_part, watch, 0, ALIGN_SHARE))
         done: dict[Pair, PairFit] = {}
-        for group in self._groups(pairs, tensors):
+        for group in _groups(pairs, tensors):
             before, share = len(done) / len(pairs), len(group) / len(pairs)
-            part = partial(_part, watch, 0.3 + 0.7 * before, 0.7 * share)
-            done |= self._solve(group, tensors, order, align, refit, part)
+            part = partial(_part, watch, ALIGN_SHARE + (1 - ALIGN_SHARE) * before, (1 - ALIGN_SHARE) * share)
+            done |= self._fitted(group, tensors, weights, orders, part)
         return done
 
-    def _align(
-        self, pairs: Sequence[Pair], tensors: Mapping[int, Projections], watch: Fraction
+    def _aligned(
+        self, pairs: Sequence[Pair], weights: Mapping[int, FloatRows], watch: Fraction
     ) -> dict[Pair, heads.Heads]:
-        costs = {pair: np.zeros((self._facts.n_head[pair.follower],) * 2) for pair in pairs}
-        weights = {layer: read_f32(of.output) for layer, of in tensors.items()}
-        windows = self._tokens.windows[: self._tokens.n_align]
+        """Return the best order of the follower's heads for each pair."""
+        costs = {pair: np.zeros((self._facts.n_head[pair[1]],) * 2) for pair in pairs}
+
+        def add(observed: Mapping[int, ObservedLayer]) -> None:
+            for source, follower in pairs:
+                ours = observed[follower]
+                costs[source, follower] += heads.costs(
+                    observed[source].weights, ours.weights, ours.values, weights[follower]
+                )
+
+        windows = self._windows[:N_ALIGN]
         for i, tokens in enumerate(windows):
             watch(i / len(windows))
-            seen = self._observer.layers(tokens)
-            for pair in pairs:
-                source, follower = seen[pair.source], seen[pair.follower]
-                projection = weights[pair.follower]
-                costs[pair] += heads.costs(source.weights, follower.weights, follower.values, projection)
-        return {pair: heads.match(costs[pair], self._facts.n_head_kv[pair.follower]) for pair in pairs}
+            add(self._observer.layers(tokens))
+        return {pair: heads.match(costs[pair], self._facts.n_head_kv[pair[1]]) for pair in pairs}
 
-    def _groups(self, pairs: Sequence[Pair], tensors: Mapping[int, Projections]) -> Iterator[list[Pair]]:
-        """Pairs whose normal equations fit into memory together."""
-        group: list[Pair] = []
-        used = 0
-        for pair in pairs:
-            row, rows = tensors[pair.follower].output.shape
-            n_bytes = 8 * row * (row + rows)
-            if group and used + n_bytes > MEMORY:
-                yield group
-                group, used = [], 0
-            group.append(pair)
-            used += n_bytes
-        yield group
-
-    def _solve(
+    def _fitted(
         self,
         pairs: Sequence[Pair],
         tensors: Mapping[int, Projections],
-        order: Mapping[Pair, heads.Heads],
-        align: bool,
-        refit: bool,
+        weights: Mapping[int, FloatRows],
+        orders: Mapping[Pair, heads.Heads],
         watch: Fraction,
     ) -> dict[Pair, PairFit]:
-        normals = {pair: Normal.empty(*tensors[pair.follower].output.shape) for pair in pairs}
-        residual = dict.fromkeys(pairs, 0.0)
-        weights = {layer: read_f32(of.output) for layer, of in tensors.items()}
-        n_tokens = 0
-        for i, tokens in enumerate(self._tokens.windows):
-            watch(i / len(self._tokens.windows))
-            seen = self._observer.layers(tokens)
-            n_tokens += len(tokens)
+        equations = {pair: NormalEquations.empty(*tensors[pair[1]].output.shape) for pair in pairs}
+        residuals = dict.fromkeys(pairs, 0.0)
+
+        def add(observed: Mapping[int, ObservedLayer]) -> None:
             for pair in pairs:
-                source, follower = seen[pair.source], seen[pair.follower]
-                target = head_outputs(follower.weights, follower.values) @ weights[pair.follower].T
-                features = head_outputs(source.weights, follower.values, heads.order(order[pair]))
-                normals[pair].add(features, target)
-                residual[pair] += float(np.sum(np.square(follower.input), dtype=np.float64))
-        fits = {}
-        for pair in pairs:
-            of, normal = tensors[pair.follower], normals[pair]
-            n_head_kv = self._facts.n_head_kv[pair.follower]
-            changes = moved(self._trial, of, order[pair], n_head_kv) if align else {}
-            solved = float_rows(changes.get(of.output, raw_rows(of.output)), of.output.type).astype(np.float64)
-            if refit:
-                solved = normal.solved(solved, RIDGE)
-                importance = (np.diag(normal.gram) / n_tokens).astype(np.float32)
-                changes[of.output] = self._trial.encoded(solved.astype(np.float32), of.output.type, importance)
-            error = (normal.error(solved) * normal.target / residual[pair]) ** 0.5
-            fits[pair] = PairFit(error, changes)
-        return fits
+                source, follower = observed[pair[0]], observed[pair[1]]
+                targets = head_outputs(follower.weights, follower.values) @ weights[pair[1]].T
+                features = head_outputs(source.weights, follower.values, heads.heads_by_place(orders[pair]))
+                equations[pair].add(features, targets)
+                residuals[pair] += follower.residual
+
+        for i, tokens in enumerate(self._windows):
+            watch(i / len(self._windows))
+            add(self._observer.layers(tokens))
+        return {
+            pair: self._solved(pair, tensors[pair[1]], orders[pair], equations[pair], residuals[pair]) for pair in pairs
+        }
+
+    def _solved(
+        self, pair: Pair, tensors: Projections, order: heads.Heads, equations: NormalEquations, residual: float
+    ) -> PairFit:
+        output, n_head_kv = tensors.output, self._facts.n_head_kv[pair[1]]
+        changes = moved(self._trial_model, tensors, order, n_head_kv) if self._align else {}
+        solved = _numbers(changes.get(output, raw_rows(output)), output).astype(np.float64)
+        if self._refit:
+            n_tokens = sum(map(len, self._windows))
+            solved = equations.solved(solved, RIDGE)
+            importance = (np.diag(equations.gram) / n_tokens).astype(np.float32)
+            changes[output] = self._trial_model.encoded(solved.astype(np.float32), output.type, importance)
+        error = (equations.error(solved) * equations.target / residual) ** 0.5
+        return PairFit(error, changes)
+
+
+def _groups(pairs: Sequence[Pair], tensors: Mapping[int, Projections]) -> Iterator[list[Pair]]:
+    """Yield the pairs in groups whose normal equations fit into memory together."""
+    group: list[Pair] = []
+    used = 0
+    for pair in pairs:
+        row, rows = tensors[pair[1]].output.shape
+        n_bytes = 8 * row * (row + rows)
+        if group and used + n_bytes > MAX_BYTES:
+            yield group
+            group, used = [], 0
+        group.append(pair)
+        used += n_bytes
+    yield group
+
+
+def _numbers(raw: RawRows, copy: TensorCopy) -> FloatRows:
+    return float_rows(raw, copy.type)
 
 
 def _part(watch: Fraction, before: float, share: float, fraction: float) -> None:

@@ -13,7 +13,7 @@ from shareatt_export.errors import Unsupported, VerifyFailed
 from shareatt_export.evaluation.evaluate import EvaluateRequest, evaluate
 from shareatt_export.exporting.verify import verify
 from shareatt_export.fitting import fit, heads
-from shareatt_export.fitting.ridge import RIDGES, Normal, solve
+from shareatt_export.fitting.ridge import RIDGES, NormalEquations, solve
 from shareatt_export.fitting.trial_model import TrialModel
 from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.formats.gguf_keys import KEY_FIT_TENSORS
@@ -121,8 +121,8 @@ def test_quantised_heads_are_moved_as_bytes(demo_dense, tmp_path, built):
     plan = planned(quantised(demo_dense, tmp_path / "q8_0.gguf", "Q8_0"))
     tensors = projections(plan.dense, plan.facts, 7)
     order = (3, 2, 5, 4, 0, 1)
-    with TrialModel(built, plan.dense) as trial:
-        changes = fit.moved(trial, tensors, order, 3)
+    with TrialModel(built, plan.dense) as trial_model:
+        changes = fit.moved(trial_model, tensors, order, 3)
     for head in range(6):
         at, was = slice(34 * order[head], 34 * order[head] + 34), slice(34 * head, 34 * head + 34)
         assert np.array_equal(changes[tensors.output][:, at], raw_rows(tensors.output)[:, was])
@@ -138,9 +138,9 @@ def test_blocks_that_span_heads_are_quantised_again(tmp_path, built):
     assert output.type == GGMLQuantizationType.Q6_K
     assert not heads.can_move(4, output.shape[0], output.type)
     order = (3, 2, 0, 1)
-    with TrialModel(built, plan.dense) as trial:
-        changes = fit.moved(trial, projections(plan.dense, plan.facts, 3), order, 2)
-        unmoved = fit.moved(trial, projections(plan.dense, plan.facts, 3), (0, 1, 2, 3), 2)
+    with TrialModel(built, plan.dense) as trial_model:
+        changes = fit.moved(trial_model, projections(plan.dense, plan.facts, 3), order, 2)
+        unmoved = fit.moved(trial_model, projections(plan.dense, plan.facts, 3), (0, 1, 2, 3), 2)
     before, after = float_rows(raw_rows(output), output.type), float_rows(changes[output], output.type)
     expected = before.reshape(256, 4, 64)[:, np.argsort(order)].reshape(256, 256)
     assert parity.nmse(after, expected) < 1e-3 and parity.nmse(after, before) > 0.5
@@ -158,17 +158,17 @@ def test_what_was_quantised_again_is_told(run, demo_dense, tmp_path, built):
 @pytest.mark.parametrize("type", ["IQ2_XXS", "Q2_K", "Q4_0", "F16"])
 def test_types_that_need_an_importance_get_one(demo_dense, built, type):
     values = RNG.standard_normal((4, 512)).astype(np.float32)
-    of = GGMLQuantizationType[type]
-    with TrialModel(built, read_header(demo_dense)) as trial:
-        assert parity.nmse(float_rows(trial.encoded(values, of), of), values) < 0.7
+    ggml_type = GGMLQuantizationType[type]
+    with TrialModel(built, read_header(demo_dense)) as trial_model:
+        assert parity.nmse(float_rows(trial_model.encoded(values, ggml_type), ggml_type), values) < 0.7
 
 
 def test_heads_behind_a_norm_are_not_moved(tmp_path, built):
     """BitNet normalises what its heads bring, with a weight for each number."""
     dummies.make("bitnet", tmp_path / "bitnet.gguf")
     plan = planned(tmp_path / "bitnet.gguf", "0-1")
-    with TrialModel(built, plan.dense) as trial, pytest.raises(Unsupported, match="between the heads of layer 1"):
-        fit.require_bare_heads(trial, [1], "--align")
+    with TrialModel(built, plan.dense) as trial_model, pytest.raises(Unsupported, match="between the heads of layer 1"):
+        fit.require_bare_heads(trial_model, [1], "--align")
 
 
 # ---------------------------------------------------------------- ridge
@@ -177,7 +177,7 @@ def test_heads_behind_a_norm_are_not_moved(tmp_path, built):
 def test_refits_are_those_of_least_squares():
     features, before = RNG.standard_normal((50, 8)), RNG.standard_normal((3, 8))
     targets = RNG.standard_normal((50, 3))
-    normal = Normal.empty(8, 3)
+    normal = NormalEquations.empty(8, 3)
     for part in range(0, 50, 10):
         normal.add(features[part : part + 10], targets[part : part + 10])
     ridge = 0.3
@@ -192,7 +192,7 @@ def test_refits_are_those_of_least_squares():
 
 
 def sums(features, targets):
-    normal = Normal.empty(features.shape[1], targets.shape[1])
+    normal = NormalEquations.empty(features.shape[1], targets.shape[1])
     normal.add(features, targets)
     return normal
 
@@ -238,11 +238,11 @@ def test_a_trial_is_the_file_that_is_written(demo_dense, refitted, built, tmp_pa
         info = sa.tensors[copy.name]
         rows = int(np.prod(info.shape[1:]))
         changes[copy] = np.memmap(info.path, np.uint8, "r", info.offset, (rows, info.n_bytes // rows))
-    with TrialModel(built, plan.dense) as trial:
+    with TrialModel(built, plan.dense) as trial_model:
 
         def run(source_layers, changed):
-            trial.set(source_layers, changed)
-            with Context(trial.model, False, **{"n_ctx": 256, "type_k": 0, "type_v": 0}) as context:
+            trial_model.change(source_layers, changed)
+            with Context(trial_model.model, False, **{"n_ctx": 256, "type_k": 0, "type_v": 0}) as context:
                 return context.decode(tokens)
 
         dense = run(tuple(range(12)), {})

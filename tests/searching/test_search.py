@@ -18,7 +18,7 @@ from shareatt_export.model.candidate_pairs import candidates
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import followers, parse_spans, source_map, spans_of
 from shareatt_export.searching import search as finder
-from shareatt_export.searching.beam import CostedMap, Search, Settings, additions, guess, with_follower
+from shareatt_export.searching.beam import BeamSearch, CostedMap, Settings, additions, guess, with_follower
 from shareatt_export.searching.cost_cache import CostCache
 from shareatt_export.searching.map_cost import MapCosts
 from shareatt_export.searching.pair_fits import PairFit
@@ -51,7 +51,7 @@ def test_the_first_guess_is_the_cheapest_of_all_contiguous_maps(seed, n):
     errors = pair_errors(seed)
 
     def total(found):
-        return sum(errors[source, layer] ** 2 for layer, source in enumerate(found) if source != layer)
+        return sum(errors[found[layer], layer] ** 2 for layer in followers(found))
 
     found = guess(N_LAYER, errors, n)
     assert is_contiguous(found) and len(followers(found)) == n
@@ -76,9 +76,9 @@ def crooked(errors, seed):
     together = rng.random((N_LAYER, N_LAYER))
 
     def cost(found):
-        taken = followers(found)
-        alone = sum(errors[found[layer], layer] for layer in taken)
-        return alone + sum(together[a, b] for a, b in itertools.combinations(taken, 2))
+        layers = followers(found)
+        alone = sum(errors[found[layer], layer] for layer in layers)
+        return alone + sum(together[a, b] for a, b in itertools.combinations(layers, 2))
 
     return cost
 
@@ -92,7 +92,7 @@ def test_a_search_comes_close_to_brute_force(n):
         cost = crooked(errors, seed)
         best = min(map(cost, every_map(N_LAYER, n)))
         for settings in (Settings(beam=1000, candidates=1000, rounds=9), Settings()):
-            search = Search(N_LAYER, errors, cost, settings)
+            search = BeamSearch(N_LAYER, errors, cost, settings)
             path = search.path(lambda step: step.n_followers >= n)
             assert [step.n_followers for step in path] == list(range(n + 1))
             step = search.exchanged(path[-1])
@@ -107,7 +107,7 @@ def test_exchanges_better_a_bad_map(seed):
     errors = pair_errors(seed)
     cost = crooked(errors, seed)
     worst = max(every_map(N_LAYER, 2), key=cost)
-    search = Search(N_LAYER, errors, cost, Settings())
+    search = BeamSearch(N_LAYER, errors, cost, Settings())
     search.path(lambda step: step.n_followers >= 1)
     assert search.exchanged(CostedMap(worst, cost(worst))).cost < cost(worst) / 2
 
@@ -134,49 +134,55 @@ def test_costs_are_remembered(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trial(demo_dense, built):
-    with TrialModel(built, read_header(demo_dense)) as trial:
-        yield trial
+def trial_model(demo_dense, built):
+    with TrialModel(built, read_header(demo_dense)) as trial_model:
+        yield trial_model
 
 
-def test_costs_are_those_of_eval(demo_dense, trial, tmp_path):
-    meter = MapCosts(trial, {}, token_windows(trial.model, HELDOUT, 64, 4), tmp_path / "logits", 64, 2)
+def test_costs_are_those_of_eval(demo_dense, trial_model, tmp_path):
+    map_costs = MapCosts(
+        trial_model, {}, token_windows(trial_model.model, HELDOUT, 64, 4), tmp_path / "logits", n_ctx=64, n_threads=2
+    )
     for spans in ("6-9", "1-2,4-5"):
         sa = shareatt_export.export(demo_dense, spans, tmp_path / f"{spans}.gguf").files[0]
         done = evaluate(EvaluateRequest(demo_dense, (sa,), HELDOUT, 64, 4, baselines=False))
-        quality = meter.quality(source_map(parse_spans(spans, 12), 12))
+        quality = map_costs.quality(source_map(parse_spans(spans, 12), 12))
         assert quality.kl.value == pytest.approx(done.scores[1].kl.value, rel=1e-2)  # other kernels
         assert quality.perplexity == pytest.approx(done.scores[1].perplexity, rel=1e-3)
-    assert meter.cost(tuple(range(12))) == 0
+    assert map_costs.cost(tuple(range(12))) == 0
 
 
-def test_fitted_weights_are_in_the_cost(demo_dense, trial, tmp_path):
+def test_fitted_weights_are_in_the_cost(demo_dense, trial_model, tmp_path):
     """And they are gone when another map is measured."""
-    output = trial.header.tensors["blk.7.attn_output.weight"]
+    output = trial_model.header.tensors["blk.7.attn_output.weight"]
     from shareatt_export.plan.projections import projections
 
-    copy = projections(trial.header, read_facts(trial.header), 7).output
+    copy = projections(trial_model.header, read_facts(trial_model.header), 7).output
     assert copy.origin == output
-    parts = token_windows(trial.model, HELDOUT, 64, 2)
-    meter = MapCosts(trial, {(6, 7): PairFit(0.1, meter_zeros(trial, copy))}, parts, tmp_path / "a", 64, 2)
-    plain = MapCosts(trial, {}, parts, tmp_path / "b", 64, 2)
+    parts = token_windows(trial_model.model, HELDOUT, 64, 2)
+    map_costs = MapCosts(
+        trial_model, {(6, 7): PairFit(0.1, zeros(trial_model, copy))}, parts, tmp_path / "a", n_ctx=64, n_threads=2
+    )
+    plain = MapCosts(trial_model, {}, parts, tmp_path / "b", n_ctx=64, n_threads=2)
     found = source_map(parse_spans("6-7", 12), 12)
-    dropped = plain.quality(tuple(range(12)), changes=meter_zeros(trial, copy)).kl.value
-    assert meter.cost(found) == pytest.approx(dropped, rel=1e-3)
+    dropped = plain.quality(tuple(range(12)), changes=zeros(trial_model, copy)).kl.value
+    assert map_costs.cost(found) == pytest.approx(dropped, rel=1e-3)
     assert plain.cost(found) != pytest.approx(dropped, rel=0.05)
-    assert meter.cost(tuple(range(12))) == 0
+    assert map_costs.cost(tuple(range(12))) == 0
 
 
-def meter_zeros(trial, copy):
-    return {copy: trial.encoded(np.zeros(copy.shape[::-1], np.float32), copy.type)}
+def zeros(trial_model, copy):
+    return {copy: trial_model.encoded(np.zeros(copy.shape[::-1], np.float32), copy.type)}
 
 
-def test_the_search_finds_what_brute_force_finds(demo_dense, trial, tmp_path):
+def test_the_search_finds_what_brute_force_finds(demo_dense, trial_model, tmp_path):
     """All maps of two followers from the twelve pairs that cost least, sources at most two layers before them."""
-    facts = read_facts(trial.header)
-    meter = MapCosts(trial, {}, token_windows(trial.model, HELDOUT, 64, 2), tmp_path / "logits", 64, 2)
+    facts = read_facts(trial_model.header)
+    map_costs = MapCosts(
+        trial_model, {}, token_windows(trial_model.model, HELDOUT, 64, 2), tmp_path / "logits", n_ctx=64, n_threads=2
+    )
     pairs = candidates(facts, 2)
-    singles = {pair: meter.cost((*range(pair[1]), pair[0], *range(pair[1] + 1, 12))) for pair in pairs}
+    singles = {pair: map_costs.cost((*range(pair[1]), pair[0], *range(pair[1] + 1, 12))) for pair in pairs}
     likely = sorted(singles, key=singles.__getitem__)[:12]
     dense = tuple(range(12))
     every = [
@@ -184,9 +190,9 @@ def test_the_search_finds_what_brute_force_finds(demo_dense, trial, tmp_path):
         for first, second in itertools.combinations(likely, 2)
         if first[1] != second[1] and first[0] != second[1] and second[0] != first[1]
     ]
-    best = min(map(meter.cost, every))
+    best = min(map(map_costs.cost, every))
     errors = {pair: singles[pair] ** 0.5 for pair in pairs}
-    search = Search(12, errors, meter.cost, Settings())
+    search = BeamSearch(12, errors, map_costs.cost, Settings())
     found = search.exchanged(search.path(lambda step: step.n_followers >= 2)[-1])
     assert found.cost <= best * 1.0001
 
@@ -255,10 +261,12 @@ def test_dropping_that_is_as_good_is_said():
     def point(kl):
         return Some(quality=Some(kl=Some(value=kl)))
 
+    def result(dropped):
+        return finder.SearchResult(None, None, (), point(0.2), dropped, (), {}, 0.0, 0)  # type: ignore[arg-type]
+
     for kl, expected in ((0.1, True), (0.2, True), (0.3, False)):
-        result = finder.SearchResult(None, (), point(0.2), point(kl), (), {}, 0.0, 0)  # type: ignore[arg-type]
-        assert result.dropping_is_as_good is expected
-    assert not finder.SearchResult(None, (), point(0.2), None, (), {}, 0.0, 0).dropping_is_as_good  # type: ignore[arg-type]
+        assert result(point(kl)).dropping_is_as_good is expected
+    assert not result(None).dropping_is_as_good
 
 
 def test_spans_auto(run, demo_dense, tmp_path):
@@ -292,4 +300,4 @@ def test_heads_behind_a_norm_are_searched_without_fits(run, built, tmp_path):
     model = tmp_path / "bitnet.gguf"
     dummies.make("bitnet", model)
     error = run("search", model, "--followers", 1).error
-    assert "so they cannot be moved: not for a search; add --no-align --no-refit" in error
+    assert "so the heads cannot be moved, which a search that fits weights needs; add --no-align --no-refit" in error
