@@ -25,7 +25,6 @@ from ..system.progress import Fraction
 
 RIDGE = 1e-2  # what held-out text chose most often
 MAX_BYTES = 1 << 30  # of the normal equations in memory
-N_ALIGN = 8  # windows of text that decide the order of heads
 ALIGN_SHARE = 0.3  # of the time, where heads are aligned
 
 
@@ -86,7 +85,7 @@ class PairFitter:
                     observed[source].weights, ours.weights, ours.values, weights[follower]
                 )
 
-        windows = self._windows[:N_ALIGN]
+        windows = self._windows[: heads.ALIGN_WINDOWS]
         for i, tokens in enumerate(windows):
             watch(i / len(windows))
             add(self._observer.layers(tokens))
