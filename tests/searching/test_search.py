@@ -250,7 +250,6 @@ def test_what_is_refused(run, demo_dense, text, tmp_path):
     assert "at most 11 layers could follow" in run(*search, "--followers", 12).error
     assert "a token takes 2496 at least" in run(*search, "--kv-bytes", 100).error
     assert "a search needs 8" in run(*search, "--followers", 1, "--ctx", 4096).error
-    assert "no such folder" in run(*search, "--followers", 1, "-o", tmp_path / "none").error
     sa = shareatt_export.export(demo_dense, "6-9", tmp_path / "sa.gguf").files[0]
     assert "a dense language model is needed" in run("search", sa, "--followers", 1).error
 
