@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..model.spans import n_followers
+from ..model.spans import followers
 from ..searching.scoring import ScoredMap
 from ..searching.search import SearchResult
 from ..system.staging import publish, staged

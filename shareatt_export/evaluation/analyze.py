@@ -159,9 +159,9 @@ class _Sums:
                 similarity=float(self.similarities[0][source, follower] / n_windows),
                 error=float(np.sqrt(error / self.residual[follower])),
                 drop_error=float(relative[follower]),
-                best_heads=tuple(int(head) for head in self.heads[source, follower].argmax(0)),
+                best_heads=tuple(int(head) for head in self.heads[Pair(source, follower)].argmax(0)),
             )
-            for pair, error in self.error.items()
+            for (source, follower), error in self.error.items()
         ]
         similarity, without_first, without_sinks = self.similarities / n_windows
         return Analysis(

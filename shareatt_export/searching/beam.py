@@ -70,7 +70,7 @@ def guess(n_layer: int, errors: Mapping[Pair, float], n: int) -> SourceMap | Non
             span = range(source + 1, end)
             if any((source, follower) not in errors for follower in span):
                 continue
-            block = sum(errors[source, follower] ** 2 for follower in span)
+            block = sum(errors[Pair(source, follower)] ** 2 for follower in span)
             for k, (cost, before) in best[source].items():
                 total = k + len(span)
                 if total <= n and (total not in found or cost + block < found[total][0]):

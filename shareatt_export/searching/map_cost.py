@@ -56,7 +56,7 @@ class MapCosts:
         `changes`: changed tensors; without them, the followers are fitted to their sources.
         """
         if changes is None:
-            pairs = [(source_layers[layer], layer) for layer in followers(source_layers)]
+            pairs = [Pair(source_layers[layer], layer) for layer in followers(source_layers)]
             changes = {copy: raw for pair in pairs for copy, raw in self._fitted(pair).items()}
         self._trial_model.change(source_layers, changes)
         first = self._n_ctx // 2 + 1

@@ -79,9 +79,10 @@ class PairFitter:
         costs = {pair: np.zeros((self._facts.n_head[pair[1]],) * 2) for pair in pairs}
 
         def add(observed: Mapping[int, ObservedLayer]) -> None:
-            for source, follower in pairs:
+            for pair in pairs:
+                source, follower = pair
                 ours = observed[follower]
-                costs[source, follower] += heads.costs(
+                costs[pair] += heads.costs(
                     observed[source].weights, ours.weights, ours.values, weights[follower]
                 )
 
