@@ -1,4 +1,4 @@
-"""llama_cpp (the ctypes bindings of llama-cpp-python) on a chosen libllama, plus the functions that the patch adds."""
+"""Load llama_cpp (the ctypes bindings of llama-cpp-python) on a chosen libllama, and call what the patch adds to it."""
 
 import ctypes
 import importlib
@@ -12,13 +12,14 @@ from ..errors import RuntimeProblem
 
 
 def load(python: Path, bin: Path) -> ModuleType:
-    """The module llama_cpp.llama_cpp of the folder `python`, on the libraries of the folder `bin`.
+    """Return the module llama_cpp.llama_cpp of the folder `python`, on the libraries of the folder `bin`.
 
-    The library is chosen at import, so a process can load one. Raises RuntimeProblem if it has loaded another.
+    The bindings choose their library at import, so a process can load only one. Raises RuntimeProblem if this process
+    has loaded another.
     """
     loaded = sys.modules.get("llama_cpp")
     if loaded is not None and os.environ.get("LLAMA_CPP_LIB_PATH") != str(bin):
-        raise RuntimeProblem(f"{bin}: this process has loaded another llama_cpp already")
+        raise RuntimeProblem("this process has loaded another llama_cpp already", path=bin)
     os.environ["LLAMA_CPP_LIB_PATH"] = str(bin)
     if str(python) not in sys.path:
         sys.path.insert(0, str(python))
@@ -26,7 +27,7 @@ def load(python: Path, bin: Path) -> ModuleType:
 
 
 class SharedAttention:
-    """The patch's own functions, as llama-shared-attn.h declares them; `None` from `of` on an unpatched library."""
+    """The functions that the patch adds to libllama, as llama-shared-attn.h declares them."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._abi = library.llama_shared_attn_abi
@@ -38,16 +39,21 @@ class SharedAttention:
         self._set.restype = ctypes.c_bool
 
     @classmethod
-    def of(cls, llama_cpp: ModuleType) -> "SharedAttention | None":
+    def from_bindings(cls, llama_cpp: ModuleType) -> "SharedAttention | None":
+        """Return the functions of the library that the bindings have loaded; None if it is not patched."""
         return cls(llama_cpp._lib) if hasattr(llama_cpp._lib, "llama_shared_attn_abi") else None
 
     def abi(self) -> int:
+        """Return the version of the patch's C interface; the pin names the one that this package needs."""
         return int(self._abi())
 
-    def source(self, model: Any, layer: int) -> int:
-        """The layer whose attention weights `layer` uses; -1 if there is no such layer."""
+    def source_layer(self, model: Any, layer: int) -> int:
+        """Return the layer whose attention weights `layer` uses; -1 if there is no such layer."""
         return int(self._source(model, layer))
 
-    def set(self, model: Any, source_layers: tuple[int, ...]) -> bool:
-        """Set the source map before the model's first context; False (with a line in the log) if it is not valid."""
+    def set_source_layers(self, model: Any, source_layers: tuple[int, ...]) -> bool:
+        """Set the source map before the model's first context.
+
+        Returns False, and llama.cpp writes the reason to its log, if the map is not valid.
+        """
         return bool(self._set(model, (ctypes.c_int32 * len(source_layers))(*source_layers), len(source_layers)))

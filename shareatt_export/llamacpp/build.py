@@ -1,6 +1,6 @@
 """Build the runtime: the patched llama.cpp, its tools and its Python bindings, in the user's cache folder.
 
-build()            # idempotent; about 8 minutes cold on two cores, seconds when it is there
+build()    # about 8 minutes on two cores; returns at once if the runtime is ready
 """
 
 import json
@@ -18,22 +18,22 @@ from ..errors import RuntimeProblem
 from ..system import child_process
 from ..system.progress import Step, silent
 from .pin import patch_id, pin
-from .runtime import CMAKE_OPTIONS, RuntimeStatus, recipe, require, status, targets
+from .runtime import CMAKE_OPTIONS, RuntimeStatus, cmake_arguments, cmake_targets, require, status
 from .source import cache_dir, copy_source, pip, private_cache, sdist_dir, stock_source
 
-BINDINGS_NEED = ("typing-extensions", "diskcache", "jinja2", "markupsafe")  # numpy is ours already
+BINDINGS_NEED = ("typing-extensions", "diskcache", "jinja2", "markupsafe")  # this package needs numpy itself
 
-
-# Where ggml's AMX code kills the program (it does with some compilers and virtual machines), ggml alone is compiled
-# again without it: CMake includes this file at ggml's own project().
+# ggml's AMX code kills the program with some compilers and virtual machines. Then ggml alone is compiled again
+# without it: CMake includes a file with this line at ggml's own project().
 NO_AMX = "add_compile_options(-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)\n"
 
 
 def build(patched: bool = True, llama_cpp: Path | None = None, progress: Step = silent) -> RuntimeStatus:
-    """Build what is missing and return the ready runtime; an interrupted build is resumed. Raises RuntimeProblem.
+    """Build what is missing and return the ready runtime. Raises RuntimeProblem.
 
-    `patched=False` builds the library of the same source without the patch, to compare with. `llama_cpp` is a checkout
-    to build instead of the pinned source; it is copied, never changed.
+    A call after an interrupted build goes on with it. `patched=False` builds the library of the same source without
+    the patch, to compare with. `llama_cpp` is a checkout to build instead of the pinned source; it is copied, never
+    changed.
     """
     runtime = status(patched)
     wanted = str(llama_cpp.resolve()) if llama_cpp else f"{pin().package}=={pin().version}"
@@ -43,7 +43,7 @@ def build(patched: bool = True, llama_cpp: Path | None = None, progress: Step = 
             return runtime
         _prepare_source(runtime, llama_cpp, wanted, patched, progress)
         no_amx = not patched and bool(require().built["amx_disabled"])
-        compile_source(runtime.root, targets(patched), no_amx, progress)
+        compile_source(runtime.root, cmake_targets(patched), no_amx, progress)
         if patched:
             no_amx = _install_and_test(runtime, progress)
         record = {
@@ -52,53 +52,61 @@ def build(patched: bool = True, llama_cpp: Path | None = None, progress: Step = 
             "patch": patch_id() if patched else None,
             "abi": pin().abi if patched else None,
             "amx_disabled": no_amx,
-            "cmake": recipe(patched),
+            "cmake": cmake_arguments(patched),
         }
-        _write_stamp(runtime.root / "runtime.json", record)
+        _write_record(runtime.root / "runtime.json", record)
     return status(patched)
 
 
 def _prepare_source(runtime: RuntimeStatus, llama_cpp: Path | None, wanted: str, patched: bool, progress: Step) -> None:
-    """Copy the source unless an interrupted build did; that of a user's checkout always, which may have changed.
+    """Copy the source, unless an interrupted build has done so.
 
-    Objects of another source are dropped with it: its files may be older than they are.
+    A user's checkout is always copied, because it may have changed. Where the source before was another one, its
+    compiled objects are removed: CMake compares times, and files of the new source may be older than those objects.
     """
     note = runtime.root / "source.txt"
-    same = note.is_file() and note.read_text() == wanted
-    if same and llama_cpp is None and runtime.source.is_dir():
+    same_source = note.is_file() and note.read_text() == wanted
+    if same_source and llama_cpp is None and runtime.source.is_dir():
         return
     progress("fetching the source", None)
     copy_source(runtime.source, llama_cpp, patched)
     (runtime.root / "runtime.json").unlink(missing_ok=True)
-    if not same:
+    if not same_source:
         shutil.rmtree(runtime.root / "build", ignore_errors=True)
     note.write_text(wanted)
 
 
 def _install_and_test(runtime: RuntimeStatus, progress: Step) -> bool:
-    """Install the bindings and try a q8_0 model; if that crashes, once more without AMX. Returns whether AMX is off."""
+    """Install the bindings and try a q8_0 model; if it crashes, compile without AMX and try again.
+
+    Returns whether AMX is off.
+    """
     if not (runtime.python / "llama_cpp").is_dir():
         progress("installing the bindings", None)
         _install_bindings(runtime.python)
     progress("trying a q8_0 model", None)
-    died = _smoke(runtime)
-    no_amx = died < 0
+    exit_status = _run_smoke_test(runtime)
+    no_amx = exit_status < 0
     if no_amx:
-        progress(f"it died of signal {-died}; compiling ggml again without AMX", None)
-        compile_source(runtime.root, targets(patched=True), no_amx, progress)
-        died = _smoke(runtime)
-    if died:
-        raise RuntimeProblem(f"{runtime.bin}: fails its first model (status {died}); see {runtime.root}/smoke.log")
+        progress(f"it died of signal {-exit_status}; compiling ggml again without AMX", None)
+        compile_source(runtime.root, cmake_targets(patched=True), no_amx, progress)
+        exit_status = _run_smoke_test(runtime)
+    if exit_status:
+        reason = f"fails its first model (status {exit_status})"
+        raise RuntimeProblem(reason, path=runtime.bin, next_step=f"see {runtime.root}/smoke.log")
     return no_amx
 
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """One build at a time in a folder of the cache; a second one waits and then finds everything done."""
+    """Make the folder `root` of the cache and let one process build in it; a second one waits for the first.
+
+    Raises RuntimeProblem on Windows, or if others can write to the cache.
+    """
     try:
         import fcntl
     except ImportError:
-        raise RuntimeProblem("the runtime cannot be built on Windows yet; use WSL") from None
+        raise RuntimeProblem("the runtime cannot be built on Windows yet", next_step="use WSL") from None
     private_cache()
     root.mkdir(exist_ok=True)
     with (root / "lock").open("w") as file:
@@ -106,14 +114,14 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
-def _write_stamp(path: Path, record: Mapping[str, object]) -> None:
+def _write_record(path: Path, record: Mapping[str, object]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=2) + "\n")
     temporary.replace(path)
 
 
 def find_program(name: str) -> str | None:
-    """On PATH, or beside this interpreter (where pip puts cmake and ninja)."""
+    """Find a program on PATH, or beside this interpreter, where pip puts cmake and ninja."""
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
@@ -125,9 +133,14 @@ def compile_source(
     build: str = "build",
     options: tuple[str, ...] = (),
 ) -> None:
-    """Build the source `root`/llama.cpp in the folder `root`/`build`; `options` are for CMake, beside those of ours."""
+    """Build the CMake targets of the source `root`/llama.cpp in the folder `root`/`build`.
+
+    `options` are added to CMAKE_OPTIONS. Raises RuntimeProblem with the first error of the build.
+    """
     if not (cmake := find_program("cmake")):
-        raise RuntimeProblem("cmake is needed to build llama.cpp; install it, or pip install 'shareatt-export[build]'")
+        raise RuntimeProblem(
+            "cmake is needed to build llama.cpp", next_step="install it, or pip install 'shareatt-export[build]'"
+        )
     configure = [cmake, "-S", str(root / "llama.cpp"), "-B", str(root / build), *CMAKE_OPTIONS, *options]
     if ninja := find_program("ninja"):
         configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
@@ -140,7 +153,7 @@ def compile_source(
 
 
 def compiler_options(folder: Path, no_amx: bool) -> list[str]:
-    """CMake's, beside those of llama.cpp; `folder` is where the file goes that they name."""
+    """Return CMake's options for ccache and for AMX; writes the file that one of them names into `folder`."""
     include = folder / "no-amx.cmake"
     include.write_text(NO_AMX if no_amx else "")
     options = [f"-DCMAKE_PROJECT_ggml_INCLUDE={include}"]
@@ -150,27 +163,30 @@ def compiler_options(folder: Path, no_amx: bool) -> list[str]:
 
 
 def run_logged(command: list[str], log_path: str, progress: Step, env: Mapping[str, str] | None = None) -> None:
-    """Run a build, and tell `progress` what CMake's output says of it. Raises RuntimeProblem with its first error."""
-    # ccache: objects of the patched and the unpatched tree, and of the next patch, are the same but for their folder
+    """Run a build, append its output to the log, and report CMake's percentages to `progress`.
+
+    Raises RuntimeProblem with the first error of the output.
+    """
+    # With these ccache shares objects between the trees (patched, unpatched, the next patch) in different folders.
     env = os.environ | {"CCACHE_BASEDIR": str(cache_dir()), "CCACHE_NOHASHDIR": "1"} | dict(env or {})
     errors: list[str] = []
     with Path(log_path).open("a") as log:
 
-        def look(line: str) -> None:
+        def read_line(line: str) -> None:
             log.write(line)
             if step := re.match(r" *\[ *(\d+)(?:/(\d+)|%)\]", line):
                 progress("compiling", int(step[1]) / int(step[2] or 100))
             elif re.search(r"\berror\b", line, re.IGNORECASE):
                 errors.append(line.strip())
 
-        status = child_process.run(command, look, env=env)
+        status = child_process.run(command, read_line, env=env)
     if status:
         reason = errors[0] if errors else f"status {status}"
-        raise RuntimeProblem(f"{Path(command[0]).name} failed: {reason}; the whole log is {log_path}")
+        raise RuntimeProblem(reason, field=f"{Path(command[0]).name} failed", next_step=f"the whole log is {log_path}")
 
 
 def _install_bindings(target: Path) -> None:
-    """llama-cpp-python without its own build of llama.cpp, and what it imports, for nobody but this runtime."""
+    """Install llama-cpp-python, without its own build of llama.cpp, and what it imports into the folder `target`."""
     stock_source()
     env = {"CMAKE_ARGS": "-DLLAMA_BUILD=OFF -DLLAVA_BUILD=OFF"}
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".python-") as folder:
@@ -181,11 +197,13 @@ def _install_bindings(target: Path) -> None:
         work.replace(target)
 
 
-def _smoke(runtime: RuntimeStatus) -> int:
-    """Exit status of a child that loads and runs a small q8_0 model; negative: the signal that killed it."""
+def _run_smoke_test(runtime: RuntimeStatus) -> int:
+    """Run a small q8_0 model in a child process; return its exit status, or minus the signal that killed it."""
     command = [sys.executable, "-m", "shareatt_export.llamacpp.smoke_test", str(runtime.python), str(runtime.bin)]
     with (runtime.root / "smoke.log").open("w") as log:
         try:
             return subprocess.run(command, stdout=log, stderr=log, timeout=300).returncode
         except subprocess.TimeoutExpired:
-            raise RuntimeProblem(f"{runtime.bin}: its first model does not end; see {log.name}") from None
+            raise RuntimeProblem(
+                "its first model does not end", path=runtime.bin, next_step=f"see {log.name}"
+            ) from None

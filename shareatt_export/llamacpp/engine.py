@@ -1,4 +1,4 @@
-"""A model and a context of the runtime through ctypes: tokens in, logits out.
+"""Load a model into a context of the runtime, decode tokens and get their logits, through ctypes.
 
 with Model(lib, path) as model, Context(model, n_ctx=256) as context:
     logits = context.decode([Token(id=5, position=0)])   # float32 [1, n_vocab]
@@ -21,7 +21,7 @@ Logits = npt.NDArray[np.float32]
 
 
 def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
-    """Of each row, in double precision."""
+    """Return the logarithm of the softmax of each row, [..., n_vocab], in double precision."""
     shifted: npt.NDArray[np.float64] = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
     return shifted
@@ -29,13 +29,15 @@ def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Token:
+    """A token of a batch: its number in the vocabulary, its position and the number of its sequence."""
+
     id: int
     position: int
     sequence: int = 0
 
 
 class Log:
-    """What llama.cpp says while the block runs; the library has one log for all threads."""
+    """Collect what llama.cpp writes to its log while the block runs; the library has one log for all threads."""
 
     def __init__(self, lib: ModuleType) -> None:
         self.lib, self.lines = lib, ""
@@ -49,24 +51,25 @@ class Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.lib.llama_log_set(_silence(self.lib), None)
+        self.lib.llama_log_set(_empty_callback(self.lib), None)
 
     def error(self) -> str:
-        """The line that says most: the loader's reason, else the last line."""
+        """Return the loader's reason if the log has one, else the last line of the log."""
         lines = [line.strip() for line in self.lines.splitlines() if line.strip()]
         reasons = [line for line in lines if "error loading model" in line or "llama_model_shared_attn_set" in line]
         return (reasons or lines or ["no reason given"])[-1]
 
 
-_silent: dict[int, Any] = {}  # by id of the library
+_empty_callbacks: dict[int, Any] = {}  # by the id of the library
 
 
-def _silence(lib: ModuleType) -> Any:
-    """A callback that says nothing; it must outlive its registration."""
-    return _silent.setdefault(id(lib), lib.llama_log_callback(lambda *_: None))
+def _empty_callback(lib: ModuleType) -> Any:
+    """Return a callback that drops the log. It is kept here, because the library goes on calling it."""
+    return _empty_callbacks.setdefault(id(lib), lib.llama_log_callback(lambda *_: None))
 
 
 def _set_fields(structure: ctypes.Structure, values: dict[str, Any]) -> None:
+    """Set fields of a structure. Raises TypeError for a name that it does not have, which ctypes would accept."""
     for name, value in values.items():
         if not hasattr(structure, name):
             raise TypeError(f"{type(structure).__name__} has no field '{name}'")
@@ -74,7 +77,11 @@ def _set_fields(structure: ctypes.Structure, values: dict[str, Any]) -> None:
 
 
 class Model:
-    """`params` are fields of llama_model_params. Raises BadInput with llama.cpp's own reason if it does not load."""
+    """A loaded model. `log` is what llama.cpp wrote while it was loading.
+
+    `source_layers` is a source map to set before the first context. `params` are fields of llama_model_params. Raises
+    BadInput with llama.cpp's own reason if the file does not load, RuntimeProblem as share() does.
+    """
 
     def __init__(
         self, lib: ModuleType, path: Path, source_layers: tuple[int, ...] | None = None, **params: Any
@@ -87,7 +94,7 @@ class Model:
             self.handle = lib.llama_model_load_from_file(str(path).encode(), fields)
         self.log = log.lines
         if not self.handle:
-            raise BadInput(f"{path}: {log.error()}")
+            raise BadInput(log.error(), path=path)
         if source_layers is not None:
             self.share(source_layers)
         self._vocab = lib.llama_model_get_vocab(self.handle)
@@ -95,43 +102,47 @@ class Model:
         self.n_layer = int(lib.llama_model_n_layer(self.handle))
 
     def share(self, source_layers: tuple[int, ...]) -> None:
-        """Try out a source map, before the first context. Raises RuntimeProblem with the runtime's reason."""
-        shared = SharedAttention.of(self.lib)
+        """Set a source map, before the first context. Raises RuntimeProblem with the runtime's reason."""
+        shared = SharedAttention.from_bindings(self.lib)
         if shared is None:
             raise RuntimeProblem("this libllama has no Shared Attention")
         with Log(self.lib) as log:
-            if not shared.set(self.handle, source_layers):
+            if not shared.set_source_layers(self.handle, source_layers):
                 raise RuntimeProblem(log.error())
 
     @property
     def bos(self) -> int | None:
-        """The token that a text begins with, if the model wants one."""
+        """The token that a text begins with; None if the model wants none."""
         return int(self.lib.llama_vocab_bos(self._vocab)) if self.lib.llama_vocab_get_add_bos(self._vocab) else None
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
-        """Without BOS; with `special`, names of control tokens stand for those. Raises BadInput without a tokenizer."""
+        """Return the tokens of the text, without BOS; with `special`, names of control tokens become those tokens.
+
+        Raises BadInput if the file has no tokenizer.
+        """
         if not self.lib.llama_vocab_type(self._vocab):
-            raise BadInput(f"{self.path}: tokenizer.ggml.model: has no tokenizer to read a text with")
+            raise BadInput("has no tokenizer to read a text with", path=self.path, field="tokenizer.ggml.model")
         data = text.encode()
         tokens = (ctypes.c_int32 * (len(data) + 8))()
         n = self.lib.llama_tokenize(self._vocab, data, len(data), tokens, len(tokens), False, special)
         return list(tokens[:n])
 
     def text(self, tokens: Iterable[int]) -> bytes:
-        """What the tokens stand for; control tokens for nothing."""
+        """Return the text of the tokens in UTF-8, which may end within a character; control tokens have no text."""
         buffer = ctypes.create_string_buffer(4096)
         piece = self.lib.llama_token_to_piece
         sizes = (piece(self._vocab, token, buffer, len(buffer), 0, False) for token in tokens)
         return b"".join(buffer.raw[: max(0, size)] for size in sizes)
 
     def ends(self, token: int) -> bool:
-        """Whether generation ends with this token."""
+        """Return whether generation ends with this token."""
         return bool(self.lib.llama_vocab_is_eog(self._vocab, token))
 
     def source_layers(self) -> tuple[int, ...]:
-        shared = SharedAttention.of(self.lib)
+        """Return for each layer the layer whose attention weights it uses; itself for all layers of a dense model."""
+        shared = SharedAttention.from_bindings(self.lib)
         layers = range(self.n_layer)
-        return tuple(layers) if shared is None else tuple(shared.source(self.handle, layer) for layer in layers)
+        return tuple(layers) if shared is None else tuple(shared.source_layer(self.handle, layer) for layer in layers)
 
     def __enter__(self) -> Self:
         return self
@@ -141,7 +152,11 @@ class Model:
 
 
 class Context:
-    """`params` are fields of llama_context_params; flash_attn is None for llama.cpp's own choice."""
+    """A context of a model. `log` is what llama.cpp wrote while it made the context.
+
+    With `flash_attn` None llama.cpp decides. `params` are fields of llama_context_params. Raises RuntimeProblem with
+    llama.cpp's own reason if the context cannot be made.
+    """
 
     def __init__(self, model: Model, flash_attn: bool | None = None, **params: Any) -> None:
         self.lib, self.model = model.lib, model
@@ -156,23 +171,23 @@ class Context:
         self.log = log.lines
 
     def decode(self, tokens: Sequence[Token], last_only: bool = False) -> Logits:
-        """The logits after each token, [len(tokens), n_vocab], or after the last one, [1, n_vocab].
+        """Return the logits after each token, [len(tokens), n_vocab], or after the last one, [1, n_vocab].
 
         Raises RuntimeProblem if llama.cpp cannot decode.
         """
-        self._submit(tokens, last_only)
+        self._submit(tokens, last_only=last_only)
         return self._rows(self.lib.llama_get_logits(self.handle), 1 if last_only else len(tokens), self.model.n_vocab)
 
     def embed(self, tokens: Sequence[Token]) -> Logits:
-        """What a model without logits says of each token, [len(tokens), n_embd]; the context needs embeddings=True.
+        """Return the embedding of each token, [len(tokens), n_embd], from a context that has embeddings=True.
 
-        Raises RuntimeProblem if llama.cpp cannot compute it.
+        This is the output of models without logits. Raises RuntimeProblem if llama.cpp cannot compute it.
         """
-        self._submit(tokens, False)
+        self._submit(tokens, last_only=False)
         n_embd = int(self.lib.llama_model_n_embd(self.model.handle))
         return self._rows(self.lib.llama_get_embeddings(self.handle), len(tokens), n_embd)
 
-    def _submit(self, tokens: Sequence[Token], last_only: bool) -> None:
+    def _submit(self, tokens: Sequence[Token], *, last_only: bool) -> None:
         batch = self.lib.llama_batch_init(len(tokens), 0, 1)
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
@@ -182,41 +197,46 @@ class Context:
         status = self.lib.llama_decode(self.handle, batch)
         self.lib.llama_batch_free(batch)
         if status:
-            raise RuntimeProblem(f"llama_decode: status {status}")
+            raise RuntimeProblem(f"status {status}", field="llama_decode")
 
     @staticmethod
     def _rows(data: Any, n_rows: int, n_columns: int) -> Logits:
         if not data:
-            raise RuntimeProblem("llama_decode: this model has no such output")
+            raise RuntimeProblem("this model has no such output", field="llama_decode")
         rows = ctypes.cast(data, ctypes.POINTER(ctypes.c_float))
         return np.ctypeslib.as_array(rows, (n_rows, n_columns)).copy()
 
     @property
     def memory(self) -> Any:
+        """The handle of the KV cache, for llama_memory functions."""
         return self.lib.llama_get_memory(self.handle)
 
     def copy_sequence(self, source: int, target: int) -> None:
-        """Let `target` have all that `source` has; a unified cache keeps it once."""
+        """Let the sequence `target` have all tokens of `source`; a unified cache keeps only one copy of them."""
         self.lib.llama_memory_seq_cp(self.memory, source, target, -1, -1)
 
     def clear(self) -> None:
+        """Remove all tokens of all sequences."""
         self.lib.llama_memory_clear(self.memory, True)
 
     def sequence_state(self, sequence: int = 0) -> bytes:
+        """Return the state of one sequence, for restore_sequence()."""
         buffer = (ctypes.c_uint8 * self.lib.llama_state_seq_get_size(self.handle, sequence))()
         return bytes(buffer[: self.lib.llama_state_seq_get_data(self.handle, buffer, len(buffer), sequence)])
 
     def restore_sequence(self, state: bytes, sequence: int) -> bool:
+        """Give a sequence a saved state; returns False if the state does not fit this context."""
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         with Log(self.lib):
             return int(self.lib.llama_state_seq_set_data(self.handle, buffer, len(state), sequence)) == len(state)
 
     def state(self) -> bytes:
+        """Return the state of the whole context, for restore()."""
         buffer = (ctypes.c_uint8 * self.lib.llama_state_get_size(self.handle))()
         return bytes(buffer[: self.lib.llama_state_get_data(self.handle, buffer, len(buffer))])
 
     def restore(self, state: bytes) -> bool:
-        """False if the state does not fit this context; llama.cpp then says why in its log."""
+        """Give the context a saved state; returns False if the state does not fit this context."""
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         with Log(self.lib):
             return int(self.lib.llama_state_set_data(self.handle, buffer, len(state))) == len(state)

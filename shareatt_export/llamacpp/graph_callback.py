@@ -1,7 +1,7 @@
-"""Tensors of a graph, copied while llama.cpp computes it (its eval callback).
+"""Copy tensors of a graph while llama.cpp computes it, through its eval callback.
 
-taps = Taps(lib, ["kq_soft_max", "Vcur"], take)     # take("Vcur", 3, array) for layer 3
-with Context(model, cb_eval=taps.callback, ...) as context, taps:
+graph_callback = GraphCallback(lib, bin, ["kq_soft_max", "Vcur"], take)     # calls take("Vcur", 3, array) for layer 3
+with Context(model, cb_eval=graph_callback.callback, ...) as context, graph_callback:
     context.decode(...)
 """
 
@@ -19,11 +19,11 @@ import numpy.typing as npt
 Array = npt.NDArray[np.floating[Any]]
 TakeTensor = Callable[[str, int, Array], object]
 FLOATS = {0: np.float32, 1: np.float16}  # ggml_type
-END = object()  # what `take` returns when it wants nothing further
+END = object()  # `take` returns this to stop the computation of the graph
 
 
 class Tensor(ctypes.Structure):
-    """ggml_tensor up to its name, as in ggml.h."""
+    """The fields of ggml_tensor up to its name, as in ggml.h."""
 
     _fields_ = (
         ("type", ctypes.c_int),
@@ -43,6 +43,7 @@ class Tensor(ctypes.Structure):
 
 @cache
 def ggml_base(bin: Path) -> ctypes.CDLL:
+    """Return the library ggml-base of the folder `bin`, with the types of the functions that this package calls."""
     base = ctypes.CDLL(str(bin / "libggml-base.so"))
     base.ggml_nbytes.argtypes, base.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
     for move in (base.ggml_backend_tensor_get, base.ggml_backend_tensor_set):
@@ -58,18 +59,19 @@ def ggml_base(bin: Path) -> ctypes.CDLL:
 
 
 class GraphCallback:
-    """Gives `take` the name, the layer and the values of tensors called NAME-LAYER or NAME_pos-LAYER.
+    """Give `take` the name, the layer and the values of each tensor called NAME-LAYER or NAME_pos-LAYER.
 
-    Values come as they are in the graph, in numpy's order of dimensions (the reverse of ggml's), f32 or f16. A name may
-    come more than once for a layer: the last one is what the next node reads. Once `take` returns END, nothing further
-    is computed, and logits mean nothing.
+    `names` are the names to look for. The arrays are f32 or f16 as in the graph, with the dimensions in numpy's order
+    (the reverse of ggml's). A name may come more than once for a layer; the next node reads the last of them. When
+    `take` returns END, llama.cpp computes no further node, and the logits are not valid. If `take` raises an error,
+    the end of the `with` block raises it again.
     """
 
     def __init__(self, lib: ModuleType, bin: Path, names: Sequence[str], take: TakeTensor) -> None:
-        self._base, self._take = ggml_base(bin), take
+        self._ggml, self._take = ggml_base(bin), take
         self._failure: Exception | None = None
-        self._name = re.compile(self._pattern("|".join(map(re.escape, names))))
-        self.callback = lib.ggml_backend_sched_eval_callback(self._look)
+        self._wanted_name = re.compile(self._pattern("|".join(map(re.escape, names))))
+        self.callback = lib.ggml_backend_sched_eval_callback(self._on_node)
 
     @staticmethod
     def _pattern(names: str) -> str:
@@ -79,43 +81,47 @@ class GraphCallback:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Raises what `take` raised: an exception cannot pass through llama.cpp."""
+        """Raise the error that `take` raised, because an exception cannot pass through llama.cpp."""
         if self._failure is not None:
             raise self._failure
 
-    def _named(self, node: Tensor) -> tuple[str, Tensor] | None:
-        """The name that is looked for, and the tensor to copy."""
+    def _name_and_values(self, node: Tensor) -> tuple[str, Tensor] | None:
+        """Return the name to compare with `names`, and the tensor to copy."""
         return node.name.decode(), node
 
-    def _look(self, address: int, ask: bool, data: object) -> bool:
-        named = self._named(Tensor.from_address(address))
-        found = self._name.fullmatch(named[0]) if named else None
-        if named is None or found is None:
+    def _on_node(self, address: int, ask: bool, data: object) -> bool:
+        """Answer llama.cpp: with `ask`, whether to observe the node; after its computation, whether to go on."""
+        candidate = self._name_and_values(Tensor.from_address(address))
+        found = self._wanted_name.fullmatch(candidate[0]) if candidate else None
+        if candidate is None or found is None:
             return not ask
         if ask:
             return True
         try:
-            return self._take(found["name"], int(found["layer"]), self._copy(named[1])) is not END
+            return self._take(found["name"], int(found["layer"]), self._copy(candidate[1])) is not END
         except Exception as error:
             self._failure = error
             return False
 
     def _copy(self, tensor: Tensor) -> Array:
         address = ctypes.addressof(tensor)
-        buffer = np.empty(self._base.ggml_nbytes(address), np.uint8)
-        self._base.ggml_backend_tensor_get(address, buffer.ctypes.data, 0, buffer.size)
+        buffer = np.empty(self._ggml.ggml_nbytes(address), np.uint8)
+        self._ggml.ggml_backend_tensor_get(address, buffer.ctypes.data, 0, buffer.size)
         shape, strides = tuple(tensor.ne)[::-1], tuple(tensor.nb)[::-1]
         return np.lib.stride_tricks.as_strided(buffer.view(FLOATS[tensor.type]), shape, strides)
 
 
 class InputCallback(GraphCallback):
-    """The same for what is multiplied with the weights blk.LAYER.NAME.weight, whatever the graph calls it."""
+    """A GraphCallback for the inputs of matrix products with the weights blk.LAYER.NAME.weight.
+
+    `take` gets NAME, LAYER and the input, which may have any name in the graph.
+    """
 
     @staticmethod
     def _pattern(names: str) -> str:
         return rf"blk\.(?P<layer>\d+)\.(?P<name>{names})\.weight"
 
-    def _named(self, node: Tensor) -> tuple[str, Tensor] | None:
+    def _name_and_values(self, node: Tensor) -> tuple[str, Tensor] | None:
         weights, values = node.src[0], node.src[1]
         if not weights or not values:
             return None

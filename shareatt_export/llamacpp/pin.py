@@ -11,7 +11,12 @@ from ..errors import RuntimeProblem
 
 @dataclass(frozen=True)
 class Pin:
-    """`touched` maps each file that hooks.patch changes to its SHA-256 before and after."""
+    """The tables of cpp_patch/PIN.toml.
+
+    `package`, `version` and `sdist_sha256` name the source archive on PyPI that llama.cpp comes in. `abi` is the
+    version of the patch's C interface. `touched` maps each file that hooks.patch changes to its SHA-256 before and
+    after.
+    """
 
     package: str
     version: str
@@ -22,16 +27,20 @@ class Pin:
 
 
 def patch_dir() -> Path:
-    """cpp_patch: inside the installed package, or beside it in a checkout."""
+    """Return the folder cpp_patch, which is inside the installed package, or beside it in a checkout.
+
+    Raises RuntimeProblem if it is missing.
+    """
     here = Path(__file__).parent.parent
     for candidate in (here / "cpp_patch", here.parent / "cpp_patch"):
         if (candidate / "PIN.toml").is_file():
             return candidate
-    raise RuntimeProblem(f"{here}: cpp_patch is missing; install shareatt-export again")
+    raise RuntimeProblem("cpp_patch is missing", path=here, next_step="install shareatt-export again")
 
 
 @cache
 def pin() -> Pin:
+    """Return the pin. Raises RuntimeProblem as patch_dir() does."""
     data = tomllib.loads((patch_dir() / "PIN.toml").read_text())
     touched = {path: (hashes["before"], hashes["after"]) for path, hashes in data["touched"].items()}
     return Pin(**data["pin"], touched=touched)
@@ -39,7 +48,10 @@ def pin() -> Pin:
 
 @cache
 def patch_id() -> str:
-    """Changes whenever the pin, the hooks or our sources change; names the runtime's folder."""
+    """Return 12 hexadecimal digits that change whenever the pin, the hooks or our sources change.
+
+    The folder of the runtime has them in its name, so that a new patch gets a new runtime.
+    """
     folder = patch_dir()
     digest = hashlib.sha256()
     for path in [folder / "PIN.toml", folder / "hooks.patch", *sorted((folder / "src").iterdir())]:

@@ -1,7 +1,7 @@
-"""Where the runtime is: the patched llama.cpp, its tools and its Python bindings, in the user's cache folder.
+"""Find the runtime: the patched llama.cpp, its programs and its Python bindings, in the user's cache folder.
 
 status().ready
-tool("llama-cli")  # path of a program
+tool("llama-cli")  # the path of a program
 """
 
 import json
@@ -38,54 +38,67 @@ CMAKE_OPTIONS = (
 
 @dataclass(frozen=True)
 class RuntimeStatus:
-    """Where the runtime of this version is, or would be."""
+    """The folder of the runtime of this version, and whether a build has filled it.
+
+    `built` is what the build recorded in runtime.json; it is empty unless `ready`.
+    """
 
     root: Path
     ready: bool
-    built: dict[str, object]  # what the build recorded of itself, empty before it ended
+    built: dict[str, object]
 
     @property
     def source(self) -> Path:
+        """The folder of llama.cpp's source."""
         return self.root / "llama.cpp"
 
     @property
     def bin(self) -> Path:
+        """The folder of the programs and the libraries."""
         return self.root / "build" / "bin"
 
     @property
     def python(self) -> Path:
+        """The folder of the Python bindings, for sys.path."""
         return self.root / "python"
 
 
 def status(patched: bool = True) -> RuntimeStatus:
+    """Return where the runtime is, or the unpatched library, and whether it is ready to use."""
     root = cache_dir() / (f"runtime-{patch_id()}" if patched else f"unpatched-{pin().llama_cpp_commit}")
     try:
         built = json.loads((root / "runtime.json").read_text())
-    except (OSError, ValueError):  # not built, or the machine went down while it was written
+    except (OSError, ValueError):  # there is no file, or the machine went down while it was written
         built = {}
     ready = isinstance(built, dict) and built.keys() >= {"llama_cpp", "source", "abi", "amx_disabled"}
-    ready = ready and built.get("cmake") == recipe(patched)  # else an earlier version built it with less in it
+    ready = ready and built.get("cmake") == cmake_arguments(patched)  # an earlier version asked CMake for less
     return RuntimeStatus(root, ready, built if ready else {})
 
 
-def recipe(patched: bool) -> list[str]:
-    """What CMake is asked for; a runtime that was built with another recipe is built again."""
-    return [*CMAKE_OPTIONS, *targets(patched)]
+def cmake_arguments(patched: bool) -> list[str]:
+    """Return the options and the targets that a build gives to CMake.
+
+    The build records them; a runtime that was built with others is not ready, and build() makes it again.
+    """
+    return [*CMAKE_OPTIONS, *cmake_targets(patched)]
 
 
-def targets(patched: bool) -> tuple[str, ...]:
-    """The CMake targets: the library, and the programs of the patched one."""
+def cmake_targets(patched: bool) -> tuple[str, ...]:
+    """Return the names of the CMake targets: the library, and with the patch the programs too."""
     return ("llama", *TOOLS) if patched else ("llama",)
 
 
 def require(patched: bool = True) -> RuntimeStatus:
-    """The runtime, ready to use. Raises RuntimeProblem that names the command which builds it."""
+    """Return the runtime, ready to use. Raises RuntimeProblem, which names the command that builds it."""
     if (runtime := status(patched)).ready:
         return runtime
     if patched:
-        raise RuntimeProblem("llama.cpp with Shared Attention is not built yet; run 'shareatt-export runtime build'")
-    raise RuntimeProblem("the unpatched llama.cpp is not built yet; run 'shareatt-export runtime build --unpatched'")
+        command = "shareatt-export runtime build"
+        raise RuntimeProblem("llama.cpp with Shared Attention is not built yet", next_step=f"run '{command}'")
+    command = "shareatt-export runtime build --unpatched"
+    raise RuntimeProblem("the unpatched llama.cpp is not built yet", next_step=f"run '{command}'")
 
 
 def tool(name: str) -> Path:
+    """Return the path of a program of the runtime. Raises RuntimeProblem as require() does."""
     return require().bin / name

@@ -1,4 +1,4 @@
-"""A text as windows of tokens, as llama-perplexity cuts it."""
+"""Cut a text into windows of tokens as llama-perplexity does."""
 
 from ..errors import BadInput
 from ..formats.texts import Text, spread

@@ -1,4 +1,4 @@
-"""A wheel of llama-cpp-python with the patch in it, for programs that import llama_cpp and know nothing of us."""
+"""Build a wheel of llama-cpp-python with the patch in it, for programs that import llama_cpp without this package."""
 
 import re
 import shlex
@@ -15,19 +15,19 @@ from .source import apply_patch, cache_dir, sdist_dir, stock_source
 
 
 def version() -> str:
-    """llama-cpp-python's with a local part, so that pip and people can tell it from the stock one."""
+    """Return the wheel's version: llama-cpp-python's with a local part, which tells it from the stock wheel."""
     return f"{pin().version}+shareatt.{patch_id()}"
 
 
 def build_wheel(folder: Path, progress: Step = silent) -> Path:
-    """Build the wheel, for this machine's processor, into `folder`. Raises RuntimeProblem.
+    """Build the wheel for this machine's processor and return its path in `folder`.
 
-    The runtime must be there, because its build has found out what this processor stands.
+    Needs the runtime, whose build has found out whether AMX works on this machine. Raises RuntimeProblem.
     """
     no_amx = bool(require().built["amx_disabled"])
     if not folder.is_dir():
-        raise RuntimeProblem(f"{folder}: the folder for the wheel does not exist")
-    work = cache_dir() / f"wheel-{patch_id()}"  # always the same place, else the compiler cache would not hit
+        raise RuntimeProblem("the folder for the wheel does not exist", path=folder)
+    work = cache_dir() / f"wheel-{patch_id()}"  # the path must not change, or ccache would not find its objects
     with locked(work):
         progress("fetching the source", None)
         source, build = _patched_sdist(work / "source"), work / "build"
@@ -38,14 +38,15 @@ def build_wheel(folder: Path, progress: Step = silent) -> Path:
         (work / "build.log").write_text("")
         options = shlex.join(["-DLLAMA_OPENSSL=OFF", *compiler_options(work, no_amx)])
         run_logged([*command, "-w", str(work), str(source)], str(work / "build.log"), progress, {"CMAKE_ARGS": options})
-        (made,) = work.glob("*.whl")
-        wheel = Path(shutil.move(made, folder / made.name))
-        for used in (source, build):
-            shutil.rmtree(used)
+        (built,) = work.glob("*.whl")
+        wheel = Path(shutil.move(built, folder / built.name))
+        for temporary in (source, build):
+            shutil.rmtree(temporary)
     return wheel
 
 
 def _patched_sdist(tree: Path) -> Path:
+    """Make `tree` a copy of llama-cpp-python's source with the patch and our version, and return it."""
     stock_source()
     shutil.rmtree(tree, ignore_errors=True)
     shutil.copytree(sdist_dir(), tree, symlinks=True)
@@ -55,6 +56,6 @@ def _patched_sdist(tree: Path) -> Path:
         rf'^(__version__ = "){re.escape(pin().version)}"', rf'\g<1>{version()}"', module.read_text(), flags=re.M
     )
     if n != 1:
-        raise RuntimeProblem(f"{module}: does not say that it is version {pin().version}")
+        raise RuntimeProblem(f"does not say that it is version {pin().version}", path=module)
     module.write_text(text)
     return tree

@@ -14,7 +14,7 @@ from tests.support import parity
 
 def main(python: str, bin: str, model: str, out: str, kv: str, path: str) -> None:
     lib = load(Path(python), Path(bin))
-    assert SharedAttention.of(lib) is None, "this library is patched"
+    assert SharedAttention.from_bindings(lib) is None, "this library is patched"
     parity.lib = lambda: lib
     np.savez(out, **{mode: parity.logits(Path(model), mode, kv, path) for mode in parity.MODES})
 
