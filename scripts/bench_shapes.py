@@ -18,8 +18,10 @@ from typing import Any
 
 from rich.console import Console
 
-from shareatt_export.benchmark import measure
+from shareatt_export.benchmark.measure import measure
+from shareatt_export.benchmark.request import BenchRequest
 from shareatt_export.benchmark.rows import as_dict
+from shareatt_export.benchmark.settings import UNLIMITED
 from shareatt_export.cli import bench_report
 from shareatt_export.cli.progress_bar import steps
 from shareatt_export.exporting.job import opened
@@ -79,16 +81,16 @@ def main() -> None:
     data = {}
     for name in args.shapes:
         dense, sa = pair(name, args.folder)
-        request = measure.BenchRequest(
+        request = BenchRequest(
             dense,
             sa,
             depths=tuple(sorted(args.depths)),
             rounds=args.rounds,
             threads=args.threads,
-            p_bytes=(measure.UNLIMITED,),
+            p_bytes=(UNLIMITED,),
         )
         with steps(err) as progress:
-            measured = measure.measure(request, progress)
+            measured = measure(request, progress)
         out.print(f"[bold]{name}[/bold] {SHAPES[name]}", highlight=False)
         bench_report.show(measured, out)
         data[name] = as_dict(measured)

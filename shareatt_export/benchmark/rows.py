@@ -1,7 +1,7 @@
-"""What was measured as rows of a table: each value by setting, the ratio to the better dense setting, the prediction.
+"""Turn measurements into rows of a table: values by setting, ratios to the better dense setting, a prediction.
 
-Pure. A ratio is the median over the rounds of SA against the dense setting in the same round; `low` and `high` are the
-worst and the best round. Which dense setting is the better one is decided by the medians, for each row anew.
+A ratio compares SA with the dense setting in the same round. The medians decide for each row which dense setting is
+the better one.
 """
 
 from collections.abc import Iterator
@@ -11,13 +11,14 @@ from typing import Any
 
 from ..model.costs import decode_bytes, follower_decode_share, follower_prefill_share, prefill_flops
 from ..model.spans import followers, spans_of
-from .measure import Measured, Setting, cache_type
-
-FLASH_ON = "dense, flash on"
+from .measure import Measured
+from .settings import FLASH_ON, Setting, cache_type
 
 
 @dataclass(frozen=True)
 class Ratio:
+    """The median, the lowest and the highest ratio of all rounds."""
+
     median: float
     low: float
     high: float
@@ -25,11 +26,15 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Row:
-    """`unit` is tokens/s, where a ratio above 1 is a gain, or bytes or seconds, where one below 1 is.
+    """A row of the table.
 
-    "prefill attention" and "decode attention" are the attention of one layer: in SA of a follower. "KV cache" and
-    "compute buffers" are what llama.cpp's log says; "peak memory" is the resident set of the process that measured,
-    weights that it mapped included; "peak anonymous memory" is without them.
+    `what` names the measurement and `depth` the tokens in the context, None for memory. `unit` is "tokens/s", where a
+    ratio above 1 is a gain, or "bytes" or "seconds", where a ratio below 1 is a gain. `predicted` is the ratio that
+    the numbers of operations and bytes predict.
+
+    "prefill attention" and "decode attention" are the attention of one layer; in SA, that layer is a follower. "KV
+    cache" and "compute buffers" are the sizes in llama.cpp's log. "peak memory" is the resident set of the worker
+    process, which includes the weights that it mapped; "peak anonymous memory" does not.
     """
 
     what: str
@@ -42,60 +47,66 @@ class Row:
 
 
 def rows(measured: Measured) -> list[Row]:
+    """Return the rows for speed, then for attention, then for memory."""
     return [*_speeds(measured), *_attention(measured), *_memory(measured)]
 
 
-def _shared(settings: tuple[Setting, ...]) -> list[str]:
+def _shared_names(settings: tuple[Setting, ...]) -> list[str]:
     return [setting.name for setting in settings if setting.shared]
 
 
-def _dense(settings: tuple[Setting, ...]) -> list[str]:
+def _dense_names(settings: tuple[Setting, ...]) -> list[str]:
     return [setting.name for setting in settings if not setting.shared]
 
 
 def _speeds(measured: Measured) -> Iterator[Row]:
     for (what, depth), seconds in sorted(measured.seconds.items()):
         medians = {name: median(rounds) for name, rounds in seconds.items()}
-        baseline = min(_dense(measured.settings), key=medians.__getitem__)
+        baseline = min(_dense_names(measured.settings), key=medians.__getitem__)
         ratios = {}
-        for name in _shared(measured.settings):
-            each = [dense / ours for dense, ours in zip(seconds[baseline], seconds[name], strict=True)]
-            ratios[name] = Ratio(median(each), min(each), max(each))
+        for name in _shared_names(measured.settings):
+            by_round = [dense / sa for dense, sa in zip(seconds[baseline], seconds[name], strict=True)]
+            ratios[name] = _ratio(by_round)
         speeds = {name: 1 / value for name, value in medians.items()}
         predicted = _predicted_speedup(measured, what, depth)
         yield Row(what, depth, "tokens/s", speeds, baseline, ratios, predicted)
 
 
+def _ratio(by_round: list[float]) -> Ratio:
+    return Ratio(median(by_round), min(by_round), max(by_round))
+
+
 def _predicted_speedup(measured: Measured, what: str, depth: int) -> float:
     request, pair = measured.request, measured.pair
-    sides = (pair.facts.source_layers, pair.weights), (pair.sa_facts.source_layers, pair.sa_weights)
+    models = (pair.facts.source_layers, pair.weights), (pair.sa_facts.source_layers, pair.sa_weights)
     if what == "prefill":
-        flops = [prefill_flops(pair.facts, layers, weights, request.prompt, depth) for layers, weights in sides]
+        flops = [prefill_flops(pair.facts, layers, weights, request.prompt, depth) for layers, weights in models]
         return flops[0] / flops[1]
     types = cache_type(request.type_k), cache_type(request.type_v)
-    read = [decode_bytes(pair.facts, layers, weights.n_bytes, depth, *types) for layers, weights in sides]
+    read = [decode_bytes(pair.facts, layers, weights.n_bytes, depth, *types) for layers, weights in models]
     return read[0] / read[1]
 
 
 def _attention(measured: Measured) -> Iterator[Row]:
-    """The attention of one follower against that of one layer with flash attention."""
+    """Compare the attention of one follower with the attention of one dense layer that uses flash attention."""
     pair, request = measured.pair, measured.request
-    ours = followers(pair.sa_facts.source_layers)
+    sa_followers = followers(pair.sa_facts.source_layers)
     for (what, depth), seconds in sorted(measured.attention.items()):
-        of_layer = {}  # of each round, the median layer
+        median_layer: dict[str, list[float]] = {}  # by setting, one number for each round
         for setting in measured.settings:
-            layers = ours if setting.shared else range(pair.facts.n_layer)
-            of_layer[setting.name] = [median(one[layer] for layer in layers) for one in seconds[setting.name]]
-        values = {name: median(rounds) for name, rounds in of_layer.items()}
+            layers = sa_followers if setting.shared else range(pair.facts.n_layer)
+            rounds = seconds[setting.name]
+            median_layer[setting.name] = [median(by_layer[layer] for layer in layers) for by_layer in rounds]
+        values = {name: median(by_round) for name, by_round in median_layer.items()}
         ratios = {}
-        for name in _shared(measured.settings):
-            each = [follower / flash for follower, flash in zip(of_layer[name], of_layer[FLASH_ON], strict=True)]
-            ratios[name] = Ratio(median(each), min(each), max(each))
+        for name in _shared_names(measured.settings):
+            pairs = zip(median_layer[name], median_layer[FLASH_ON], strict=True)
+            ratios[name] = _ratio([follower / flash for follower, flash in pairs])
         if what == "prefill":
             predicted = follower_prefill_share(pair.facts)
         else:
             predicted = follower_decode_share(
-                pair.facts, ours[0], cache_type(request.type_k), cache_type(request.type_v)
+                pair.facts, sa_followers[0], cache_type(request.type_k), cache_type(request.type_v)
             )
         yield Row(f"{what} attention", depth, "seconds", values, FLASH_ON, ratios, predicted)
 
@@ -119,16 +130,16 @@ def _memory(measured: Measured) -> Iterator[Row]:
 
 
 def _bytes(measured: Measured, what: str, values: dict[str, int], predicted: float | None) -> Row:
-    baseline = min(_dense(measured.settings), key=values.__getitem__)
+    baseline = min(_dense_names(measured.settings), key=values.__getitem__)
     ratios = {}
-    for name in _shared(measured.settings):
+    for name in _shared_names(measured.settings):
         ratio = values[name] / values[baseline]
         ratios[name] = Ratio(ratio, ratio, ratio)
     return Row(what, None, "bytes", dict(values), baseline, ratios, predicted)
 
 
 def as_dict(measured: Measured) -> dict[str, Any]:
-    """For --json."""
+    """Return the object that `shareatt-export bench --json` prints."""
     request, sa = measured.request, measured.pair.sa_facts
     return {
         "dense": str(request.dense),

@@ -1,14 +1,17 @@
-"""A child of bench.py: one model in one context, which does what lines of JSON on stdin say and answers on stdout.
+"""The worker process of a benchmark: it runs one model in one context, reads commands on stdin and times them.
 
     python -m shareatt_export.benchmark.worker '{"python": ..., "bin": ..., "model": ..., "context": {...}, ...}'
-    {"do": "fill", "depth": 4096}        ->  {"memory": {...}}
-    {"do": "prefill", "n": 512}          ->  {"seconds": [{"all": 8.1}], "memory": {...}}
-    {"do": "decode", "n": 16}            ->  {"seconds": [{"all": 0.11}, ...], "memory": {...}}
+    {"command": "fill", "depth": 4096}   ->  {"seconds": [], "memory": {...}}
+    {"command": "prefill", "n": 512}     ->  {"seconds": [{"all": 8.1}], "memory": {...}}
+    {"command": "decode", "n": 16}       ->  {"seconds": [{"all": 0.11}, ...], "memory": {...}}
 
-To fill a context of 16384 tokens by computing takes many minutes, and how long attention takes does not depend on what
-the cache holds. So a piece is computed once, and its state restored again and again under a second sequence whose
-cells then become the first one's: the cache is as full, and every cell is attended to. Copies keep their positions, so
-the next position is that after the computed tokens, not the depth.
+Commands and answers are lines of JSON. Before the first command it writes {"buffers": {...}, "memory": {...}}. Where a
+command fails, the answer is {"error": {...}, "bad_input": ...}, with the fields of a ShareattError, and the worker ends.
+
+It would take many minutes to fill a context of 16384 tokens by computing them, and the time that attention takes does
+not depend on the contents of the cache. So the worker computes a piece once, restores its state many times to a second
+sequence, and moves the cells of that sequence to the first one: the cache is as full, and attention reads every cell.
+Copies keep their positions, so the next position is the one after the computed tokens, not the depth.
 """
 
 import ctypes
@@ -27,16 +30,17 @@ from ..errors import BadInput, RuntimeProblem, ShareattError
 from ..llamacpp.bindings import load
 from ..llamacpp.engine import Context, Model, Token
 
-PIECE = 128  # tokens: so small that its state does not show in the peak memory
+PIECE = 128  # tokens; the state of more would raise the peak memory
 COPY = 1  # the sequence that a piece is restored to
 
-
-Seconds = dict[str, float]  # of "all", or of the attention of each layer
+Seconds = dict[str, float]  # "all", or the number of each layer for its attention
 Timer = Callable[[Callable[[], object]], Seconds]
 Now = Callable[[], float]
 
 
-def whole(now: Now) -> Timer:
+def whole_call_timer(now: Now) -> Timer:
+    """Return a timer that runs a function and returns the seconds that it took, as "all"."""
+
     def timer(run: Callable[[], object]) -> Seconds:
         start = now()
         run()
@@ -46,13 +50,16 @@ def whole(now: Now) -> Timer:
 
 
 class Worker:
+    """Fills the cache of a context to a depth, and times what it decodes there, which it then removes again."""
+
     def __init__(self, context: Context, timer: Timer) -> None:
         self.context, self.timer = context, timer
         self.depth = self.position = 0  # tokens in the cache; the next position
         self.piece: bytes | None = None
         self.tokens = np.random.default_rng(0).integers(0, context.model.n_vocab, 1 << 16)
 
-    def fill(self, depth: int) -> None:
+    def fill(self, depth: int) -> list[Seconds]:
+        """Fill the cache to `depth` tokens, which is not timed. Raises RuntimeProblem if they do not fit."""
         if self.piece is None and depth >= PIECE:
             self._compute(PIECE)
             self.piece = self.context.sequence_state()
@@ -60,6 +67,7 @@ class Worker:
             self._copy_piece(self.piece)
         if depth > self.depth:
             self._compute(depth - self.depth)
+        return []
 
     def _compute(self, n: int) -> None:
         self._decode(self.position, n)
@@ -75,12 +83,16 @@ class Worker:
         self.depth += PIECE
 
     def prefill(self, n: int) -> list[Seconds]:
+        """Return the seconds of a batch of n tokens."""
         seconds = [self._decode(self.position, n)]
         self._forget()
         return seconds
 
     def decode(self, n: int) -> list[Seconds]:
-        """Seconds of each token but the first, for which llama.cpp builds its graph anew."""
+        """Return the seconds of n tokens, one by one, after one more that is not counted.
+
+        At that first token llama.cpp builds a new graph.
+        """
         seconds = [self._decode(self.position + i, 1) for i in range(n + 1)]
         self._forget()
         return seconds[1:]
@@ -94,23 +106,25 @@ class Worker:
 
 
 class NodeClock:
-    """Times the attention of each layer, node by node: what runs between its last cache write and `kqv_out`.
+    """Times the attention of each layer: the nodes after its last write to the cache, up to `kqv_out`.
 
-    Under an eval callback that wants every node, llama.cpp computes each by itself and waits for it. That costs some
-    microseconds for each node, so the times mean something where nodes take milliseconds, at depths of thousands.
+    When an eval callback wants every node, llama.cpp computes one node after the other and waits for each. That adds
+    some microseconds to each node, so the times are only useful where a node takes milliseconds, at depths of thousands
+    of tokens. Calling the clock with a function runs it and returns the seconds by layer; it raises RuntimeProblem if
+    no node is called kqv_out.
     """
 
     def __init__(self, lib: ModuleType, now: Now) -> None:
         self.now = now
         self.seconds: Seconds = {}
-        self.callback = lib.ggml_backend_sched_eval_callback(self._look)
+        self.callback = lib.ggml_backend_sched_eval_callback(self._on_node)
         self._name, self._op = lib._lib.ggml_get_name, lib._lib.ggml_op_desc
         for function in (self._name, self._op):
             function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_char_p
         self._start = self._sum = 0.0
 
-    def _look(self, tensor: int, ask: bool, data: object) -> bool:
-        if ask:
+    def _on_node(self, tensor: int, ask: bool, data: object) -> bool:
+        if ask:  # llama.cpp calls it before the computation of each node, then after it
             self._start = self.now()
             return True
         self._sum += self.now() - self._start
@@ -130,7 +144,10 @@ class NodeClock:
 
 
 def memory() -> dict[str, int | None]:
-    """Bytes: the peak of the resident set, and what of it now is anonymous, not the mapped weights."""
+    """Return bytes: "rss", the peak of the resident set, and "anonymous", the part of it now that maps no file.
+
+    "anonymous" is None where there is no /proc.
+    """
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -143,38 +160,47 @@ def memory() -> dict[str, int | None]:
 
 
 def buffer_bytes(log: str, kind: str) -> int:
-    """The sum of what the log calls a '{kind} buffer size', as exact as its two decimals of a MiB."""
+    """Return the sum of all "{kind} buffer size" in llama.cpp's log, which gives them in MiB with two decimals."""
     return round(sum(float(mib) for mib in re.findall(rf"{kind} buffer size = +([\d.]+) MiB", log)) * 2**20)
 
 
 def serve(spec: dict[str, Any]) -> None:
+    """Load the model, and run commands until stdin ends. Raises BadInput or RuntimeProblem."""
     lib = load(Path(spec["python"]), Path(spec["bin"]))
-    # a single thread works in this one, and other programs do not disturb its CPU time
+    # With one thread, llama.cpp computes in this thread; other programs do not change its CPU time.
     now = time.thread_time if spec["context"]["n_threads"] == 1 else time.perf_counter
     clock = NodeClock(lib, now) if spec["clock"] else None
     params = spec["context"] | ({"cb_eval": clock.callback} if clock else {})
     with Model(lib, Path(spec["model"])) as model, Context(model, spec["flash_attn"], **params) as context:
-        worker = Worker(context, clock or whole(now))
+        worker = Worker(context, clock or whole_call_timer(now))
+        commands: dict[str, Callable[..., list[Seconds]]] = {
+            "fill": worker.fill,
+            "prefill": worker.prefill,
+            "decode": worker.decode,
+        }
         sizes = {kind.lower(): buffer_bytes(context.log, kind) for kind in ("KV", "compute")}
-        _say({"buffers": sizes, "memory": memory()})
+        _answer({"buffers": sizes, "memory": memory()})
         for line in sys.stdin:
-            request = json.loads(line)
-            seconds = getattr(worker, request.pop("do"))(**request)
-            _say({"seconds": seconds, "memory": memory()})
+            arguments = json.loads(line)
+            seconds = commands[arguments.pop("command")](**arguments)
+            _answer({"seconds": seconds, "memory": memory()})
 
 
-def _say(answer: dict[str, Any]) -> None:
+def _answer(answer: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
 
 
 def main() -> int:
+    """Run the worker; return its exit status."""
     try:
         serve(json.loads(sys.argv[1]))
     except ShareattError as error:
-        _say({"error": str(error), "bad_input": isinstance(error, BadInput)})
+        path = None if error.path is None else str(error.path)
+        fields = {"reason": error.reason, "path": path, "field": error.field, "next_step": error.next_step}
+        _answer({"error": fields, "bad_input": isinstance(error, BadInput)})
         return 1
-    except KeyboardInterrupt:  # the parent has got it too
+    except KeyboardInterrupt:  # the measuring process gets it too, and reports it
         return 130
     return 0
 

@@ -7,9 +7,11 @@ import time
 import pytest
 from rich.console import Console
 
-from shareatt_export.benchmark import measure as bench
+from shareatt_export.benchmark import measure, settings
+from shareatt_export.benchmark.request import BenchRequest
 from shareatt_export.benchmark.rows import Ratio, as_dict, rows
-from shareatt_export.benchmark.worker import PIECE, NodeClock, Worker, whole
+from shareatt_export.benchmark.worker import PIECE, NodeClock, Worker, whole_call_timer
+from shareatt_export.benchmark.worker_process import WorkerProcess
 from shareatt_export.cli import bench_report, output
 from shareatt_export.errors import RuntimeProblem
 from shareatt_export.formats.gguf_header import read_header
@@ -42,23 +44,29 @@ ON, OFF, SA = "dense, flash on", "dense, flash off", "SA"
 def measured(files):
     """Three rounds in which everything became twice as slow, one after the other."""
     headers = [read_header(file) for file in files]
-    pair = bench.ModelPair(*map(read_facts, headers), *map(read_weights, headers))
-    request = bench.BenchRequest(*files, depths=(0, 64), rounds=3)
-    made = bench.Measured(request, pair, bench.settings_of(request))
+    pair = settings.ModelPair(*map(read_facts, headers), *map(read_weights, headers))
+    request = BenchRequest(*files, depths=(0, 64), rounds=3)
+    seconds = {}
     for depth in request.depths:
-        made.seconds["decode", depth] = {ON: [0.10, 0.20, 0.40], OFF: [0.12, 0.30, 0.60], SA: [0.08, 0.16, 0.20]}
-        made.seconds["prefill", depth] = {ON: [3.0, 3.0, 3.0], OFF: [2.0, 2.0, 2.0], SA: [4.0, 1.0, 2.0]}
+        seconds["decode", depth] = {ON: [0.10, 0.20, 0.40], OFF: [0.12, 0.30, 0.60], SA: [0.08, 0.16, 0.20]}
+        seconds["prefill", depth] = {ON: [3.0, 3.0, 3.0], OFF: [2.0, 2.0, 2.0], SA: [4.0, 1.0, 2.0]}
     layers = dict.fromkeys(range(12), 0.004)
     follower = layers | {7: 0.001, 8: 0.001, 9: 0.002}
     slow = dict.fromkeys(range(12), 0.008)
-    made.attention["decode", 64] = {ON: [layers, layers, slow], OFF: [layers] * 3, SA: [follower] * 3}
-    made.buffers = {name: {"kv": kv, "compute": 10} for name, kv in ((ON, 800), (OFF, 800), (SA, 700))}
-    made.memory = {
+    memory = {
         ON: {"rss": 90, "anonymous": 50},
         OFF: {"rss": 80, "anonymous": 60},
         SA: {"rss": 72, "anonymous": 45},
     }
-    return made
+    return measure.Measured(
+        request,
+        pair,
+        settings.settings_of(request),
+        seconds,
+        attention={("decode", 64): {ON: [layers, layers, slow], OFF: [layers] * 3, SA: [follower] * 3}},
+        buffers={name: {"kv": kv, "compute": 10} for name, kv in ((ON, 800), (OFF, 800), (SA, 700))},
+        memory=memory,
+    )
 
 
 def test_ratios_are_of_the_same_round_and_to_the_better_dense_setting(measured):
@@ -100,10 +108,11 @@ def test_the_table_marks_the_better_dense_setting(measured):
 
 def test_settings():
     def names(**options):
-        return [setting.name for setting in bench.settings_of(bench.BenchRequest("dense.gguf", "sa.gguf", **options))]
+        request = BenchRequest("dense.gguf", "sa.gguf", **options)
+        return [setting.name for setting in settings.settings_of(request)]
 
     assert names() == [ON, OFF, SA]
-    assert names(p_bytes=(3 << 20, bench.UNLIMITED)) == [ON, OFF, SA, "SA, P 3 MiB", "SA, P unlimited"]
+    assert names(p_bytes=(3 << 20, settings.UNLIMITED)) == [ON, OFF, SA, "SA, P 3 MiB", "SA, P unlimited"]
     assert names(type_v="q8_0") == [ON, SA]
 
 
@@ -119,7 +128,7 @@ def test_a_filled_cache_is_as_full_as_a_computed_one_and_measuring_leaves_it_so(
             context.decode([Token(i % SHAPE.n_vocab, i) for i in range(3 * PIECE + 20)])
             computed = len(context.sequence_state())
         with Context(model, flash_attn, **params) as context:
-            worker = Worker(context, whole(time.perf_counter))
+            worker = Worker(context, whole_call_timer(time.perf_counter))
             worker.fill(2 * PIECE)
             worker.fill(3 * PIECE + 20)
             filled = context.sequence_state()
@@ -142,15 +151,15 @@ def test_the_clock_sees_the_attention_of_each_layer(files, flash_attn):
 
 
 def test_a_dead_worker_is_an_error(files):
-    request = bench.BenchRequest(*files, depths=(0,), threads=1)
-    child = bench.WorkerProcess(bench.settings_of(request)[0], request, clock=False)
+    request = BenchRequest(*files, depths=(0,), threads=1)
+    worker = WorkerProcess(settings.settings_of(request)[0], request, clock=False)
     try:
-        child.process.kill()
-        child.process.wait()
+        worker.process.kill()
+        worker.process.wait()
         with pytest.raises(RuntimeProblem, match=r"dense\.gguf: 'dense, flash on' died \(status -9\)"):
-            child.ask("prefill", n=16)
+            worker.run_command("prefill", n=16)
     finally:
-        child.close()
+        worker.close()
 
 
 # ---------------------------------------------------------------- the command
