@@ -5,8 +5,8 @@
     {"command": "prefill", "n": 512}     ->  {"seconds": [{"all": 8.1}], "memory": {...}}
     {"command": "decode", "n": 16}       ->  {"seconds": [{"all": 0.11}, ...], "memory": {...}}
 
-Commands and answers are lines of JSON. Before the first command it writes {"buffers": {...}, "memory": {...}}. Where a
-command fails, the answer is {"error": {...}, "bad_input": ...}, with the fields of a ShareattError, and the worker ends.
+Commands and answers are lines of JSON. Before the first command it writes {"buffers": {...}, "memory": {...}}. If a
+command fails, it answers {"error": {...}, "bad_input": ...}, with the fields of a ShareattError, and ends.
 
 It would take many minutes to fill a context of 16384 tokens by computing them, and the time that attention takes does
 not depend on the contents of the cache. So the worker computes a piece once, restores its state many times to a second

@@ -1,12 +1,12 @@
-"""Teacher and student in one model: the student has other weights in a few places, and shares attention.
+"""Distil a model into itself: the student is the teacher with shared attention and other weights in some layers.
 
     distiller = Distiller(model, Sharing(source_layers), weights)
-    loss = distiller.backward(tokens)         # and gradients in weights.leaves
-    scores = distiller.score(tokens)          # of held-out text
+    loss = distiller.backward(tokens)         # adds gradients to weights.leaves
+    scores = distiller.score(held_out)
 
-The loss is SwiftKV's: T^2 KL(teacher || student) at T = 2, the mean over tokens, plus the squared error of the hidden
-states before the last layer. The error of a token is taken relative to the square of the teacher's state of that token,
-so neither the model's scale nor the few tokens with huge states decide what it weighs.
+The loss is SwiftKV's (arXiv:2410.03960): T^2 KL(teacher || student) at T = 2, the mean over tokens, plus the squared
+error of the hidden states before the last layer. The error of a token is divided by the square of the teacher's state
+of that token. So its weight in the loss depends neither on the scale of the model nor on a few tokens with huge states.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from .curve import Scores
 from .sharing import Sharing, checkpointed
 from .trained_weights import TrainedWeights
 
@@ -29,25 +30,23 @@ T = TypeVar("T")
 TEMPERATURE = 2.0
 HIDDEN_WEIGHT = 1.0
 HIDDEN_LAYER = -2  # of the states that transformers returns, the last being the normalised output
-ROWS = 1024  # tokens whose distributions are in memory in float32
+ROWS = 1024  # tokens whose distributions are in memory in float32 at a time
 
 
 @dataclass(frozen=True)
 class Outputs:
+    """What the model computes for a batch: logits, and the hidden states before its last layer."""
+
     logits: Tensor  # [n_batch, n_token, n_vocab]
     hidden: Tensor  # [n_batch, n_token, n_embd]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Means over the second half of held-out windows, in nats, as `shareatt-export eval` has them."""
-
-    kl: float
-    nll: float
-    nll_teacher: float
-
-
 class Distiller(nn.Module):
+    """A model as the teacher, and with `sharing` and `weights` as the student.
+
+    With `checkpointing` the backward pass computes layers again instead of keeping them in memory.
+    """
+
     def __init__(
         self, model: PreTrainedModel, sharing: Sharing, weights: TrainedWeights, checkpointing: bool = False
     ) -> None:
@@ -56,7 +55,7 @@ class Distiller(nn.Module):
         model.requires_grad_(False)
 
     def backward(self, tokens: Tensor) -> float:
-        """The loss on tokens [n_batch, n_token]; adds its gradients to the leaves."""
+        """Return the loss on tokens [n_batch, n_token], and add its gradients to weights.leaves."""
         tokens = tokens.to(self.model.device)
         teacher = self.teacher(tokens)
 
@@ -70,6 +69,7 @@ class Distiller(nn.Module):
 
     @torch.no_grad()
     def score(self, tokens: Tensor) -> Scores:
+        """Return the scores of held-out windows [n_batch, n_token]."""
         tokens = tokens.to(self.model.device)
         half = tokens.shape[1] // 2
         targets = tokens[:, half + 1 :].flatten()
@@ -80,10 +80,14 @@ class Distiller(nn.Module):
 
     @torch.no_grad()
     def teacher(self, tokens: Tensor) -> Outputs:
+        """Return the teacher's outputs for tokens [n_batch, n_token], without gradients."""
         return self._outputs(tokens)
 
     def as_student(self, tokens: Tensor, use: Callable[[Outputs], T]) -> T:
-        """use(what the student says). Its weights and Sharing are in place within `use` only, backward included."""
+        """Call `use` with the student's outputs for tokens [n_batch, n_token], and return its result.
+
+        The model is the student only until `use` returns, so a backward pass belongs inside `use`.
+        """
         weights = {f"model.{name}": value for name, value in self.weights.cast().items()}
         with ExitStack() as stack:
             stack.enter_context(self.sharing.active(self.model))
@@ -93,6 +97,7 @@ class Distiller(nn.Module):
             return result
 
     def forward(self, tokens: Tensor, use: Callable[[Outputs], T]) -> T:
+        """Call `use` with the outputs of the model; as_student() runs this with the student's weights."""
         return use(self._outputs(tokens))
 
     def _outputs(self, tokens: Tensor) -> Outputs:
@@ -106,12 +111,16 @@ def _relative_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL in nats per token, some rows at a time: with 128,000 words the distributions are larger than the model."""
+    """Return KL(teacher || student) in nats per token, for logits [..., n_vocab].
+
+    It computes ROWS tokens at a time: with a vocabulary of 128,000 tokens, all distributions take more memory than the
+    model.
+    """
     rows = zip(*(torch.split(logits.flatten(0, -2), ROWS) for logits in (student, teacher)), strict=True)
-    parts = [checkpoint(_summed_kl, ours, theirs, temperature, use_reentrant=False) for ours, theirs in rows]
+    parts = [checkpoint(_summed_kl, *logits, temperature, use_reentrant=False) for logits in rows]
     return torch.stack(parts).sum() / student[..., 0].numel()
 
 
 def _summed_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    ours, theirs = (log_softmax(logits.float() / temperature, -1) for logits in (student, teacher))
-    return kl_div(ours, theirs, reduction="sum", log_target=True)
+    log_q, log_p = (log_softmax(logits.float() / temperature, -1) for logits in (student, teacher))
+    return kl_div(log_q, log_p, reduction="sum", log_target=True)

@@ -1,11 +1,12 @@
-"""What an interrupted healing goes on with: a file in a folder beside the output, replaced as a whole every so often.
+"""Save the state of a healing to a file in a folder beside the output, so that an interrupted healing can go on.
 
-Batches are a function of seed and step and nothing else is random, so the step is all there is to know of chance.
+Each save replaces the whole file. The state has no random generator: batches depend only on the seed and the step, and
+nothing else is random.
 """
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,43 @@ import torch
 from torch import Tensor
 
 from ..errors import BadInput, OutputRefused
+from .curve import CurvePoint, Scores
 
 FILE = "state.pt"
 
 
 @dataclass(frozen=True)
 class SavedState:
-    step: int  # the next one
-    seconds: float  # of training so far
-    curve: Sequence[dict[str, Any]]  # the scores at 0, 10, 20 ... per cent
+    """The state after some steps: `step` is the next one, `seconds` the time of training so far.
+
+    `leaves` are TrainedWeights.leaves, `optimizer` is the state_dict() of the optimizer.
+    """
+
+    step: int
+    seconds: float
+    curve: Sequence[CurvePoint]
     leaves: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
 
 
 def folder_of(out: Path) -> Path:
+    """Return the folder for the state of a healing that writes `out`."""
     return out.with_name(f"{out.name}.healing")
 
 
-def prepare(out: Path, settings: Mapping[str, Any], resume: bool, force: bool) -> SavedState | None:
-    """What to go on from. `settings` is all that the result hangs on. Raises OutputRefused or BadInput."""
+def prepare(out: Path, settings: Mapping[str, Any], *, resume: bool, force: bool) -> SavedState | None:
+    """Return the state to go on from, None to begin; with `force` a state that is not resumed is removed.
+
+    `settings` is everything that the result depends on. Raises OutputRefused if there is a state and neither option
+    is given, BadInput if `resume` finds no state, or one that cannot be read or has other settings.
+    """
     folder = folder_of(out)
     if resume:
         return _load(folder, settings)
     if folder.exists():
         if not force:
-            raise OutputRefused(f"{folder}: an interrupted healing; --resume goes on with it, --force begins again")
+            next_step = "--resume goes on with it, --force begins again"
+            raise OutputRefused("an interrupted healing", path=folder, next_step=next_step)
         remove(out)
     return None
 
@@ -45,32 +58,37 @@ def prepare(out: Path, settings: Mapping[str, Any], resume: bool, force: bool) -
 def _load(folder: Path, settings: Mapping[str, Any]) -> SavedState:
     path = folder / FILE
     if not path.is_file():
-        raise BadInput(f"{folder}: no interrupted healing to --resume")
+        raise BadInput("no interrupted healing to --resume", path=folder)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)  # which runs no code
-        theirs, progress = state.pop("settings"), SavedState(**state)
+        fields = torch.load(path, map_location="cpu", weights_only=True)  # which runs no code
+        saved_settings = fields.pop("settings")
+        curve = [CurvePoint(**(point | {"scores": Scores(**point["scores"])})) for point in fields.pop("curve")]
+        saved = SavedState(curve=curve, **fields)
     except Exception as error:
-        raise BadInput(f"{path}: cannot be read ({error}); --force instead of --resume begins again") from None
-    for name in sorted(settings.keys() | theirs.keys()):
-        if settings.get(name) != theirs.get(name):
-            begun, asked = theirs.get(name), settings.get(name)
-            raise BadInput(f"{folder}: --resume: begun with {name} {begun}, not {asked}; --force begins again")
-    return progress
+        next_step = "--force instead of --resume begins again"
+        raise BadInput(f"cannot be read ({error})", path=path, next_step=next_step) from None
+    for name in sorted(settings.keys() | saved_settings.keys()):
+        if settings.get(name) != saved_settings.get(name):
+            reason = f"begun with {name} {saved_settings.get(name)}, not {settings.get(name)}"
+            raise BadInput(reason, path=folder, field="--resume", next_step="--force begins again")
+    return saved
 
 
-def save(out: Path, settings: Mapping[str, Any], progress: SavedState) -> None:
+def save(out: Path, settings: Mapping[str, Any], state: SavedState) -> None:
+    """Replace the state of the healing that writes `out`."""
     folder = folder_of(out)
     folder.mkdir(exist_ok=True)
     temporary = folder / f"{FILE}.new"
     with temporary.open("wb") as file:
-        torch.save({"settings": dict(settings)} | vars(progress), file)
+        curve = [asdict(point) for point in state.curve]  # plain values, which torch.load reads without running code
+        torch.save({"settings": dict(settings)} | vars(state) | {"curve": curve}, file)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / FILE)
 
 
 def remove(out: Path) -> None:
-    """Only what was made here: the folder goes if nothing else is in it."""
+    """Remove the state; the folder too, unless it holds files that this module did not write."""
     folder = folder_of(out)
     for name in (FILE, f"{FILE}.new"):
         (folder / name).unlink(missing_ok=True)

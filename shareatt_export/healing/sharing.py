@@ -1,11 +1,11 @@
-"""Shared Attention in transformers, for any architecture, with gradients: the one implementation in torch.
+"""Shared Attention in transformers, for any architecture, with gradients: the only implementation in torch.
 
     with Sharing(source_layers).active(model):
         model(input_ids).logits.sum().backward()
 
-One function registered with transformers' attention interface does it, so no model file is copied: a source layer
-runs its architecture's own eager attention (soft caps, sinks and all) and leaves its weights, a follower multiplies
-them with its own V. What the follower's Q and K projections compute is thrown away.
+It is one function that is registered with transformers' attention interface, so no model file is copied. A source
+layer runs its architecture's own eager attention (with soft caps and sinks) and keeps its attention weights; a follower
+multiplies them with its own V. The outputs of the follower's Q and K projections are not used.
 """
 
 import sys
@@ -25,35 +25,43 @@ NAME = "shareatt_reference"
 
 
 class Sharing:
-    """`weights` holds the attention weights of each source layer in the last forward, [n_batch, n_head, n_q, n_kv]."""
+    """The attention of a model with a source map.
+
+    `weights` holds the attention weights of each source layer in the last forward pass, [n_batch, n_head, n_q, n_kv].
+    `reached` are the layers that called attend(): a model whose layers do not cannot share attention this way.
+    """
 
     def __init__(self, source_layers: tuple[int, ...]) -> None:
         self.source_layers = source_layers
         self.weights: dict[int, Tensor] = {}
-        self.met: set[int] = set()  # layers whose attention came through here
-        self._complete: dict[int, bool] = {}
+        self.reached: set[int] = set()
+        self._weights_are_complete: dict[int, bool] = {}  # by source layer, see _complete_weights
 
     def attend(
         self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """query [n_batch, n_head, n_q, head_dim], key and value [n_batch, n_head_kv, n_kv, head_dim]."""
+        """Return the attention output [n_batch, n_q, n_head, head_dim] and the attention weights.
+
+        query [n_batch, n_head, n_q, head_dim], key and value [n_batch, n_head_kv, n_kv, head_dim].
+        """
         index = layer.layer_idx
         assert isinstance(index, int)  # noqa: S101  (every attention module of transformers has one)
-        self.met.add(index)
+        self.reached.add(index)
         if self.source_layers[index] == index:
             eager = _eager(layer)
             output, weights = eager(layer, query, key, value, mask, **kwargs)
             if self.source_layers.count(index) > 1:
-                self.weights[index] = weights = self._whole(layer, weights, output, query, key, value, mask, **kwargs)
+                weights = self._complete_weights(layer, weights, output, query, key, value, mask, **kwargs)
+                self.weights[index] = weights
             return output, weights
         weights = self.reused(index)
         return _product(weights, value), weights
 
     def reused(self, index: int) -> Tensor:
-        """The attention weights that follower `index` uses."""
+        """Return the attention weights that follower `index` uses."""
         return self.weights[self.source_layers[index]]
 
-    def _whole(
+    def _complete_weights(
         self,
         layer: nn.Module,
         weights: Tensor,
@@ -64,24 +72,31 @@ class Sharing:
         mask: Tensor | None,
         **kwargs: Any,
     ) -> Tensor:
-        """What the layer does to its V. The weights it returns may lack what scales its output afterwards (the sinks
-        of Granite SWA); then V is replaced by the unit matrix, which costs far more. The first forward decides."""
+        """Return the matrix that the layer multiplies V with.
+
+        In some architectures the layer scales its output afterwards (the sinks of Granite SWA), so that the weights
+        that it returns are not that matrix. Then attention with the unit matrix as V gives the matrix, which takes far
+        longer.
+        """
         index = int(layer.layer_idx)  # type: ignore[arg-type]
-        if index not in self._complete:
-            with torch.no_grad():  # a layer that is computed again for its gradients has to do the same again
-                self._complete[index] = torch.equal(_product(weights, value), output)
-        if self._complete[index]:
+        if index not in self._weights_are_complete:  # decided once: a checkpointed layer must compute the same again
+            with torch.no_grad():
+                self._weights_are_complete[index] = torch.equal(_product(weights, value), output)
+        if self._weights_are_complete[index]:
             return weights
-        each = torch.eye(key.shape[2], dtype=value.dtype, device=value.device).expand(*key.shape[:3], -1)
-        whole: Tensor = _eager(layer)(layer, query, key, each, mask, **kwargs)[0].transpose(1, 2)
-        return whole
+        identity = torch.eye(key.shape[2], dtype=value.dtype, device=value.device).expand(*key.shape[:3], -1)
+        complete: Tensor = _eager(layer)(layer, query, key, identity, mask, **kwargs)[0].transpose(1, 2)
+        return complete
 
     @contextmanager
     def active(self, model: PreTrainedModel) -> Iterator[None]:
-        """Within the block, backward included, where layers are checkpointed: they are computed again then."""
+        """Let the model share attention within the block; the backward pass belongs inside if layers are checkpointed.
+
+        `weights` is empty after the block.
+        """
 
         def attend(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
-            module, query, key, value, mask = (*args, attention_mask)[:5]  # it comes by position or, in some, by name
+            module, query, key, value, mask = (*args, attention_mask)[:5]  # some architectures pass the mask by name
             return self.attend(module, query, key, value, mask, **kwargs)
 
         AttentionInterface.register(NAME, attend)
@@ -97,10 +112,10 @@ class Sharing:
 
 @contextmanager
 def checkpointed(model: PreTrainedModel) -> Iterator[None]:
-    """Each layer keeps only its inputs, and is computed again for the backward pass, which must be within the block.
+    """Let each layer keep only its inputs within the block, and compute the layer again for the backward pass.
 
-    The attention weights of a source leave its layer beside its output. Sharing holds on to them, so a follower that
-    is computed again finds those of the first time, through which its gradient reaches the source.
+    The backward pass must be inside the block. Sharing keeps the attention weights of the first forward pass, so a
+    follower that is computed again uses them, and its gradient reaches the source layer through them.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for layer in layers:
@@ -113,9 +128,11 @@ def checkpointed(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _product(weights: Tensor, value: Tensor) -> Tensor:
+    """Return weights times value, [n_batch, n_q, n_head, head_dim]."""
     values = value.repeat_interleave(weights.shape[1] // value.shape[1], dim=1)
     return (weights @ values).transpose(1, 2).contiguous()
 
 
 def _eager(layer: nn.Module) -> Any:
+    """Return the eager attention function of the layer's architecture."""
     return sys.modules[type(layer).__module__].eager_attention_forward

@@ -1,6 +1,6 @@
-"""Where healing begins, if not with the model as it is: with the followers of an SA GGUF that was aligned or refitted.
+"""Read the weights that healing starts with from an SA GGUF whose followers were aligned or refitted.
 
-Its tensors are decoded, whatever their type; rows of V and columns of O stand in a GGUF as in the checkpoint.
+Tensors of any type are decoded. The rows of V and the columns of O have the same order in a GGUF and in the checkpoint.
 """
 
 import numpy as np
@@ -16,46 +16,55 @@ from ..model.spans import Span, spans_of
 from .trained_weights import attention_modules
 
 StartingValues = dict[str, npt.NDArray[np.float32]]  # by parameter
-FAR = 0.05  # relative distance of the same weights in another type, at most; 4 bits are less than 2 % away, 2 are 30 %
+MAX_DISTANCE = 0.05  # relative, between equal weights in two types; 4 bits are less than 2 % away, 2 bits 30 %
 
 
 def spans_in(header: Header) -> tuple[Span, ...]:
+    """Return the spans of an SA GGUF. Raises BadInput if it is dense."""
     facts = read_facts(header)
     if not facts.is_shared:
-        raise BadInput(f"{header.path}: shares no attention; --from takes an SA GGUF")
+        raise BadInput("shares no attention", path=header.path, next_step="--from takes an SA GGUF")
     return spans_of(facts.source_layers)
 
 
 def fitted_weights(header: Header, model: PreTrainedModel) -> StartingValues:
-    """Of the followers that were fitted. Raises BadInput where the shapes are not those of the model."""
+    """Return the fitted tensors of the file by the names of the model's parameters, in the checkpoint's shapes.
+
+    Raises BadInput if the file was not fitted, or the model has no such parameter.
+    """
     names = header.value(KEY_FIT_TENSORS)
     if not isinstance(names, list):
-        raise BadInput(f"{header.path}: {KEY_FIT_TENSORS}: is not there; --from takes what --align or --refit made")
+        next_step = "--from takes what --align or --refit made"
+        raise BadInput("is not there", path=header.path, field=KEY_FIT_TENSORS, next_step=next_step)
     return {_parameter(header, str(name), model): _decoded(header, str(name)) for name in names}
 
 
 def check_origin(header: Header, model: PreTrainedModel) -> None:
-    """Raises BadInput unless the file was made from this model: V of its sources must be the model's."""
+    """Check that the V of the source layers is the model's. Raises BadInput if the file is of another model."""
     for span in spans_in(header):
         name = f"blk.{span.source}.attn_v.weight"
-        theirs = model.get_parameter(_parameter(header, name, model)).detach().float().cpu().numpy()
-        ours = _decoded(header, name)
-        if ours.shape != theirs.shape or np.linalg.norm(ours - theirs) > FAR * np.linalg.norm(theirs):
-            raise BadInput(f"{header.path}: tensor '{name}': was not made from this checkpoint, or has too few bits")
+        of_model = model.get_parameter(_parameter(header, name, model)).detach().float().cpu().numpy()
+        of_file = _decoded(header, name)
+        max_distance = MAX_DISTANCE * np.linalg.norm(of_model)
+        if of_file.shape != of_model.shape or np.linalg.norm(of_file - of_model) > max_distance:
+            reason = "was not made from this checkpoint, or has too few bits"
+            raise BadInput(reason, path=header.path, field=f"tensor '{name}'")
 
 
 def _parameter(header: Header, name: str, model: PreTrainedModel) -> str:
-    """'blk.7.attn_v.weight' -> 'model.layers.7.self_attn.v_proj.weight'"""
+    """Return the model's name of a tensor: 'blk.7.attn_v.weight' is 'model.layers.7.self_attn.v_proj.weight'."""
     _, layer, role, suffix = name.split(".")
     found = attention_modules(model).get(int(layer))
     if found is None or role not in ("attn_v", "attn_output"):
-        raise BadInput(f"{header.path}: tensor '{name}': the checkpoint has no such projection")
-    prefix, _, known = found
-    return f"{prefix}.{known.v if role == 'attn_v' else known.o}.{suffix}"
+        raise BadInput("the checkpoint has no such projection", path=header.path, field=f"tensor '{name}'")
+    prefix, _, projections = found
+    return f"{prefix}.{projections.v if role == 'attn_v' else projections.o}.{suffix}"
 
 
 def _decoded(header: Header, name: str) -> npt.NDArray[np.float32]:
     info = header.tensors.get(name)
     if info is None:
-        raise BadInput(f"{header.path}: tensor '{name}' is missing")
-    return read_f32(info).reshape(info.shape[::-1])
+        raise BadInput(f"tensor '{name}' is missing", path=header.path)
+    rows = math.prod(info.shape[1:])
+    raw = np.memmap(info.path, np.uint8, "r", info.offset, (rows, info.n_bytes // rows))
+    return np.asarray(gguf.dequantize(raw, info.type), np.float32).reshape(info.shape[::-1])

@@ -1,4 +1,4 @@
-"""The loop of healing: AdamW, warm-up and linear decay over a number of steps or of minutes, whichever ends first."""
+"""Train the student: AdamW with warm-up and linear decay, for a number of steps or minutes, whichever ends first."""
 
 import math
 import time
@@ -11,20 +11,23 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from ..system.progress import Step
-from .distill import Distiller, Scores
+from .curve import CurvePoint, Scores
+from .distill import Distiller
 from .saved_state import SavedState
 from .training_text import TrainingWindows
 
-WARMUP = 0.05  # of the run
+WARMUP = 0.05  # the share of the run in which the learning rate rises
 BETAS = (0.9, 0.99)
-CLIP = 1.0
-SAVE_SECONDS, SAVE_SHARE = 60.0, 20  # state is saved every minute, but takes at most a twentieth of the time
-SMOOTH = 0.95  # of the loss that is shown
-POINTS = 10  # of the curve
+CLIP = 1.0  # the largest norm of the gradients
+SAVE_SECONDS, SAVE_SHARE = 60.0, 20  # a state is saved every minute; saving takes at most a twentieth of the time
+SMOOTH = 0.95  # the weight of the earlier steps in the loss that is shown
+POINTS = 10  # points of the curve, without the last one
 
 
 @dataclass(frozen=True)
 class Schedule:
+    """How long to train, with what learning rate, on what batches; None as `minutes` or `steps` is no limit."""
+
     learning_rate: float
     batch: int
     seed: int
@@ -32,34 +35,30 @@ class Schedule:
     steps: int | None
 
     def done(self, step: int, seconds: float) -> float:
-        """The share of the run that is over when `step` begins."""
+        """Return the share of the run that is over when `step` begins after `seconds`."""
         by_steps = step / self.steps if self.steps else 0.0
         by_time = seconds / (60 * self.minutes) if self.minutes else 0.0
         return min(1.0, max(by_steps, by_time))
 
     def rate(self, done: float) -> float:
+        """Return the learning rate when the share `done` of the run is over."""
         return self.learning_rate * min(1.0, (done + 0.1 * WARMUP) / WARMUP) * (1 - done)
 
 
 @dataclass(frozen=True)
-class CurvePoint:
-    """Of the curve of a run."""
-
-    step: int
-    seconds: float
-    scores: Scores
-
-
-@dataclass(frozen=True)
 class TrainingResult:
-    curve: tuple[CurvePoint, ...]  # before, after, and at each tenth between them
+    """The curve of a run: a point before training, one at each tenth of the run, and one after training."""
+
+    curve: tuple[CurvePoint, ...]
 
     @property
     def steps(self) -> int:
+        """The number of steps."""
         return self.curve[-1].step
 
     @property
     def seconds(self) -> float:
+        """The time of training, without measuring."""
         return self.curve[-1].seconds
 
 
@@ -67,28 +66,30 @@ def train(
     distiller: Distiller,
     windows: TrainingWindows,
     schedule: Schedule,
-    progress: SavedState | None,
+    saved: SavedState | None,
     save: Callable[[SavedState], None],
-    step: Step,
+    progress: Step,
 ) -> TrainingResult:
-    """Changes the distiller's leaves, from those of `progress` on if there is one. `save` is called every so often."""
+    """Train the distiller's leaves, which this changes. Goes on from `saved` if it is not None.
+
+    Calls `save` about once a minute and at the end.
+    """
     leaves = distiller.weights.leaves
     optimizer = torch.optim.AdamW(list(leaves.values()), lr=schedule.learning_rate, betas=BETAS, weight_decay=0.0)
     clock, i, curve = Clock(0.0), 0, list[CurvePoint]()
-    if progress is not None:
-        clock, i = Clock(progress.seconds), progress.step
-        curve = [CurvePoint(**(point | {"scores": Scores(**point["scores"])})) for point in progress.curve]
+    if saved is not None:
+        clock, i, curve = Clock(saved.seconds), saved.step, list(saved.curve)
         for name, leaf in leaves.items():
-            leaf.data.copy_(progress.leaves[name])
-        optimizer.load_state_dict(dict(progress.optimizer))
-    next_save, shown = clock() + SAVE_SECONDS, float("nan")
+            leaf.data.copy_(saved.leaves[name])
+        optimizer.load_state_dict(dict(saved.optimizer))
+    next_save, shown_loss = clock() + SAVE_SECONDS, float("nan")
 
     def save_all() -> None:
-        save(SavedState(i, clock(), [asdict(point) for point in curve], leaves, optimizer.state_dict()))
+        save(SavedState(i, clock(), curve, leaves, optimizer.state_dict()))
 
     while (done := schedule.done(i, clock())) < 1:
         if POINTS * done >= len(curve):
-            step("measuring", None)
+            progress("measuring", None)
             with clock.stopped():
                 curve.append(CurvePoint(i, clock(), score(distiller, windows.held_out, schedule.batch)))
         for group in optimizer.param_groups:
@@ -98,20 +99,20 @@ def train(
         clip_grad_norm_(leaves.values(), CLIP)
         optimizer.step()
         i += 1
-        shown = loss if math.isnan(shown) else SMOOTH * shown + (1 - SMOOTH) * loss
+        shown_loss = loss if math.isnan(shown_loss) else SMOOTH * shown_loss + (1 - SMOOTH) * loss
         if clock() >= next_save:
             began = time.monotonic()
             save_all()
             next_save = clock() + max(SAVE_SECONDS, SAVE_SHARE * (time.monotonic() - began))
-        step(f"healing, loss {shown:.3f}", done)
-    step("measuring", None)
+        progress(f"healing, loss {shown_loss:.3f}", done)
+    progress("measuring", None)
     seconds = clock()
-    save_all()  # should the output fail, --resume has nothing left to train
+    save_all()  # if the output cannot be written, --resume has nothing left to train
     return TrainingResult((*curve, CurvePoint(i, seconds, score(distiller, windows.held_out, schedule.batch))))
 
 
 class Clock:
-    """Seconds of training: those of earlier runs, and not those of measuring."""
+    """Counts the seconds of training, from `before` seconds of earlier runs on; call it for the current number."""
 
     def __init__(self, before: float) -> None:
         self._zero = time.monotonic() - before
@@ -121,13 +122,14 @@ class Clock:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
+        """Do not count the time of the block."""
         began = time.monotonic()
         yield
         self._zero += time.monotonic() - began
 
 
 def score(distiller: Distiller, held_out: Tensor, batch: int) -> Scores:
-    """The mean over all windows."""
+    """Return the mean scores over all windows [n_window, n_ctx], computed `batch` windows at a time."""
     parts = torch.split(held_out.long(), batch)
     scores = [(asdict(distiller.score(part)), len(part)) for part in parts]
     n = sum(size for _, size in scores)

@@ -1,6 +1,7 @@
-"""Training text as windows of tokens, some of them held out.
+"""Cut training texts into windows of tokens, and hold some of them out.
 
-Each window begins with BOS if the tokenizer begins texts so, as in texts.py. Held-out windows are spread evenly.
+If the tokenizer begins texts with BOS, BOS replaces the first token of each window. The held-out windows are spread
+evenly over all texts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,19 +12,25 @@ import torch
 from torch import Tensor
 
 from ..errors import BadInput
-from ..formats.texts import Text
+from ..formats.texts import Text, spread
 
-PIECE = 1 << 16  # characters given to the tokenizer at once: some slow down with the square
-HELD_OUT, ONE_IN = 16, 20  # windows, at most one of so many
+PIECE = 1 << 16  # characters for the tokenizer at a time: some tokenizers take time with the square of the length
+MAX_HELD_OUT = 16  # windows
+HELD_OUT_SHARE = 20  # at most one of this many windows is held out
 
 
 @dataclass(frozen=True)
 class TrainingWindows:
-    train: Tensor  # [n_window, n_ctx] of int32
+    """Windows to train with and windows to score, both [n_window, n_ctx] of int32."""
+
+    train: Tensor
     held_out: Tensor
 
     def batch(self, step: int, size: int, seed: int) -> Tensor:
-        """Every window once, in an order that hangs on the seed, then again in another order."""
+        """Return the windows of a step, [size, n_ctx] of int64.
+
+        An epoch has every window once, in an order that depends on the seed and the epoch.
+        """
         n = len(self.train)
         places = range(step * size, (step + 1) * size)
         orders = {epoch: _order(n, seed, epoch) for epoch in {place // n for place in places}}
@@ -35,24 +42,25 @@ def _order(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def training_windows(tokenizer: Any, texts: Sequence[Text], n_ctx: int) -> TrainingWindows:
-    """Raises BadInput where there is not one window to train with and one to hold out."""
+    """Return the windows of all texts. Raises BadInput if there are fewer than two."""
     bos = tokenizer.bos_token_id
     if bos is not None and tokenizer("a").input_ids[0] != bos:
         bos = None
     rows = [row for text in texts for row in _rows(tokenizer, text, n_ctx)]
     if len(rows) < 2:
-        raise BadInput(f"{texts[0].name}: too short: healing takes two windows of {n_ctx} tokens; see --ctx")
-    every = torch.stack(rows)
+        reason = f"too short: healing takes two windows of {n_ctx} tokens"
+        raise BadInput(reason, path=texts[0].name, next_step="see --ctx")
+    windows = torch.stack(rows)
     if bos is not None:
-        every[:, 0] = bos
-    n_held = min(HELD_OUT, max(1, len(every) // ONE_IN))
-    held = torch.zeros(len(every), dtype=torch.bool)
-    held[[i * len(every) // n_held for i in range(n_held)]] = True
-    return TrainingWindows(every[~held], every[held])
+        windows[:, 0] = bos
+    n_held_out = min(MAX_HELD_OUT, max(1, len(windows) // HELD_OUT_SHARE))
+    held_out = torch.zeros(len(windows), dtype=torch.bool)
+    held_out[list(spread(range(len(windows)), n_held_out))] = True
+    return TrainingWindows(windows[~held_out], windows[held_out])
 
 
 def _rows(tokenizer: Any, text: Text, n_ctx: int) -> Iterator[Tensor]:
-    """Windows do not go from one text into the next."""
+    """Yield the windows of one text, so that no window has tokens of two texts."""
     tokens: list[int] = []
     for start in range(0, len(text.content), PIECE):
         tokens += tokenizer(text.content[start : start + PIECE], add_special_tokens=False).input_ids

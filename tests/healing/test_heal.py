@@ -20,8 +20,11 @@ from shareatt_export.exporting import convert
 from shareatt_export.formats.texts import Text, read_text
 from shareatt_export.healing import heal, saved_state, train
 from shareatt_export.healing.distill import Distiller
+from shareatt_export.healing.job import RECORD, planned
+from shareatt_export.healing.request import HealRequest
 from shareatt_export.healing.sharing import Sharing
 from shareatt_export.healing.trained_weights import TrainedWeights, trained_names
+from shareatt_export.healing.training_text import training_windows
 from shareatt_export.model.spans import parse_spans, source_map
 from tests.support import parity, tiny
 from tests.support.reference import SharedReference
@@ -174,7 +177,7 @@ def test_windows_are_apart_and_each_is_seen_once_before_any_is_seen_twice():
         def __call__(self, text, add_special_tokens=True):
             return type("", (), {"input_ids": [1] * add_special_tokens + [ord(char) for char in text]})
 
-    made = heal.heal_text.windows(Tokenizer(), [Text("a", "".join(map(chr, range(100, 503))))], 4)
+    made = training_windows(Tokenizer(), [Text("a", "".join(map(chr, range(100, 503))))], 4)
     rows = [tuple(row) for part in (made.train, made.held_out) for row in part.tolist()]
     assert len(rows) == len(set(rows)) == 100 and len(made.held_out) == 5
     assert all(row[0] == 1 and row[2:] == (row[1] + 1, row[1] + 2) for row in rows)
@@ -208,8 +211,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def healed(model: Path) -> tuple[Path, dict]:
     """By three steps, and what the record says of it."""
     out = model.parent / "healed"
-    heal.heal(heal.planned(request(model, out, steps=3)))
-    return out, json.loads((out / heal.RECORD).read_text())
+    heal.heal(planned(request(model, out, steps=3)))
+    return out, json.loads((out / RECORD).read_text())
 
 
 def test_only_what_is_trained_changes(model, healed):
@@ -223,7 +226,7 @@ def test_only_what_is_trained_changes(model, healed):
                      "4.self_attn.v_proj", "4.self_attn.o_proj")
     }  # fmt: skip
     names = {path.name for path in model.iterdir()}
-    assert {path.name for path in out.iterdir()} == names - {"code.bin"} | {heal.RECORD}
+    assert {path.name for path in out.iterdir()} == names - {"code.bin"} | {RECORD}
     for name in names - {"code.bin", "model.safetensors"}:
         assert (out / name).read_bytes() == (model / name).read_bytes(), name
     assert sorted(path.name for path in model.parent.iterdir()) == ["healed", "model"]
@@ -238,7 +241,7 @@ def test_the_record(healed):
 
 def test_the_demo_models_loss_falls_on_text_it_was_not_trained_with(tmp_path):
     asked = request(tiny.DEMO, tmp_path / "out", spans="6-9", n_ctx=128, steps=5)
-    first, *_, last = heal.heal(heal.planned(asked)).result.curve
+    first, *_, last = heal.heal(planned(asked)).result.curve
     assert last.scores.kl < 0.9 * first.scores.kl
     assert first.scores.nll_teacher == last.scores.nll_teacher < last.scores.nll < first.scores.nll
 
@@ -248,10 +251,12 @@ def test_the_exported_model_is_the_student(model, healed, built, tmp_path):
     out, said = healed
     (file,) = shareatt_export.export(out, SPANS, tmp_path / "sa.gguf", outtype="f32").files
     tensors = load_file(out / "model.safetensors")
-    job = heal.planned(heal.HealRequest(model, SPANS, None, dtype="f32"))
+    job = planned(HealRequest(model, SPANS, None, dtype="f32"))
     initial = {name: tensors[name].float().numpy() for name in said["trained"]}
     teacher = heal.load(model, job.config, torch.float32)
-    student = Distiller(teacher, Sharing((0, 1, 2, 2, 2, 5, 6, 7)), TrainedWeights(teacher, job.names, initial=initial))
+    student = Distiller(
+        teacher, Sharing((0, 1, 2, 2, 2, 5, 6, 7)), TrainedWeights(teacher, job.trained_names, initial=initial)
+    )
     tokens = torch.from_numpy(parity.TOKENS[0])[None]
     with torch.no_grad():
         expected = student.as_student(tokens, lambda outputs: outputs.logits)[0].numpy()
@@ -259,9 +264,9 @@ def test_the_exported_model_is_the_student(model, healed, built, tmp_path):
     assert parity.nmse(teacher(tokens).logits[0].detach().numpy(), expected) > 1e-2
 
 
-def request(model: Path, out: Path | None, **changes: object) -> heal.HealRequest:
+def request(model: Path, out: Path | None, **changes: object) -> HealRequest:
     texts = (read_text(tiny.DEMO / "LICENSE"),)
-    asked = heal.HealRequest(model, SPANS, out, texts, n_ctx=16, batch=2, steps=6, dtype="f32")
+    asked = HealRequest(model, SPANS, out, texts, n_ctx=16, batch=2, steps=6, dtype="f32")
     return replace(asked, **changes)
 
 
@@ -274,7 +279,7 @@ def test_resumed_is_bit_equal_to_uninterrupted(model, tmp_path, monkeypatch, met
     monkeypatch.setattr(train, "SAVE_SECONDS", 0)
     monkeypatch.setattr(train, "SAVE_SHARE", 0)
     whole, out = tmp_path / "whole", tmp_path / "out"
-    heal.heal(heal.planned(request(model, whole, method=method)))
+    heal.heal(planned(request(model, whole, method=method)))
     asked = request(model, out, method=method)
 
     def interrupt(what: str, fraction: float | None) -> None:
@@ -282,25 +287,25 @@ def test_resumed_is_bit_equal_to_uninterrupted(model, tmp_path, monkeypatch, met
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        heal.heal(heal.planned(asked), interrupt)
+        heal.heal(planned(asked), interrupt)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.healing", "whole"]
     with pytest.raises(ShareattError, match="an interrupted healing; --resume goes on with it, --force begins again"):
-        heal.heal(heal.planned(asked))
+        heal.heal(planned(asked))
     with pytest.raises(BadInput, match="begun with seed 0, not 1"):
-        heal.heal(heal.planned(replace(asked, seed=1, resume=True)))
-    done = heal.heal(heal.planned(replace(asked, resume=True)))
+        heal.heal(planned(replace(asked, seed=1, resume=True)))
+    done = heal.heal(planned(replace(asked, resume=True)))
     assert weights_of(out) == weights_of(whole) != weights_of(model)
     assert [point.step for point in done.result.curve] == [0, 1, 2, 3, 4, 5, 6]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
     with pytest.raises(BadInput, match="no interrupted healing to --resume"):
-        heal.heal(heal.planned(replace(asked, resume=True, force=True)))
+        heal.heal(planned(replace(asked, resume=True, force=True)))
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(model, tmp_path):
     made = []
     for i, (seed, checkpointing) in enumerate([(0, False), (0, True), (1, False)]):
         asked = request(model, tmp_path / str(i), seed=seed, steps=2, checkpointing=checkpointing)
-        heal.heal(heal.planned(asked))
+        heal.heal(planned(asked))
         made.append(weights_of(tmp_path / str(i)))
     assert made[0] == made[1] != made[2]
 
@@ -317,7 +322,7 @@ def test_it_begins_where_a_fit_ended(model, tmp_path, built):
     fitted = tmp_path / "fitted.gguf"
     shareatt_export.export(dense, SPANS, fitted, align=True, refit=True, text=tiny.DEMO / "heldout.txt")
     asked = request(model, tmp_path / "out", spans=None, begin=fitted, steps=1, learning_rate=1e-9)
-    heal.heal(heal.planned(asked))
+    heal.heal(planned(asked))
     ours = shareatt_export.export(tmp_path / "out", SPANS, tmp_path / "healed.gguf", outtype="f32").files[0]
     plain = shareatt_export.export(dense, SPANS, tmp_path / "plain.gguf").files[0]
     assert parity.nmse(parity.logits(ours), parity.logits(fitted)) < 1e-6
@@ -330,10 +335,10 @@ def test_a_beginning_that_does_not_fit_is_refused(model, tmp_path, built):
     options = {"spans": None, "steps": 1}
     for file, message in ((plain, "is not there; --from takes what --align"), (dense, "shares no attention")):
         with pytest.raises(BadInput, match=message):
-            heal.planned(request(model, tmp_path / "out", begin=file, **options))
+            planned(request(model, tmp_path / "out", begin=file, **options))
     for spans, begin in ((None, None), (SPANS, plain)):
         with pytest.raises(ShareattError, match="one of --spans and --from"):
-            heal.planned(request(model, tmp_path / "out", spans=spans, begin=begin))
+            planned(request(model, tmp_path / "out", spans=spans, begin=begin))
     torch.manual_seed(77)
     other = tiny.build(2)
     for weight in other.parameters():
@@ -342,7 +347,7 @@ def test_a_beginning_that_does_not_fit_is_refused(model, tmp_path, built):
     fitted = tmp_path / "fitted.gguf"
     shareatt_export.export(stranger, SPANS, fitted, align=True, text=tiny.DEMO / "heldout.txt")
     with pytest.raises(BadInput, match=r"blk\.2\.attn_v\.weight.*was not made from this checkpoint"):
-        heal.heal(heal.planned(request(model, tmp_path / "out", begin=fitted, **options)))
+        heal.heal(planned(request(model, tmp_path / "out", begin=fitted, **options)))
     assert not (tmp_path / "out").exists()
 
 
@@ -362,13 +367,13 @@ def test_what_fails_in_writing_leaves_what_was_there_and_is_not_trained_again(
     monkeypatch.setattr(heal, "copy_with", fail)
     asked = request(model, out, steps=1, force=force)
     with pytest.raises(ShareattError, match="cannot be written: No space left on device"):
-        heal.heal(heal.planned(asked))
+        heal.heal(planned(asked))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"] * force + ["out.healing"]
     if force:
         assert weights_of(out) == weights_of(healed[0])
     monkeypatch.setattr(heal, "copy_with", copy_with)
     monkeypatch.setattr(Distiller, "backward", None)
-    heal.heal(heal.planned(replace(asked, resume=True)))
+    heal.heal(planned(replace(asked, resume=True)))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert weights_of(out) not in (weights_of(model), weights_of(healed[0]))
 
@@ -410,7 +415,7 @@ def test_the_command_says_how_to_export(run, model, tmp_path):
     assert f"shareatt-export {out} --spans 2-4 -o {out}.gguf" in done.stderr
     assert "perplexity" in done.stderr
     done = run("heal", model, "--spans", SPANS, "-o", out, "--steps", "1", "--json", "--force", "-q", *OPTIONS)
-    record = json.loads((out / heal.RECORD).read_text())
+    record = json.loads((out / RECORD).read_text())
     assert json.loads(done.stdout) == {"output": str(out), **record} and done.stderr == ""
 
 
@@ -508,6 +513,6 @@ def test_a_state_of_another_program_is_refused(model, tmp_path):
     (folder / "mine").touch()
     asked = request(model, tmp_path / "out", steps=1)
     with pytest.raises(BadInput, match="state.pt: cannot be read"):
-        heal.heal(heal.planned(replace(asked, resume=True)))
-    heal.heal(heal.planned(replace(asked, force=True)))
+        heal.heal(planned(replace(asked, resume=True)))
+    heal.heal(planned(replace(asked, force=True)))
     assert [path.name for path in folder.iterdir()] == ["mine"]
