@@ -135,7 +135,8 @@ def heal(request: HealRequest, progress: Step) -> "Healed":
     from .exporting.convert import require_hf
 
     require_hf()
-    from .healing.heal import heal, planned
+    from .healing.heal import heal
+    from .healing.job import planned
 
     return heal(planned(request), progress)
 

@@ -106,7 +106,8 @@ def _run(request: HealRequest, as_json: bool, quiet: bool) -> None:
     from ..exporting.convert import require_hf
 
     require_hf()
-    from ..healing.heal import heal, planned  # torch takes seconds to import
+    from ..healing.heal import heal  # torch takes seconds to import
+    from ..healing.job import planned
     from . import heal_report
     from .output import err, out, print_json
     from .progress_bar import steps

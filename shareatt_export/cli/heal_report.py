@@ -7,21 +7,22 @@ from typing import Any
 from rich.console import Console
 
 from ..healing import heal
-from ..healing.heal import Healed, HealJob
+from ..healing.heal import Healed
+from ..healing.job import HealJob
 from .tables import table
 
 
 def plan_dict(job: HealJob) -> dict[str, Any]:
     return {
         "spans": ",".join(map(str, job.spans)),
-        "trained": [{"name": name, "shape": list(job.slots[name].shape)} for name in job.names],
+        "trained": [{"name": name, "shape": list(job.slots[name].shape)} for name in job.trained_names],
         "n_trained": job.n_trained,
     }
 
 
 def show_plan(job: HealJob, console: Console) -> None:
     console.print(table([(str(span), span.in_words()) for span in job.spans], ("span", "")))
-    kinds = Counter(".".join(name.split(".")[-2:]) for name in job.names)
+    kinds = Counter(".".join(name.split(".")[-2:]) for name in job.trained_names)
     what = ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
     how = f", as differences of rank {job.request.rank}" if job.request.lora_rank else ""
     console.print(f"trains {job.n_trained:,} numbers: {what}{how}", highlight=False)

@@ -1,4 +1,4 @@
-"""What this machine has of what the tool needs, and the command that brings what is missing."""
+"""Find out what the tool needs and this machine lacks, and the commands that install it."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ from .._version import __version__
 from ..errors import RuntimeProblem
 from .build import find_program
 from .pin import patch_id, pin
-from .runtime import RuntimeStatus, status
+from .runtime import status
 from .source import cache_dir
 
 State = Literal["ok", "missing", "information"]
@@ -31,7 +31,7 @@ CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_fp16", "avx512_bf16", 
 
 @dataclass(frozen=True)
 class Finding:
-    """`next_step` is what the user can do about something missing, a command where there is one."""
+    """What the machine has, or lacks, of one thing; `next_step` is what the user can do, a command if there is one."""
 
     subject: str
     state: State
@@ -40,7 +40,10 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Look at Python, the package, its extras, the processor, the compiler and the runtime. Builds nothing."""
+    """Return a finding for Python, the package, its extras, the processor, the build tools and the runtime.
+
+    Builds and installs nothing.
+    """
     return [_python(), _package(), _processor(), *map(_extra, EXTRAS), *_build_tools(), _runtime(), _unpatched()]
 
 
@@ -85,7 +88,7 @@ def _processor() -> Finding:
 
 
 def _build_tools() -> list[Finding]:
-    """The programs that `runtime build` calls. They are needed once, unless the runtime is there."""
+    """Find the programs that `runtime build` calls, which are only needed until the runtime is built."""
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     found = {
         "C++ compiler": compiler and shutil.which(compiler),
@@ -119,7 +122,7 @@ def _is_ready(patched: bool = True) -> bool:
 
 def _runtime() -> Finding:
     try:
-        found: RuntimeStatus = status()
+        found = status()
     except RuntimeProblem as error:
         return Finding("runtime", "missing", error.reason, error.next_step)
     wanted = f"llama.cpp {pin().llama_cpp_commit}, patch {patch_id()}, ABI {pin().abi}"
@@ -139,7 +142,7 @@ def _unpatched() -> Finding:
 
 
 def platform_note() -> str | None:
-    """What does not work on this operating system at all, if anything."""
+    """Return a sentence on what does not work on this operating system; None if everything does."""
     if sys.platform == "win32":
         return "The runtime cannot be built on Windows yet; use WSL."
     return None
