@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
-from ..checkpoint.checks import check_checkpoint, own_code
+from ..checkpoint.checks import check_files, own_code
 from ..checkpoint.rewrite import Slot, find_tensors
 from ..errors import BadInput, BadSpans, Unsupported
 from ..formats.gguf_header import Header
@@ -76,7 +76,7 @@ def planned(request: HealRequest) -> HealJob:
         )
     if code := own_code(folder):
         raise Unsupported(f"brings code of its own ({code}), which heal does not run", path=folder)
-    check_checkpoint(folder, trust_remote_code=True)
+    check_files(folder)
     if request.out is not None:
         check_output_folder(Path(request.out), folder, request.force, RECORD)
     if request.device == "cuda" and not torch.cuda.is_available():

@@ -64,7 +64,5 @@ def _parameter(header: Header, name: str, model: PreTrainedModel) -> str:
 def _decoded(header: Header, name: str) -> npt.NDArray[np.float32]:
     info = header.tensors.get(name)
     if info is None:
-        raise BadInput(f"tensor '{name}' is missing", path=header.path)
-    rows = math.prod(info.shape[1:])
-    raw = np.memmap(info.path, np.uint8, "r", info.offset, (rows, info.n_bytes // rows))
-    return np.asarray(gguf.dequantize(raw, info.type), np.float32).reshape(info.shape[::-1])
+        raise BadInput("is missing", path=header.path, field=f"tensor '{name}'")
+    return read_f32(info).reshape(info.shape[::-1])

@@ -82,9 +82,7 @@ class PairFitter:
             for pair in pairs:
                 source, follower = pair
                 ours = observed[follower]
-                costs[pair] += heads.costs(
-                    observed[source].weights, ours.weights, ours.values, weights[follower]
-                )
+                costs[pair] += heads.costs(observed[source].weights, ours.weights, ours.values, weights[follower])
 
         windows = self._windows[: heads.ALIGN_WINDOWS]
         for i, tokens in enumerate(windows):
