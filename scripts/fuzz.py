@@ -21,33 +21,33 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.faults import mutate_json
-from tests.faults.checkpoints import checkpoint
-from tests.faults.loader import tried
-from tests.faults.mutate import mutants
-from tests.faults.test_sweeps import checkpoint_outcome, outcome
-from tests.support import parity, small
+from tests.support import parity, small_gguf
+from tests.support.faults import json_mutants
+from tests.support.faults.checkpoint_folders import checkpoint
+from tests.support.faults.gguf_mutants import gguf_mutants
+from tests.support.faults.load_child import try_load
+from tests.support.faults.mutant_outcomes import checkpoint_outcome, gguf_outcome
 
 Mutants = Iterator[tuple[Path, Callable[[], str]]]  # the broken file, and what becomes of it
 
 
 def ggufs(folder: Path, seed: int, load: bool) -> Mutants:
     path = folder / "mutant.gguf"
-    dense = small.write_dense(folder / "dense.gguf", q8_0=True, n_layer=3)
-    for data in mutants(dense, seed, sys.maxsize):
+    dense = small_gguf.write_dense(folder / "dense.gguf", q8_0=True, n_layer=3)
+    for data in gguf_mutants(dense, seed, sys.maxsize):
         path.write_bytes(data)
         yield path, partial(one, path, folder / "out.gguf", load)
 
 
 def checkpoints(folder: Path, seed: int) -> Mutants:
-    for path in mutate_json.mutants(checkpoint(folder / "model", shards=2), seed, sys.maxsize):
+    for path in json_mutants.mutants(checkpoint(folder / "model", shards=2), seed, sys.maxsize):
         yield path, partial(checkpoint_outcome, path)
 
 
 def one(path: Path, out: Path, load: bool) -> str:
-    seen = outcome(path, out)
-    if load and seen == "exported" and tried(parity.lib(), path).outcome == "decoded":
-        if (of := tried(parity.lib(), out)).outcome != "decoded":
+    seen = gguf_outcome(path, out)
+    if load and seen == "exported" and try_load(parity.lib(), path).outcome == "decoded":
+        if (of := try_load(parity.lib(), out)).outcome != "decoded":
             raise RuntimeError(f"llama.cpp runs the mutant, but not its export: {of.outcome}: {of.said}")
         return "exported and run"
     return seen

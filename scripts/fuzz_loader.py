@@ -22,10 +22,10 @@ from scripts.upstream.build import build
 from scripts.upstream.cases import ADDRESS
 from scripts.upstream.outcome import findings
 from shareatt_export.llamacpp import runtime
-from tests.exporting.test_export import export
-from tests.faults.loader import OUTCOMES, Other, Tried
-from tests.faults.shared_files import BAD_FILES, shared_mutants
-from tests.support import small
+from tests.support import small_gguf
+from tests.support.exports import export
+from tests.support.faults.bad_shared_files import BAD_FILES, shared_mutants
+from tests.support.faults.load_child import OUTCOMES, LoadChild, LoadResult
 
 OPTIONS = {
     # no leaks of children that end without cleaning up; a model may ask for more memory than there is and be refused
@@ -46,7 +46,7 @@ def of_gcc(name: str) -> str:
     ).stdout.strip()
 
 
-def faults(of: Tried) -> set[str]:
+def faults(of: LoadResult) -> set[str]:
     """What is wrong with a load, in words that are the same without the patch."""
     found = findings(of.said)
     if of.outcome not in OUTCOMES.values() and not found:
@@ -68,7 +68,7 @@ def main() -> None:
     found: dict[Path, set[str]] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        patched, unpatched = (stack.enter_context(Other(python, library(which), **env)) for which in (True, False))
+        patched, unpatched = (stack.enter_context(LoadChild(python, library(which), **env)) for which in (True, False))
         path = folder / "bad.gguf"
 
         def look(name: str, message: str = "") -> None:
@@ -83,7 +83,7 @@ def main() -> None:
                 args.keep.mkdir(parents=True, exist_ok=True)
                 found[Path(shutil.copy(path, args.keep / f"loader-{name.replace(' ', '-')}.gguf"))] = wrong
 
-        sound = export(small.write_dense(folder / "dense.gguf"), folder / "shared.gguf")
+        sound = export(small_gguf.write_dense(folder / "dense.gguf"), folder / "shared.gguf")
         for name, (make, message) in BAD_FILES.items():
             make(sound, path)
             look(name, message)

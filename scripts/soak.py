@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import shareatt_export
 from shareatt_export.exporting.convert import converted
 from shareatt_export.llamacpp import runtime
-from tests.support import tiny
+from tests.support import tiny_models
 from tests.support.server import PORT, serving
 from tests.support.soak import OPTIONS, soak
 
-TEXT = tiny.DEMO / "heldout.txt"
+TEXT = tiny_models.DEMO / "heldout.txt"
 GROWTH = 0.02
 
 
@@ -37,10 +37,10 @@ def main() -> None:
         folder = Path(name)
         model = folder / "shared.gguf"
         if args.spans == "dense":
-            with converted(tiny.DEMO, folder, "auto", None) as made:
+            with converted(tiny_models.DEMO, folder, "auto", None) as made:
                 made.replace(model)
         else:
-            shareatt_export.export(tiny.DEMO, args.spans, model)
+            shareatt_export.export(tiny_models.DEMO, args.spans, model)
         command = [runtime.tool("llama-server"), "-m", model, "--port", PORT, *OPTIONS, "--slot-save-path", folder]
         with serving(*command, log=folder / "log") as server:
             done = soak(server, [TEXT.read_text()], 60 * args.minutes, args.clients, args.seed)

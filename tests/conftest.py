@@ -9,7 +9,7 @@ import pytest
 
 from shareatt_export.cli import main as cli
 from shareatt_export.llamacpp import runtime
-from tests.support import tiny
+from tests.support import tiny_models
 from tests.support.fault_counts import (  # noqa: F401  (hooks)
     pytest_configure,
     pytest_itemcollected,
@@ -66,6 +66,6 @@ def demo_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("demo")
     dense = folder / "dense.gguf"
-    with converted(tiny.DEMO, folder, "auto", None) as made:
+    with converted(tiny_models.DEMO, folder, "auto", None) as made:
         made.replace(dense)
     return dense

@@ -6,11 +6,11 @@ import pytest
 
 import shareatt_export
 from shareatt_export import ExportRequest
-from tests.support import small, tiny
+from tests.support import small_gguf, tiny_models
 
 
 def test_export_as_a_function(tmp_path):
-    dense, seen = small.write_dense(tmp_path / "dense.gguf"), []
+    dense, seen = small_gguf.write_dense(tmp_path / "dense.gguf"), []
     done = shareatt_export.export(
         str(dense), "6-9", str(tmp_path / "out.gguf"), progress=lambda *step: seen.append(step)
     )
@@ -30,7 +30,7 @@ def test_its_errors_are_one_family(tmp_path):
 
 
 def test_a_request_and_its_fields_are_the_same(tmp_path):
-    dense, seen = small.write_dense(tmp_path / "dense.gguf"), []
+    dense, seen = small_gguf.write_dense(tmp_path / "dense.gguf"), []
     request = ExportRequest(dense, "6-9", tmp_path / "a.gguf")
     (a,) = shareatt_export.export(request, progress=lambda *step: seen.append(step)).files
     (b,) = shareatt_export.export(dense, spans="6-9", out=tmp_path / "b.gguf").files
@@ -45,7 +45,7 @@ def test_the_functions_have_the_signatures_of_their_requests():
 
 
 def test_spans_that_are_searched(demo_dense, tmp_path):
-    text = tiny.DEMO / "heldout.txt"
+    text = tiny_models.DEMO / "heldout.txt"
     options = {"spans": "auto", "followers": 1, "fast": True, "text": text}
     done = shareatt_export.export(demo_dense, out=tmp_path / "out.gguf", **options)
     found = shareatt_export.search(demo_dense, followers=1, fast=True, align=False, refit=False, text=text)
@@ -55,8 +55,8 @@ def test_spans_that_are_searched(demo_dense, tmp_path):
 
 
 def test_analysis_and_evaluation_of_a_folder_name_the_folder(tmp_path):
-    (sa,) = shareatt_export.export(tiny.DEMO, "6-9", tmp_path / "sa.gguf").files
+    (sa,) = shareatt_export.export(tiny_models.DEMO, "6-9", tmp_path / "sa.gguf").files
     size = {"n_ctx": 64, "n_windows": 1}
-    done = shareatt_export.evaluate(tiny.DEMO, (sa,), **size, baselines=False)
-    assert done.scores[0].subject.model == done.request.dense == tiny.DEMO
-    assert shareatt_export.analyze(tiny.DEMO, **size).request.model == tiny.DEMO
+    done = shareatt_export.evaluate(tiny_models.DEMO, (sa,), **size, baselines=False)
+    assert done.scores[0].subject.model == done.request.dense == tiny_models.DEMO
+    assert shareatt_export.analyze(tiny_models.DEMO, **size).request.model == tiny_models.DEMO

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import tiny
+from tests.support import tiny_models
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,7 +31,7 @@ def test_an_installed_package_builds_its_runtime_exports_and_runs(tmp_path):
     call(venv / "pip", "install", "-q", "-c", constraints, f"shareatt-export[hf,build] @ file://{wheel}")
     tool = venv / "shareatt-export"
     call(tool, "runtime", "build")
-    call(tool, tiny.DEMO, "--spans", "6-9", "-o", "out.gguf")
+    call(tool, tiny_models.DEMO, "--spans", "6-9", "-o", "out.gguf")
     assert call(tool, "run", "out.gguf", "-p", "def ", "-n", 8, "--", "--temp", 0).startswith("def ")
     status = call(tool, "runtime", "status", "--json")
     assert str(tmp_path / "home") in status

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shareatt_export.exporting.convert import converted
-from tests.exporting.test_export import export
-from tests.faults.shared_files import BAD_FILES
-from tests.support import parity, small, tiny
+from tests.support import parity, small_gguf, tiny_models
+from tests.support.exports import export
+from tests.support.faults.bad_shared_files import BAD_FILES
 
 SEED = "1"
 
@@ -25,19 +25,19 @@ class Kitchen:
     archs: Path  # the program test-llama-archs, which writes upstream's dummy models
 
     def demo(self) -> Path:
-        with converted(tiny.DEMO, self.folder, "auto", None) as made:
+        with converted(tiny_models.DEMO, self.folder, "auto", None) as made:
             return made.replace(self.folder / "stdlib-5m.gguf")
 
-    def tiny(self, heads: str, head_dim: int = tiny.HEAD_DIM) -> Path:
+    def tiny(self, heads: str, head_dim: int = tiny_models.HEAD_DIM) -> Path:
         return parity.make_case(heads, "f16", self.folder / f"{heads}-{head_dim}", head_dim).dense
 
     def sliding(self, arch: str) -> Path:
-        source = tiny.save(tiny.build_sliding(arch), self.folder / arch)
+        source = tiny_models.save(tiny_models.build_sliding(arch), self.folder / arch)
         with converted(source, self.folder, "f16", None) as made:
             return made.replace(self.folder / f"{arch}.gguf")
 
     def fused(self) -> Path:
-        return small.write_dense(self.folder / "fused.gguf", fused=True, bias=True)
+        return small_gguf.write_dense(self.folder / "fused.gguf", fused=True, bias=True)
 
     def dummy(self, arch: str, name: str) -> Path:
         return self.dummies(arch) / name
@@ -99,7 +99,7 @@ def make_models(kitchen: Kitchen) -> Iterator[tuple[Model, list[Model]]]:
 
 def make_bad(folder: Path) -> Iterator[tuple[str, Path, str]]:
     """Broken SA files: what is wrong, the file, and what the loader must say."""
-    good = export(small.write_dense(folder / "good-dense.gguf"), folder / "good.gguf")
+    good = export(small_gguf.write_dense(folder / "good-dense.gguf"), folder / "good.gguf")
     for name, (make, message) in BAD_FILES.items():
         make(good, bad := folder / f"bad-{name}.gguf")
         yield name, bad, message

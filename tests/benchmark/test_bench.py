@@ -20,8 +20,8 @@ from shareatt_export.llamacpp.engine import Context, Model, Token
 from shareatt_export.model.costs import read_weights
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.synthetic import ModelShape, write_random
-from tests.exporting.test_export import export
 from tests.support import parity
+from tests.support.exports import export
 
 SHAPE = ModelShape(n_layer=12, n_embd=128, n_head=4, n_head_kv=2, head_dim=32, n_ff=128, n_vocab=64)
 QUICK = ("--depths", "0,200", "--rounds", "1", "--prompt", "16", "--generate", "2", "--threads", "1")

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import tiny
+from tests.support import tiny_models
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-FILES = {path.name: path for path in tiny.DEMO.iterdir() if path.is_file()}
+FILES = {path.name: path for path in tiny_models.DEMO.iterdir() if path.is_file()}
 
 
 @dataclass

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from tests.support import small
+from tests.support import small_gguf
 
 
 @pytest.fixture
 def dense(tmp_path: Path) -> Path:
     url = "https://huggingface.co/org/Small"
-    return small.write_dense(tmp_path / "dense.gguf", general_license="apache-2.0", general_repo_url=url)
+    return small_gguf.write_dense(tmp_path / "dense.gguf", general_license="apache-2.0", general_repo_url=url)
 
 
 def test_a_folder_gets_a_card(run, dense, tmp_path):
@@ -46,13 +46,13 @@ def test_a_file_gets_one_when_it_is_asked_for(run, dense, tmp_path):
 
 
 def test_another_site_is_no_base_model(run, tmp_path):
-    dense = small.write_dense(tmp_path / "dense.gguf", general_repo_url="https://example.invalid/org/Small")
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf", general_repo_url="https://example.invalid/org/Small")
     run(dense, "--spans", "6-9", "-o", tmp_path / "a.gguf", "--card")
     assert ModelCard.load(tmp_path / "README.md").data.base_model is None
 
 
 def test_text_of_a_stranger_stays_text(run, tmp_path):
-    evil = small.write_dense(tmp_path / "dense.gguf", general_license='x"\ninjected: true')
+    evil = small_gguf.write_dense(tmp_path / "dense.gguf", general_license='x"\ninjected: true')
     run(evil, "--spans", "6-9", "-o", tmp_path / "a.gguf", "--card")
     data = ModelCard.load(tmp_path / "README.md").data
     assert data.license == 'x"\ninjected: true' and "injected" not in data.to_dict()

@@ -16,14 +16,14 @@ from shareatt_export.formats.gguf_encode import raw_string
 from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.pin import patch_id, pin
-from tests.support import small, tiny
+from tests.support import small_gguf, tiny_models
 
 MAP = [0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 10, 11]
 
 
 @pytest.fixture
 def dense(tmp_path: Path) -> Path:
-    return small.write_dense(tmp_path / "dense.gguf")
+    return small_gguf.write_dense(tmp_path / "dense.gguf")
 
 
 # ---------------------------------------------------------------- the acceptance commands
@@ -32,7 +32,7 @@ def dense(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", ["checkpoint", "gguf"])
 def test_export_and_inspect_the_demo_model(run, demo_dense, tmp_path, kind):
     out = tmp_path / "out.gguf"
-    done = run(tiny.DEMO if kind == "checkpoint" else demo_dense, "--spans", "6-9", "-o", out)
+    done = run(tiny_models.DEMO if kind == "checkpoint" else demo_dense, "--spans", "6-9", "-o", out)
     assert (done.status, done.stdout) == (0, f"{out}\n")
     assert "layer 6 computes; layers 7, 8 and 9 reuse its attention weights" in done.stderr
     seen = json.loads(run("inspect", out, "--json").stdout)
@@ -53,7 +53,7 @@ def test_three_ways_to_say_the_same(run, demo_dense, tmp_path):
 
 def test_relative_paths(run, tmp_path, monkeypatch):
     """The converter runs in another folder than the user."""
-    shutil.copytree(tiny.DEMO, tmp_path / "model")
+    shutil.copytree(tiny_models.DEMO, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     done = run("model", "--spans", "6-9", "-o", "out.gguf")
     assert (done.status, done.stdout) == (0, "out.gguf\n"), done.stderr
@@ -166,7 +166,7 @@ def test_inspect_a_dense_file(run, dense):
 def test_verify_fails_with_status_1(run, dense, tmp_path):
     out = tmp_path / "out.gguf"
     run(dense, "--spans", "6-9", "-o", out)
-    other = small.write_dense(tmp_path / "other.gguf", bias=True)
+    other = small_gguf.write_dense(tmp_path / "other.gguf", bias=True)
     done = run("verify", out, "--against", other)
     assert done.status == 1 and done.error.startswith(f"Error: {out}: tensor ")
     assert run("verify", tmp_path / "none", "--against", dense).error == f"Error: {tmp_path / 'none'}: no such file"
@@ -234,7 +234,7 @@ def test_a_bad_checkout_harms_no_runtime(run, built, tmp_path):
 
 def test_names_of_strangers_cannot_command_the_terminal(run, dense, tmp_path):
     name = raw_string("\x1b]0;title\x07[bold]x")
-    odd = small.with_metadata(dense, tmp_path / "odd.gguf", general__name=name)
+    odd = small_gguf.with_metadata(dense, tmp_path / "odd.gguf", general__name=name)
     shown = run("inspect", odd).stdout
     assert "\x1b" not in shown and "?]0;title?[bold]x" in shown
 

@@ -16,10 +16,10 @@ from shareatt_export.llamacpp.token_windows import token_windows
 from shareatt_export.model.candidate_pairs import candidates
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import parse_spans, source_map
-from tests.support import dummies, parity, small, tiny
+from tests.support import dummy_models, parity, small_gguf, tiny_models
 
 N_CTX = 64
-TEXT = read_text(tiny.DEMO / "heldout.txt")
+TEXT = read_text(tiny_models.DEMO / "heldout.txt")
 
 
 def seen(model: Path, names: list[str], source_layers: tuple[int, ...] | None = None):
@@ -82,7 +82,7 @@ def test_sinks_are_left_away(demo_dense, analysis):
 
 def test_kinds_of_attention_do_not_mix(built, tmp_path):
     model = tmp_path / "gemma2.gguf"
-    dummies.make("gemma2", model)
+    dummy_models.make("gemma2", model)
     assert candidates(read_facts(read_header(model)), 8) == [(0, 2), (1, 3)]
 
 
@@ -108,15 +108,15 @@ def test_what_cannot_be_analysed(run, demo_dense, tmp_path):
     assert run("analyze", demo_dense, "--text", bad).error == f"Error: {bad}: not UTF-8 text"
     bad.write_text("short")
     assert "tokens; a window takes 256" in run("analyze", demo_dense, "--text", bad).error
-    encoder = small.write_dense(tmp_path / "bert.gguf", arch="bert")
+    encoder = small_gguf.write_dense(tmp_path / "bert.gguf", arch="bert")
     assert "'bert' is an encoder; only language models" in run("analyze", encoder).error
-    model = small.write_dense(tmp_path / "small.gguf")
+    model = small_gguf.write_dense(tmp_path / "small.gguf")
     assert "has no tokenizer to read a text with" in run("analyze", model).error
 
 
 def test_a_folder_is_converted(run):
-    arguments = [tiny.DEMO, "--text", tiny.DEMO / "heldout.txt", "--ctx", 32, "--windows", 1, "--json"]
-    assert json.loads(run("analyze", *arguments).stdout)["model"] == str(tiny.DEMO)
+    arguments = [tiny_models.DEMO, "--text", tiny_models.DEMO / "heldout.txt", "--ctx", 32, "--windows", 1, "--json"]
+    assert json.loads(run("analyze", *arguments).stdout)["model"] == str(tiny_models.DEMO)
 
 
 def test_a_folder_that_cannot_be_converted(run, tmp_path):

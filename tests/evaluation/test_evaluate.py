@@ -20,9 +20,9 @@ from shareatt_export.llamacpp.token_windows import token_windows
 from shareatt_export.model.facts import F16
 from shareatt_export.model.spans import parse_spans, source_map
 from shareatt_export.model.synthetic import ModelShape
-from tests.support import parity, small, tiny
+from tests.support import parity, small_gguf, tiny_models
 
-TEXT = read_text(tiny.DEMO / "heldout.txt")
+TEXT = read_text(tiny_models.DEMO / "heldout.txt")
 N_CTX, N_WINDOWS = 128, 6
 
 
@@ -226,7 +226,7 @@ def test_matplotlib_is_asked_for_before_anything_is_measured(run, demo_dense, sh
 
 
 def test_models_of_another_vocabulary(run, demo_dense, tmp_path):
-    other = small.write_dense(tmp_path / "other.gguf")
+    other = small_gguf.write_dense(tmp_path / "other.gguf")
     done = run("eval", demo_dense, other)
     assert done.error == f"Error: {other}: has 32 tokens, {demo_dense} has 2048"
 
@@ -237,5 +237,5 @@ def test_a_text_that_is_too_short(demo_dense, shared):
 
 
 def test_the_dense_model_may_be_a_folder(run, shared):
-    scores = json.loads(run("eval", tiny.DEMO, shared, "--ctx", 64, "--windows", 1, "--json").stdout)["scores"]
-    assert [score["model"] for score in scores] == [str(tiny.DEMO), str(shared), str(tiny.DEMO)]
+    scores = json.loads(run("eval", tiny_models.DEMO, shared, "--ctx", 64, "--windows", 1, "--json").stdout)["scores"]
+    assert [score["model"] for score in scores] == [str(tiny_models.DEMO), str(shared), str(tiny_models.DEMO)]

@@ -21,7 +21,7 @@ from shareatt_export.exporting.convert import converted
 from shareatt_export.formats.gguf_header import RawValue
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model, Token, log_softmax
-from tests.support import parity, small, tiny
+from tests.support import parity, small_gguf, tiny_models
 
 ROOT = Path(__file__).parents[2]
 N_CTX_TRAIN = 512  # of the demo model
@@ -37,7 +37,7 @@ def shared(demo_dense, tmp_path_factory):
 def made(tmp_path_factory):
     """The demo tasks, by the script."""
     folder = tmp_path_factory.mktemp("made")
-    script, text = ROOT / "scripts" / "make_demo_tasks.py", tiny.DEMO / "heldout.txt"
+    script, text = ROOT / "scripts" / "make_demo_tasks.py", tiny_models.DEMO / "heldout.txt"
     subprocess.run([sys.executable, script, text, folder], check=True)
     return folder
 
@@ -122,7 +122,7 @@ def test_files_that_hold_no_tasks(tmp_path):
 
 @pytest.mark.parametrize("prompt", ["def f(x):\n    ", "import", "class ", ""])
 def test_prompt_and_choice_are_split_where_the_prompt_alone_ends(model, prompt):
-    pieces = sentencepiece.SentencePieceProcessor(str(tiny.DEMO / "tokenizer.model"))
+    pieces = sentencepiece.SentencePieceProcessor(str(tiny_models.DEMO / "tokenizer.model"))
     texts = ("return x", " os.path", "  # é")
     (encoded,) = encode(model, tasks(Choices(1, prompt, texts, 0)), N_CTX_TRAIN)
     kept = pieces.encode(prompt.rstrip())
@@ -181,10 +181,12 @@ def test_log_likelihoods_are_those_of_whole_texts(model):
 
 def test_log_likelihoods_where_attention_slides(built, tmp_path):
     """A prompt longer than the window, and choices beside one another in one cache."""
-    with converted(tiny.save(tiny.build_sliding("gemma2"), tmp_path / "hf"), tmp_path, "auto", None) as dense:
+    with converted(
+        tiny_models.save(tiny_models.build_sliding("gemma2"), tmp_path / "hf"), tmp_path, "auto", None
+    ) as dense:
         (file,) = shareatt_export.export(dense, "2-7", tmp_path / "sa.gguf").files
     rng = np.random.default_rng(0)
-    prompt, *choices = (rng.integers(3, 2048, n).tolist() for n in (3 * tiny.N_SWA, 5, 40, 1))
+    prompt, *choices = (rng.integers(3, 2048, n).tolist() for n in (3 * tiny_models.N_SWA, 5, 40, 1))
     with Model(parity.lib(), file) as model:
         with Context(model, True, n_ctx=256, n_seq_max=3, kv_unified=True, **EXACT) as context:
             found = log_likelihoods(context, prompt, choices)
@@ -223,7 +225,7 @@ def as_upstream(items):
 
 def test_accuracy_is_that_of_llama_perplexity(model, made, tmp_path):
     """It takes the mean over tokens, so each choice here has one."""
-    words = sorted(set(re.findall(r" [a-z]{3,12}", (tiny.DEMO / "heldout.txt").read_text())))
+    words = sorted(set(re.findall(r" [a-z]{3,12}", (tiny_models.DEMO / "heldout.txt").read_text())))
     words = [word for word in words if len(model.tokenize(f"1{word}")) == len(model.tokenize("1")) + 1]
     items = []
     for i, item in enumerate(read_tasks(made / "next-line.jsonl").items[:24]):
@@ -280,7 +282,7 @@ def test_generation_ends_where_the_first_stop_begins(model):
 def test_generation_ends_with_the_end_of_text(demo_dense, model, tmp_path):
     third = greedy(model, 3)[2]
     eos = RawValue(GGUFValueType.UINT32, struct.pack("<I", third))
-    changed = small.with_metadata(model.path, tmp_path / "eos.gguf", tokenizer__ggml__eos_token_id=eos)
+    changed = small_gguf.with_metadata(model.path, tmp_path / "eos.gguf", tokenizer__ggml__eos_token_id=eos)
     with Model(parity.lib(), changed) as other:
         tokens = greedy(other, 3)
         assert tokens[2] == third and third not in tokens[:2]
@@ -360,7 +362,7 @@ def test_a_bad_file_is_refused_before_anything_is_measured(run, demo_dense, shar
 
 
 def test_demo_tasks_are_of_the_held_out_text(made, tmp_path):
-    text = (tiny.DEMO / "heldout.txt").read_text()
+    text = (tiny_models.DEMO / "heldout.txt").read_text()
     lines = {line.strip() for line in text.split("\n")}
     choices, completions = (read_tasks(made / name).items for name in ("next-line.jsonl", "repeat.jsonl"))
     assert len(choices) == len(completions) == 200
@@ -377,7 +379,7 @@ def test_demo_tasks_are_of_the_held_out_text(made, tmp_path):
 
 
 def test_demo_tasks_are_the_same_each_time(made, tmp_path):
-    script, text = ROOT / "scripts" / "make_demo_tasks.py", tiny.DEMO / "heldout.txt"
+    script, text = ROOT / "scripts" / "make_demo_tasks.py", tiny_models.DEMO / "heldout.txt"
     subprocess.run([sys.executable, script, text, tmp_path], check=True)
     for path in made.iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()

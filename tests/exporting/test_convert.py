@@ -10,8 +10,8 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from shareatt_export.llamacpp.source import stock_source
-from tests.faults.checkpoints import checkpoint
-from tests.support import tiny
+from tests.support import tiny_models
+from tests.support.faults.checkpoint_folders import checkpoint
 
 
 @pytest.fixture
@@ -35,28 +35,28 @@ def test_outtype_reaches_the_converter(run, tmp_path):
     sizes = {}
     for outtype in ("q8_0", "F32"):
         out = tmp_path / f"{outtype}.gguf"
-        done = run(tiny.DEMO, "--spans", "6-9", "-o", out, "--outtype", outtype, "--json")
+        done = run(tiny_models.DEMO, "--spans", "6-9", "-o", out, "--outtype", outtype, "--json")
         assert done.status == 0, done.stderr
         sizes[outtype] = json.loads(done.stdout)["weight_bytes"]["after"]
     assert 3.5 < sizes["F32"] / sizes["q8_0"] < 4
 
 
 def test_a_copy_of_the_checkpoint_gives_the_same_file(run, tmp_path):
-    copy = tmp_path / tiny.DEMO.name
-    shutil.copytree(tiny.DEMO, copy)
+    copy = tmp_path / tiny_models.DEMO.name
+    shutil.copytree(tiny_models.DEMO, copy)
     (copy / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")  # beside safetensors no one reads it
-    for model, out in ((tiny.DEMO, tmp_path / "a.gguf"), (copy, tmp_path / "b.gguf")):
+    for model, out in ((tiny_models.DEMO, tmp_path / "a.gguf"), (copy, tmp_path / "b.gguf")):
         assert run(model, "--spans", "6-9", "-o", out).status == 0
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
 def test_a_checkpoint_in_shards_gives_the_same_file(run, tmp_path):
-    model = tmp_path / tiny.DEMO.name
-    LlamaForCausalLM.from_pretrained(tiny.DEMO).save_pretrained(model, max_shard_size="3MB")
-    for path in tiny.DEMO.glob("*token*"):
+    model = tmp_path / tiny_models.DEMO.name
+    LlamaForCausalLM.from_pretrained(tiny_models.DEMO).save_pretrained(model, max_shard_size="3MB")
+    for path in tiny_models.DEMO.glob("*token*"):
         shutil.copy(path, model)
     assert len(list(model.glob("model-*.safetensors"))) > 2 and (model / "model.safetensors.index.json").is_file()
-    for folder, out in ((tiny.DEMO, tmp_path / "a.gguf"), (model, tmp_path / "b.gguf")):
+    for folder, out in ((tiny_models.DEMO, tmp_path / "a.gguf"), (model, tmp_path / "b.gguf")):
         assert run(folder, "--spans", "6-9", "-o", out).status == 0
     a, b = ({t.name: t.data for t in gguf.GGUFReader(tmp_path / f"{name}.gguf").tensors} for name in "ab")
     assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
@@ -65,8 +65,8 @@ def test_a_checkpoint_in_shards_gives_the_same_file(run, tmp_path):
 def test_a_checkout_of_the_users_own(run, tmp_path):
     """--llama-cpp DIR takes the converter of that checkout."""
     for name, extra in (("a", []), ("b", ["--llama-cpp", stock_source()])):
-        assert run(tiny.DEMO, "--spans", "6-9", "-o", tmp_path / name, *extra).status == 0
+        assert run(tiny_models.DEMO, "--spans", "6-9", "-o", tmp_path / name, *extra).status == 0
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    done = run(tiny.DEMO, "--spans", "6-9", "-o", tmp_path / "c", "--llama-cpp", tmp_path)
+    done = run(tiny_models.DEMO, "--spans", "6-9", "-o", tmp_path / "c", "--llama-cpp", tmp_path)
     assert done.status == 1
     assert done.error == f"Error: {tmp_path}: not a llama.cpp checkout (src/llama-graph.cpp is missing)"

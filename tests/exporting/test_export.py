@@ -1,6 +1,5 @@
 """From dense GGUF to SA GGUF: what is dropped, what is kept to the byte, and that nothing is ever harmed."""
 
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -9,41 +8,19 @@ import gguf
 import numpy as np
 import pytest
 
-import shareatt_export
 from shareatt_export.errors import BadInput, VerifyFailed
 from shareatt_export.exporting.verify import verify
 from shareatt_export.formats.gguf_encode import header_bytes, raw_u32
-from shareatt_export.formats.gguf_header import RawValue, TensorInfo, pad, read_header
-from shareatt_export.formats.shards import read_model
-from shareatt_export.model.facts import read_facts
-from shareatt_export.model.spans import parse_spans
-from shareatt_export.plan.make_plan import make_plan
-from shareatt_export.plan.plan import Plan
-from tests.support import small
+from shareatt_export.formats.gguf_header import TensorInfo, pad, read_header
+from tests.support import small_gguf
+from tests.support.exports import export, plan_of
 
-SOURCE_LAYERS = "llama__attention__shared_attn__source_layers"
 MAP = [0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 10, 11]
-
-
-def raw_i32(number: int) -> RawValue:
-    return RawValue(gguf.GGUFValueType.INT32, struct.pack("<i", number))
-
-
-def plan_of(dense: Path, spans: str = "6-9") -> Plan:
-    header = read_model(dense)
-    facts = read_facts(header)
-    return make_plan(header, facts, parse_spans(spans, facts.n_layer, is_swa=facts.is_swa))
-
-
-def export(dense: Path, out: Path, spans: str = "6-9", **options) -> Path:
-    shareatt_export.export(dense, spans, out, **options)
-    verify(out, dense)
-    return out
 
 
 @pytest.fixture
 def dense(tmp_path: Path) -> Path:
-    return small.write_dense(tmp_path / "dense.gguf", bias=True)
+    return small_gguf.write_dense(tmp_path / "dense.gguf", bias=True)
 
 
 def test_inventory_by_the_oracle(dense, tmp_path):
@@ -74,7 +51,7 @@ def test_metadata_by_the_oracle(dense, tmp_path):
 @pytest.mark.parametrize("q8_0", [False, True])
 def test_fused_qkv_keeps_the_rows_of_v(tmp_path, q8_0):
     """Row slices of quantised data are byte exact."""
-    dense = small.write_dense(tmp_path / "dense.gguf", fused=True, q8_0=q8_0, bias=True)
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf", fused=True, q8_0=q8_0, bias=True)
     before = {t.name: t.data for t in gguf.GGUFReader(dense).tensors}
     after = {t.name: t.data for t in gguf.GGUFReader(export(dense, tmp_path / "out.gguf")).tensors}
     assert "blk.7.attn_qkv.weight" not in after and "blk.6.attn_qkv.weight" in after
@@ -164,7 +141,7 @@ def test_verify_sees_changed_metadata(dense, tmp_path):
         ({"test__words": None}, "'test.words': is missing"),
         ({"test__more": raw_u32(1)}, "'test.more': should not be there"),
     ]:
-        bad = small.with_metadata(out, tmp_path / "bad.gguf", **change)
+        bad = small_gguf.with_metadata(out, tmp_path / "bad.gguf", **change)
         with pytest.raises((VerifyFailed, BadInput), match=message):
             verify(bad, dense)
 
@@ -174,7 +151,7 @@ def test_verify_sees_a_wrong_inventory(dense, tmp_path):
     with pytest.raises(VerifyFailed, match="is missing, or no layer shares"):
         verify(dense, dense)
     shared = read_header(out).metadata["llama.attention.shared_attn.source_layers"]
-    marked = small.with_metadata(
+    marked = small_gguf.with_metadata(
         dense,
         tmp_path / "m.gguf",
         llama__attention__shared_attn__source_layers=shared,
@@ -189,10 +166,10 @@ def test_verify_sees_a_wrong_inventory(dense, tmp_path):
 def test_memory_does_not_grow_with_the_model(tmp_path):
     """A sparse model of 1 GiB goes through in the memory of a small one."""
     script = (
-        "import resource, sys; from tests.exporting.test_export import export; from pathlib import Path;"
+        "import resource, sys; from tests.support.exports import export; from pathlib import Path;"
         "export(Path(sys.argv[1]), Path(sys.argv[2])); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
-    header = read_header(small.write_dense(tmp_path / "dense.gguf"))
+    header = read_header(small_gguf.write_dense(tmp_path / "dense.gguf"))
     big = tmp_path / "big.gguf"
     rows = gguf.GGMLQuantizationType.F32
     shape = (64, 1 << 22)

@@ -15,7 +15,7 @@ from shareatt_export.formats.shards import read_model
 from shareatt_export.formats.weight_types import ALIASES, WEIGHT_TYPES, weight_type
 from shareatt_export.llamacpp import runtime
 from shareatt_export.model.facts import read_facts
-from tests.support import dummies, small, taps, tiny
+from tests.support import dummy_models, graph_taps, small_gguf, tiny_models
 
 SPANS, MAP = "1-3", (0, 1, 1, 1)
 NEED_IMATRIX = ("IQ1_S", "IQ2_XXS", "IQ2_XS")  # of those that we try
@@ -25,7 +25,7 @@ NEED_IMATRIX = ("IQ1_S", "IQ2_XXS", "IQ2_XS")  # of those that we try
 def dense(tmp_path_factory: pytest.TempPathFactory, built: runtime.RuntimeStatus) -> Path:
     """Rows of 256, which every block size divides; a vocabulary, so that llama-imatrix could run it."""
     path = tmp_path_factory.mktemp("dense") / "dense.gguf"
-    dummies.make("llama", path)
+    dummy_models.make("llama", path)
     return path
 
 
@@ -43,7 +43,7 @@ def test_the_types_are_those_of_llama_quantize(built):
 def test_every_kind_is_predicted_and_runs(run, dense, tmp_path, outtype, with_imatrix):
     options = ["--outtype", outtype, "--threads", 1]
     if with_imatrix:
-        options += ["--imatrix", small.write_imatrix(dense, tmp_path / "imatrix.gguf")]
+        options += ["--imatrix", small_gguf.write_imatrix(dense, tmp_path / "imatrix.gguf")]
     out = tmp_path / "out.gguf"
     if not with_imatrix and outtype.upper() in NEED_IMATRIX:
         done = run(dense, "--spans", SPANS, "-o", out, *options)
@@ -58,15 +58,15 @@ def test_every_kind_is_predicted_and_runs(run, dense, tmp_path, outtype, with_im
     assert read_facts(header).source_layers == MAP
     assert header.value("general.file_type") == WEIGHT_TYPES[weight_type(outtype)]
     assert (header.value("quantize.imatrix.file") == "imatrix.gguf") == with_imatrix
-    assert np.isfinite(taps.run(out).output).all()
+    assert np.isfinite(graph_taps.run(out).output).all()
 
 
 def test_a_checkpoint_to_q4_k_m_in_shards(run, tmp_path):
     """Hugging Face folder -> converter -> spans -> llama-quantize -> shards -> the runtime."""
     out = tmp_path / "out.gguf"
     options = ["--spans", "6-9", "--outtype", "Q4_K_M", "--split-max-size", "1M"]
-    plan = json.loads(run(tiny.DEMO, "--dry-run", "--json", *options).stdout)
-    done = run(tiny.DEMO, "-o", out, *options)
+    plan = json.loads(run(tiny_models.DEMO, "--dry-run", "--json", *options).stdout)
+    done = run(tiny_models.DEMO, "-o", out, *options)
     files = [Path(line) for line in done.stdout.splitlines()]
     assert [file.stat().st_size for file in files] == plan["file_bytes"] and len(files) == 4
     header = read_model(files[0])
@@ -83,7 +83,7 @@ def test_a_quantised_gguf_is_given_spans_byte_for_byte(run, dense, tmp_path):
     assert run(quantised, "--spans", SPANS, "-o", tmp_path / "out.gguf").status == 0  # which compares the bytes
     types = {info.type for info in read_header(tmp_path / "out.gguf").tensors.values()}
     assert types >= {GGMLQuantizationType.F32, GGMLQuantizationType.Q4_K, GGMLQuantizationType.Q6_K}
-    assert np.isfinite(taps.run(tmp_path / "out.gguf").output).all()
+    assert np.isfinite(graph_taps.run(tmp_path / "out.gguf").output).all()
     done = run(quantised, "--spans", SPANS, "-o", tmp_path / "b.gguf", "--outtype", "q8_0")
     assert "already; without --outtype it stays as it is" in done.error
 
@@ -100,7 +100,7 @@ def test_the_order_does_not_matter(run, dense, tmp_path):
 
 def test_relative_paths(run, dense, tmp_path, monkeypatch):
     (tmp_path / "sub").mkdir()
-    small.write_imatrix(dense, tmp_path / "sub" / "imatrix.gguf")
+    small_gguf.write_imatrix(dense, tmp_path / "sub" / "imatrix.gguf")
     monkeypatch.chdir(tmp_path)
     done = run(dense, "--spans", SPANS, "-o", "out.gguf", "--outtype", "q4_0", "--imatrix", "sub/imatrix.gguf")
     assert (done.status, done.stdout) == (0, "out.gguf\n")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.build import ARCH, ARRAY, STRING, U8, array, gguf_file, kv, string, tensor
-from tests.faults.checkpoints import checkpoint
-from tests.faults.conftest import files
+from tests.support.faults.checkpoint_folders import checkpoint
+from tests.support.faults.folder_state import folder_state
+from tests.support.faults.gguf_bytes import ARCH, ARRAY, STRING, U8, array, gguf_file, kv, string, tensor
 
 pytestmark = pytest.mark.fault("D")
 
@@ -121,7 +121,7 @@ def test_bombs(tmp_path, name):
     build, message = BOMBS[name]
     path = tmp_path / "bomb"
     build(path)
-    before = files(tmp_path)
+    before = folder_state(tmp_path)
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
@@ -131,4 +131,4 @@ def test_bombs(tmp_path, name):
     child = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, timeout=120)
     (error,) = child.stderr.splitlines()
     assert child.returncode == 1 and error.startswith(f"Error: {path}") and message in error, error
-    assert files(tmp_path) == before
+    assert folder_state(tmp_path) == before

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from shareatt_export.checkpoint.checks import check_files, check_no_code
-from shareatt_export.errors import BadInput, Unsupported
-from tests.faults.checkpoints import checkpoint, header_of, n_bytes, safetensors, tensors, write
-from tests.support import tiny
+from shareatt_export.checkpoint.checks import check_checkpoint
+from shareatt_export.errors import BadInput
+from tests.support import tiny_models
+from tests.support.faults.checkpoint_folders import checkpoint, header_of, n_bytes, safetensors, tensors, write
 
 pytestmark = pytest.mark.fault("E")
 
@@ -293,7 +293,7 @@ def test_every_prefix_of_a_shard(tmp_path, record_property):
 
 
 def demo(folder: Path) -> Path:
-    shutil.copytree(tiny.DEMO, folder)
+    shutil.copytree(tiny_models.DEMO, folder)
     return folder
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from shareatt_export.formats.gguf_encode import raw_string
-from tests.support import small
+from tests.support import small_gguf
 
 pytestmark = pytest.mark.fault("L")
 
 
 @pytest.fixture
 def dense(tmp_path: Path) -> Path:
-    return small.write_dense(tmp_path / "dense.gguf")
+    return small_gguf.write_dense(tmp_path / "dense.gguf")
 
 
 USAGE = {
@@ -68,7 +68,7 @@ def test_usage_of_the_other_commands(refuses, arguments):
 def test_each_command_refuses_a_broken_file_itself(refuses, tmp_path, monkeypatch, built, arguments):
     """Before the runtime is asked: in one line, and nothing of its log."""
     monkeypatch.chdir(tmp_path)
-    small.write_dense(tmp_path / "sound.gguf")
+    small_gguf.write_dense(tmp_path / "sound.gguf")
     (tmp_path / "bad.gguf").write_bytes((tmp_path / "sound.gguf").read_bytes()[:4000])
     error = refuses(*arguments, "bad.gguf")
     assert "bad.gguf: " in error and "the file is damaged" in error
@@ -85,7 +85,7 @@ def test_help_is_no_error(run, arguments):
 def test_odd_names(run, tmp_path, monkeypatch, name):
     """They work, and if they do not exist, the one line stays one."""
     monkeypatch.chdir(tmp_path)
-    small.write_dense(Path(name))
+    small_gguf.write_dense(Path(name))
     done = run("export", "--spans", "6-9", "-o", f"./out {name}", "--", f"./{name}")
     assert done.status == 0 and Path(f"out {name}").is_file()
     done = run("export", "--spans", "6-9", "-o", "./x", "--", f"./none {name}")
@@ -110,7 +110,7 @@ def test_a_full_device_is_told(dense):
 
 
 def test_ascii_terminals(dense, tmp_path):
-    odd = small.with_metadata(dense, tmp_path / "odd.gguf", general__name=raw_string("längs \u2028 \ud7ff"))
+    odd = small_gguf.with_metadata(dense, tmp_path / "odd.gguf", general__name=raw_string("längs \u2028 \ud7ff"))
     env = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "TERM": "dumb"}
     command = [sys.executable, "-m", "shareatt_export", "inspect", str(odd)]
     done = subprocess.run(command, env=env, capture_output=True)

@@ -9,9 +9,23 @@ import pytest
 
 from shareatt_export.formats.gguf_encode import header_bytes, raw_string, raw_u32
 from shareatt_export.formats.gguf_header import RawValue, read_header
-from tests.faults.build import ARCH, ARRAY, BOOL, F32, I32, STRING, U8, U32, array, gguf_file, kv, string, tensor
-from tests.support import small
-from tests.support.adapters import write_lora
+from tests.support import small_gguf
+from tests.support.faults.gguf_bytes import (
+    ARCH,
+    ARRAY,
+    BOOL,
+    F32,
+    I32,
+    STRING,
+    U8,
+    U32,
+    array,
+    gguf_file,
+    kv,
+    string,
+    tensor,
+)
+from tests.support.lora_adapters import write_lora
 
 pytestmark = pytest.mark.fault("A")
 
@@ -123,7 +137,7 @@ def clip(dense: Path, path: Path) -> Path:
 
 
 def of_type(kind: str) -> Callable[[Path, Path], Path]:
-    return lambda dense, path: small.with_metadata(dense, path, general__type=raw_string(kind))
+    return lambda dense, path: small_gguf.with_metadata(dense, path, general__type=raw_string(kind))
 
 
 def vocabulary(dense: Path, path: Path) -> Path:
@@ -137,7 +151,7 @@ def shard(no: int, count: int, name: str) -> Callable[[Path, Path], Path]:
         def u16(number: int) -> RawValue:
             return RawValue(type(raw_u32(0).type)(2), struct.pack("<H", number))
 
-        return small.with_metadata(dense, path.with_name(name), split__no=u16(no), split__count=u16(count))
+        return small_gguf.with_metadata(dense, path.with_name(name), split__no=u16(no), split__count=u16(count))
 
     return build
 
@@ -150,7 +164,7 @@ OTHER_KINDS = {
         "general.type: is of type 'adapter'; name the file of a language model",
     ),
     "an importance matrix": (
-        small.write_imatrix,
+        small_gguf.write_imatrix,
         "general.type: is of type 'imatrix'; name the file of a language model",
     ),
     "a vocabulary": (vocabulary, "llama.block_count: 12, but there is no tensor of layer 0"),
@@ -163,7 +177,7 @@ OTHER_KINDS = {
 @pytest.mark.parametrize("name", OTHER_KINDS)
 def test_other_kinds_of_gguf(refuses, tmp_path, name):
     build, message = OTHER_KINDS[name]
-    path = build(small.write_dense(tmp_path / "dense.gguf"), tmp_path / "bad.gguf")
+    path = build(small_gguf.write_dense(tmp_path / "dense.gguf"), tmp_path / "bad.gguf")
     error = refuses(path, "--spans", "1-2", "-o", tmp_path / "out.gguf")
     assert str(path.parent) in error and message in error
 
@@ -182,7 +196,7 @@ def test_odd_names_of_tensors_are_kept(tmp_path, name):
 
 
 def test_bytes_behind_the_last_tensor_are_told_and_left_out(run, tmp_path):
-    dense = small.write_dense(tmp_path / "dense.gguf")
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf")
     assert run(dense, "--spans", "6-9", "-o", tmp_path / "a.gguf").status == 0
     with dense.open("ab") as file:
         file.write(b"PK\x03\x04 another file")

@@ -9,23 +9,23 @@ import pytest
 from shareatt_export.errors import BadInput, RuntimeProblem
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model
-from tests.exporting.test_export import export
-from tests.faults.loader import OUTCOMES, Other, tried
-from tests.faults.shared_files import BAD_FILES, shared_mutants
-from tests.llamacpp.test_runtime import KEY, SHARED
-from tests.support import parity, small
-from tests.support.small import F32_CACHE, tokens
+from tests.support import parity, small_gguf
+from tests.support.exports import export
+from tests.support.faults.bad_shared_files import BAD_FILES, shared_mutants
+from tests.support.faults.load_child import OUTCOMES, LoadChild, try_load
+from tests.support.small_gguf import F32_CACHE, tokens
+from tests.support.source_layers import SOURCE_LAYERS, SOURCE_LAYERS_KEY
 
 pytestmark = pytest.mark.fault("J")
 
-DENSE = tuple(range(small.N_LAYER))
+DENSE = tuple(range(small_gguf.N_LAYER))
 N_MUTANTS = 1000
 
 
 @pytest.fixture(scope="module")
 def shared(built, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("loader")
-    return export(small.write_dense(folder / "dense.gguf"), folder / "shared.gguf")
+    return export(small_gguf.write_dense(folder / "dense.gguf"), folder / "shared.gguf")
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
@@ -45,10 +45,10 @@ def test_mutants(built, tmp_path, record_property):
     """
     path, seen = tmp_path / "mutant.gguf", Counter[str]()
     unpatched = runtime.require(patched=False)
-    with Other(built.python, unpatched.bin) as other:
+    with LoadChild(built.python, unpatched.bin) as other:
         for data in shared_mutants(tmp_path, seed=1, count=N_MUTANTS):
             path.write_bytes(data)
-            of = tried(parity.lib(), path)
+            of = try_load(parity.lib(), path)
             seen[of.outcome] += 1
             assert of.outcome in OUTCOMES.values() or other.tried(path).status == of.status, of.said
             assert of.status != 1 or str(path) in of.said
@@ -59,8 +59,8 @@ def test_mutants(built, tmp_path, record_property):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (SHARED[:-1], "has 11 layers"),
-        ((*SHARED, 12), "has 13 layers"),
+        (SOURCE_LAYERS[:-1], "has 11 layers"),
+        ((*SOURCE_LAYERS, 12), "has 13 layers"),
         ((), "has 0 layers"),
         ((0, 2, *range(2, 12)), "layer 1: source 2"),
         ((0, -1, *range(2, 12)), "layer 1: source -1"),
@@ -70,7 +70,7 @@ def test_mutants(built, tmp_path, record_property):
 def test_maps_that_are_set(shared, bad, message):
     """On a dense model, which goes on as it was."""
     with Model(parity.lib(), shared.with_name("dense.gguf")) as model:
-        with pytest.raises(RuntimeProblem, match=KEY) as error:
+        with pytest.raises(RuntimeProblem, match=SOURCE_LAYERS_KEY) as error:
             model.share(bad)
         assert message in str(error.value) and model.source_layers() == DENSE
         with Context(model, **F32_CACHE) as context:

@@ -10,8 +10,8 @@ import pytest
 from shareatt_export.formats.gguf_encode import raw_array_i32, raw_string, raw_string_array, raw_u32
 from shareatt_export.formats.gguf_header import RawValue, read_header
 from shareatt_export.model.architectures import REFUSED
-from tests.faults.build import with_tensors
-from tests.support import small
+from tests.support import small_gguf
+from tests.support.faults.gguf_bytes import with_tensors
 
 pytestmark = pytest.mark.fault("F")
 
@@ -162,13 +162,13 @@ TENSORS: dict[str, tuple[Callable[[Path, Path], Path], str, str]] = {
 
 @pytest.fixture
 def dense(tmp_path: Path) -> Path:
-    return small.write_dense(tmp_path / "dense.gguf")
+    return small_gguf.write_dense(tmp_path / "dense.gguf")
 
 
 @pytest.mark.parametrize("name", METADATA)
 def test_metadata(refuses, dense, tmp_path, name):
     change, field, step = METADATA[name]
-    bad = small.with_metadata(dense, tmp_path / "bad.gguf", **change)
+    bad = small_gguf.with_metadata(dense, tmp_path / "bad.gguf", **change)
     error = refuses(bad, "--spans", "6-9", "-o", tmp_path / "out.gguf")
     assert str(bad) in error and field in error and step in error
 
@@ -186,7 +186,7 @@ def test_architectures(refuses, dense, tmp_path, arch):
     keys = {
         key.replace("llama.", f"{arch}.").replace(".", "__"): raw for key, raw in read_header(dense).metadata.items()
     }
-    bad = small.with_metadata(dense, tmp_path / "bad.gguf", **keys | {"general__architecture": raw_string(arch)})
+    bad = small_gguf.with_metadata(dense, tmp_path / "bad.gguf", **keys | {"general__architecture": raw_string(arch)})
     error = refuses(bad, "--spans", "6-9", "-o", tmp_path / "out.gguf")
     why = f"supported: {REFUSED[arch]}" if arch in REFUSED else "known to this version"
     assert f"{bad}: general.architecture: '{arch}' is not {why} (supported: afmoe" in error
@@ -218,13 +218,13 @@ WINDOWS: dict[str, tuple[dict[str, RawValue], str]] = {
 @pytest.mark.parametrize("name", WINDOWS)
 def test_sliding_windows(refuses, tmp_path, name):
     change, field = WINDOWS[name]
-    dense = small.write_dense(tmp_path / "dense.gguf", arch="gemma2")
-    bad = small.with_metadata(dense, tmp_path / "bad.gguf", **change)
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf", arch="gemma2")
+    bad = small_gguf.with_metadata(dense, tmp_path / "bad.gguf", **change)
     error = refuses(bad, "--spans", "2-7", "-o", tmp_path / "out.gguf")
     assert str(bad) in error and field in error and DAMAGED in error
 
 
 def test_two_layers_that_attend_to_something_else(refuses, tmp_path):
-    dense = small.write_dense(tmp_path / "dense.gguf", arch="gemma2")
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf", arch="gemma2")
     error = refuses(dense, "--spans", "6:7", "-o", tmp_path / "out.gguf")
     assert "span '6-7': only one of the layers 6 and 7 has a sliding window" in error

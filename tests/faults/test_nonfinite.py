@@ -12,8 +12,8 @@ from shareatt_export.errors import BadInput
 from shareatt_export.formats.finite import check_finite
 from shareatt_export.formats.gguf_header import TensorInfo, read_header
 from shareatt_export.llamacpp.graph_callback import ggml_base
-from tests.faults.build import with_tensors
-from tests.support import small
+from tests.support import small_gguf
+from tests.support.faults.gguf_bytes import with_tensors
 
 pytestmark = pytest.mark.fault("H")
 
@@ -30,7 +30,7 @@ def encoded(type: Type, number: float) -> bytes:
 
 def model(folder: Path, type: Type) -> Path:
     """One of whose tensors has that type, and zeros."""
-    path = small.write_dense(folder / "f32.gguf")
+    path = small_gguf.write_dense(folder / "f32.gguf")
     return with_tensors(path, folder / "dense.gguf", [TENSOR], **{TENSOR.replace(".", "__"): (SHAPE, type)})
 
 

@@ -27,16 +27,16 @@ from shareatt_export.formats import transfer
 from shareatt_export.system import staging
 from shareatt_export.system.progress import Step
 from shareatt_export.system.staging import publish, staged
-from tests.exporting.test_export import export, plan_of
-from tests.faults.conftest import files as files_in
-from tests.support import small, tiny
+from tests.support import small_gguf, tiny_models
+from tests.support.exports import export, plan_of
+from tests.support.faults.folder_state import folder_state
 
 pytestmark = pytest.mark.fault("I")
 
 
 @pytest.fixture
 def dense(tmp_path: Path) -> Path:
-    return small.write_dense(tmp_path / "dense.gguf")
+    return small_gguf.write_dense(tmp_path / "dense.gguf")
 
 
 PLACES = {
@@ -86,14 +86,14 @@ def test_a_disk_that_is_too_small(refuses, dense, tmp_path, monkeypatch):
 
 def test_a_file_that_may_not_grow(dense, tmp_path):
     """RLIMIT_FSIZE; Python ignores its signal."""
-    before = files_in(tmp_path)
+    before = folder_state(tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "shareatt_export", dense, "--spans", "6-9", "-o", tmp_path / "out.gguf"],
         capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500_000,) * 2),
     )  # fmt: skip
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
     assert done.returncode == 1 and errors == [f"Error: {tmp_path / 'out.gguf'}: cannot be written: File too large"]
-    assert files_in(tmp_path) == before
+    assert folder_state(tmp_path) == before
 
 
 # In a mount namespace of its own: a disk in memory with an old file on it; then what is on it after a command.
@@ -169,7 +169,7 @@ def test_another_file_system(run, dense, memory):
 
 
 def test_an_input_that_becomes_shorter(refuses, dense, tmp_path, monkeypatch):
-    copy = small.write_dense(tmp_path / "copy.gguf")
+    copy = small_gguf.write_dense(tmp_path / "copy.gguf")
     write_at = transfer.write_at
 
     def cut(*arguments: object) -> None:
@@ -228,7 +228,7 @@ def memory() -> Iterator[Path]:
 
 def test_two_writers_at_once(memory):
     """One of them gets the name, and the file is whole."""
-    dense = small.write_dense(memory / "dense.gguf")
+    dense = small_gguf.write_dense(memory / "dense.gguf")
     out = memory / "out.gguf"
     for _ in range(5):
         out.unlink(missing_ok=True)
@@ -245,7 +245,7 @@ def test_two_writers_at_once(memory):
 def test_stopped_at_any_time(request, memory, record_property, number, expected, times, force):
     """No output or a whole one, with --force the old or the new; only SIGKILL leaves a folder, which the next run
     removes."""
-    dense = small.write_dense(memory / "dense.gguf")
+    dense = small_gguf.write_dense(memory / "dense.gguf")
     out, chance = memory / "out.gguf", random.Random(int(number))
     before = dense.read_bytes()
     start = time.monotonic()
@@ -276,7 +276,7 @@ def test_stopped_at_any_time(request, memory, record_property, number, expected,
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_within_a_lock(memory, monkeypatch, number):
     """One of Python's own, which nobody gives back if an exception comes out of taking it: threads wait for ever."""
-    dense, out, parent = small.write_dense(memory / "dense.gguf"), memory / "out.gguf", os.getpid()
+    dense, out, parent = small_gguf.write_dense(memory / "dense.gguf"), memory / "out.gguf", os.getpid()
     enter, taken, main = threading.Condition.__enter__, [], threading.get_ident()
 
     def interrupted(lock: threading.Condition) -> bool:
@@ -431,7 +431,7 @@ def test_new_files_follow_the_umask(dense, tmp_path):
         os.umask(old)
 
 
-ALIGN = ("--align", "--text", tiny.DEMO / "heldout.txt")
+ALIGN = ("--align", "--text", tiny_models.DEMO / "heldout.txt")
 STAGES = {  # and the options, beside --spans, of an export that comes to it
     "converting": (),
     "fitting": ALIGN,
@@ -457,9 +457,9 @@ def test_stopped_in_each_stage(built, demo_dense, memory, monkeypatch, stage, nu
         yield step
 
     monkeypatch.setattr(progress_bar, "steps", stopping)
-    model = tiny.DEMO if stage == "converting" else demo_dense
-    before = files_in(model) if model.is_dir() else model.read_bytes()
+    model = tiny_models.DEMO if stage == "converting" else demo_dense
+    before = folder_state(model) if model.is_dir() else model.read_bytes()
     assert status(forked(model, "--spans", "6-9", "-o", memory / "out.gguf", *STAGES[stage])) == expected
     left = names(memory)
     assert all(name.startswith(".shareatt-") for name in left) if number == signal.SIGKILL else not left
-    assert (files_in(model) if model.is_dir() else model.read_bytes()) == before
+    assert (folder_state(model) if model.is_dir() else model.read_bytes()) == before

@@ -10,8 +10,8 @@ import pytest
 
 from shareatt_export.formats.gguf_encode import raw_string
 from shareatt_export.formats.gguf_header import read_header
-from tests.exporting.test_export import export
-from tests.support import small, tiny
+from tests.support import small_gguf, tiny_models
+from tests.support.exports import export
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -59,7 +59,7 @@ def opened(tmp_path: Path, *arguments: object) -> list[tuple[str, Path]]:
 
 @pytest.mark.parametrize("kind", ["GGUF", "checkpoint"])
 def test_an_export_writes_beside_its_output_alone_and_asks_no_network(built, tmp_path, kind):
-    model = tiny.DEMO if kind == "checkpoint" else small.write_dense(tmp_path / "dense.gguf")
+    model = tiny_models.DEMO if kind == "checkpoint" else small_gguf.write_dense(tmp_path / "dense.gguf")
     seen = opened(tmp_path, model, "--spans", "6-9")
     assert {what for what, _ in seen} == {"reads", "writes"} | (
         {"hub is offline: 1"} if kind == "checkpoint" else set()
@@ -74,8 +74,8 @@ def test_an_export_writes_beside_its_output_alone_and_asks_no_network(built, tmp
 def test_a_chat_template_is_bytes(tmp_path):
     """Nothing of a template is looked at: no error of what would end every renderer, and the same bytes."""
     template = "{{ ''.__class__.__mro__[1].__subclasses__() }}{% endif %}\x00{{ 1 / 0 }}"
-    dense = small.with_metadata(
-        small.write_dense(tmp_path / "a.gguf"), tmp_path / "b.gguf", tokenizer__chat_template=raw_string(template)
+    dense = small_gguf.with_metadata(
+        small_gguf.write_dense(tmp_path / "a.gguf"), tmp_path / "b.gguf", tokenizer__chat_template=raw_string(template)
     )
     out = read_header(export(dense, tmp_path / "out.gguf"))
     assert out.metadata["tokenizer.chat_template"].raw == raw_string(template).raw

@@ -8,10 +8,10 @@ import pytest
 from shareatt_export.errors import RuntimeProblem
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model
-from tests.exporting.test_export import export
-from tests.support import parity, small
+from tests.support import parity, small_gguf
+from tests.support.exports import export
 from tests.support.parity import GGML_TYPE, nmse
-from tests.support.small import F32_CACHE, tokens
+from tests.support.small_gguf import F32_CACHE, tokens
 
 pytestmark = pytest.mark.fault("M")
 
@@ -21,7 +21,7 @@ F16 = {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1}
 @pytest.fixture(scope="module")
 def shared(built, tmp_path_factory):
     folder = tmp_path_factory.mktemp("refusals")
-    return export(small.write_dense(folder / "dense.gguf"), folder / "shared.gguf")
+    return export(small_gguf.write_dense(folder / "dense.gguf"), folder / "shared.gguf")
 
 
 def logits(path, flash_attn=None, **options):
@@ -59,7 +59,7 @@ def test_embeddings_are_those_of_the_last_layer(shared, pooling):
             context._submit(tokens(20), False)
             of = context.lib.llama_get_embeddings if pooling == 0 else context.lib.llama_get_embeddings_seq
             data = of(context.handle) if pooling == 0 else of(context.handle, 0)
-            seen.append(context._rows(data, 20 if pooling == 0 else 1, small.N_EMBD))
+            seen.append(context._rows(data, 20 if pooling == 0 else 1, small_gguf.N_EMBD))
     assert np.isfinite(seen[0]).all() and np.any(seen[0]) and nmse(seen[1], seen[0]) < 1e-4
 
 

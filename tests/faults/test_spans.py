@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support import small
+from tests.support import small_gguf
 
 pytestmark = pytest.mark.fault("G")
 
@@ -63,7 +63,7 @@ PREVIOUS = {
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_texts(run, refuses, tmp_path, text):
-    dense, message = small.write_dense(tmp_path / "dense.gguf"), TEXTS[text]
+    dense, message = small_gguf.write_dense(tmp_path / "dense.gguf"), TEXTS[text]
     if message is None:
         assert run(dense, "--spans", text, "--dry-run").status == 0
     else:
@@ -72,13 +72,13 @@ def test_texts(run, refuses, tmp_path, text):
 
 @pytest.mark.parametrize("text", PREVIOUS)
 def test_texts_of_the_papers_code(refuses, tmp_path, text):
-    dense = small.write_dense(tmp_path / "dense.gguf")
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf")
     error = refuses(dense, "--source", "previous", "--spans", text, "-o", tmp_path / "out.gguf")
     assert error == f"Error: {PREVIOUS[text]}"
 
 
 def test_a_million_layers_a_thousand_times(refuses, tmp_path):
     """In no memory: no model has so many."""
-    dense = small.write_dense(tmp_path / "dense.gguf")
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf")
     error = refuses(dense, "--spans", ",".join(["0-999999"] * 10_000), "-o", tmp_path / "out.gguf")
     assert "span '0-999999': layer 12 is out of range" in error

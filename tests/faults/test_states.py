@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from shareatt_export.llamacpp.engine import Context, Model
-from tests.exporting.test_export import export
-from tests.support import parity, small
-from tests.support.small import F32_CACHE, tokens
+from tests.support import parity, small_gguf
+from tests.support.exports import export
+from tests.support.small_gguf import F32_CACHE, tokens
 
 pytestmark = pytest.mark.fault("K")
 
@@ -21,10 +21,10 @@ F16_V = F32_CACHE | {"type_v": 1}
 @pytest.fixture(scope="module")
 def models(built, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("states")
-    dense = small.write_dense(folder / "dense.gguf")
+    dense = small_gguf.write_dense(folder / "dense.gguf")
     shared, other = export(dense, folder / "shared.gguf"), export(dense, folder / "other.gguf", "2-5")
     more = export(dense, folder / "more.gguf", "5-9")
-    deeper = export(small.write_dense(folder / "deep.gguf", n_layer=14), folder / "deeper.gguf")
+    deeper = export(small_gguf.write_dense(folder / "deep.gguf", n_layer=14), folder / "deeper.gguf")
     return {"dense": dense, "shared": shared, "other": other, "more": more, "deeper": deeper}
 
 

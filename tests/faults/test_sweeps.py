@@ -3,23 +3,17 @@
 scripts/fuzz.py mutates for longer.
 """
 
-from pathlib import Path
-
-import gguf
 import numpy as np
 import pytest
-from safetensors import safe_open
 
-import shareatt_export
-from shareatt_export.checkpoint.checks import check_files, check_no_code
-from shareatt_export.errors import BadInput, BadSpans, ShareattError
-from shareatt_export.exporting.verify import verify
+from shareatt_export.errors import BadInput
 from shareatt_export.formats.gguf_header import read_header
-from tests.faults import mutate_json
-from tests.faults.build import ARCH, gguf_file, tensor
-from tests.faults.checkpoints import checkpoint
-from tests.faults.mutate import mutants
-from tests.support import small
+from tests.support import small_gguf
+from tests.support.faults import json_mutants
+from tests.support.faults.checkpoint_folders import checkpoint
+from tests.support.faults.gguf_bytes import ARCH, gguf_file, tensor
+from tests.support.faults.gguf_mutants import gguf_mutants
+from tests.support.faults.mutant_outcomes import checkpoint_outcome, gguf_outcome
 
 N_MUTANTS = 2000
 N_CHECKPOINTS = 2000
@@ -41,7 +35,7 @@ def test_every_prefix_of_a_gguf(tmp_path, record_property):
 @pytest.mark.fault("B")
 def test_cuts_of_a_model(tmp_path, record_property):
     """Every prefix of what stands before the tensors, and 200 anywhere; read as an export begins."""
-    path, whole = tmp_path / "cut.gguf", small.write_dense(tmp_path / "dense.gguf", n_layer=2).read_bytes()
+    path, whole = tmp_path / "cut.gguf", small_gguf.write_dense(tmp_path / "dense.gguf", n_layer=2).read_bytes()
     n_header = read_header(tmp_path / "dense.gguf").data_offset
     lengths = [*range(n_header), *np.random.default_rng(0).integers(n_header, len(whole), 200).tolist()]
     path.write_bytes(whole)
@@ -53,51 +47,23 @@ def test_cuts_of_a_model(tmp_path, record_property):
     record_property("cases", len(lengths))
 
 
-def outcome(path: Path, out: Path) -> str:
-    """What becomes of a mutant; raises where something else happens than a refusal or a right file."""
-    out.unlink(missing_ok=True)
-    try:
-        shareatt_export.export(path, "0-1", out)
-    except ShareattError as error:
-        assert str(path) in str(error) or isinstance(error, BadSpans), error
-        assert not out.exists()
-        return "refused"
-    verify(out, path)
-    assert len(gguf.GGUFReader(out).tensors) == len(read_header(out).tensors)
-    return "exported"
-
-
 @pytest.mark.fault("C")
 def test_mutants(tmp_path, record_property):
-    dense = small.write_dense(tmp_path / "dense.gguf", q8_0=True, n_layer=3)
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf", q8_0=True, n_layer=3)
     seen = {"refused": 0, "exported": 0}
     path, out = tmp_path / "mutant.gguf", tmp_path / "out.gguf"
-    for data in mutants(dense, seed=1, count=N_MUTANTS):
+    for data in gguf_mutants(dense, seed=1, count=N_MUTANTS):
         path.write_bytes(data)
-        seen[outcome(path, out)] += 1
+        seen[gguf_outcome(path, out)] += 1
     assert min(seen.values()) > N_MUTANTS / 20, seen  # or it would test one of the two only
     assert {file.name for file in tmp_path.iterdir()} <= {"dense.gguf", "mutant.gguf", "out.gguf"}
     record_property("cases", N_MUTANTS)
 
 
-def checkpoint_outcome(broken: Path) -> str:
-    """What becomes of a folder with a broken file: refused with a name, or safetensors reads its shards."""
-    try:
-        check_files(broken.parent)
-        check_no_code(broken.parent)
-    except ShareattError as error:
-        assert str(broken.parent) in str(error), error
-        return "refused"
-    if broken.suffix == ".safetensors":
-        with safe_open(broken, "np") as shard:
-            assert all(shard.get_slice(name).get_shape() is not None for name in shard.keys())  # noqa: SIM118
-    return "taken"
-
-
 @pytest.mark.fault("C")
 def test_mutants_of_a_checkpoint(tmp_path, record_property):
     folder, seen = checkpoint(tmp_path / "model", shards=2), {"refused": 0, "taken": 0}
-    for path in mutate_json.mutants(folder, seed=1, count=N_CHECKPOINTS):
+    for path in json_mutants.mutants(folder, seed=1, count=N_CHECKPOINTS):
         seen[checkpoint_outcome(path)] += 1
     assert min(seen.values()) > N_CHECKPOINTS / 20, seen
     record_property("cases", N_CHECKPOINTS)

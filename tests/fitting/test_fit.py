@@ -23,10 +23,10 @@ from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import parse_spans
 from shareatt_export.plan.make_plan import make_plan
 from shareatt_export.plan.projections import Fitting, projections
-from tests.support import dummies, families, parity, tiny
-from tests.support.reference import SharedReference
+from tests.support import dummy_models, model_families, parity, tiny_models
+from tests.support.torch_reference import SharedReference
 
-HELDOUT = tiny.DEMO / "heldout.txt"
+HELDOUT = tiny_models.DEMO / "heldout.txt"
 RNG = np.random.default_rng(5)
 
 
@@ -91,7 +91,7 @@ def test_moved_heads_are_an_explicit_head_map(kv, tmp_path, built):
 
 @pytest.mark.parametrize("family", ["phi3", "qwen2"])
 def test_rows_of_v_in_a_fused_tensor_and_its_bias_move_along(family, tmp_path, built):
-    case = families.make_case(family, tmp_path)
+    case = model_families.make_case(family, tmp_path)
     n_layer = case.torch_model.config.num_hidden_layers
     done = aligned(case.dense, tmp_path, f"1-{n_layer - 1}")
     maps = {follower.layer: follower.heads for follower in done.followers}
@@ -165,7 +165,7 @@ def test_types_that_need_an_importance_get_one(demo_dense, built, type):
 
 def test_heads_behind_a_norm_are_not_moved(tmp_path, built):
     """BitNet normalises what its heads bring, with a weight for each number."""
-    dummies.make("bitnet", tmp_path / "bitnet.gguf")
+    dummy_models.make("bitnet", tmp_path / "bitnet.gguf")
     plan = planned(tmp_path / "bitnet.gguf", "0-1")
     with TrialModel(built, plan.dense) as trial_model, pytest.raises(Unsupported, match="between the heads of layer 1"):
         fit.require_bare_heads(trial_model, [1], "--align")

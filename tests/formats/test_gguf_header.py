@@ -8,7 +8,7 @@ import pytest
 from shareatt_export.errors import BadInput
 from shareatt_export.formats.gguf_encode import header_bytes
 from shareatt_export.formats.gguf_header import read_header
-from tests.support import small
+from tests.support import small_gguf
 
 
 def test_not_a_regular_file(tmp_path):
@@ -20,7 +20,7 @@ def test_not_a_regular_file(tmp_path):
 
 @pytest.mark.parametrize("q8_0", [False, True])
 def test_agrees_with_the_gguf_package(tmp_path, q8_0):
-    path = small.write_dense(tmp_path / "dense.gguf", q8_0=q8_0)
+    path = small_gguf.write_dense(tmp_path / "dense.gguf", q8_0=q8_0)
     header, oracle = read_header(path), gguf.GGUFReader(path)
     assert {key: field.contents() for key, field in oracle.fields.items() if not key.startswith("GGUF.")} == {
         key: raw.decode() for key, raw in header.metadata.items()
@@ -31,7 +31,7 @@ def test_agrees_with_the_gguf_package(tmp_path, q8_0):
 
 
 def test_encoder_writes_the_very_bytes_it_read(tmp_path):
-    path = small.write_dense(tmp_path / "dense.gguf")
+    path = small_gguf.write_dense(tmp_path / "dense.gguf")
     header = read_header(path)
     written = header_bytes(header.version, header.metadata, header.tensors.values(), header.alignment)
     assert written == path.read_bytes()[: header.data_offset]

@@ -16,7 +16,7 @@ from shareatt_export.formats.gguf_encode import raw_u32
 from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.formats.shards import read_model
 from shareatt_export.llamacpp import runtime
-from tests.support import small, taps
+from tests.support import graph_taps, small_gguf
 
 SIZE = 300_000  # bytes in a shard, of 1.1 MB
 
@@ -27,7 +27,7 @@ def gguf_split(*arguments: object) -> None:
 
 @pytest.fixture
 def dense(tmp_path: Path) -> Path:
-    return small.write_dense(tmp_path / "dense.gguf", bias=True)
+    return small_gguf.write_dense(tmp_path / "dense.gguf", bias=True)
 
 
 @pytest.fixture
@@ -61,21 +61,23 @@ def test_shards_that_do_not_belong_together(shards, tmp_path):
     with pytest.raises(BadInput, match=rf"{shards[2]}: no such file; part-00001-of-00004\.gguf is the first of 4"):
         read_model(shards[0])
     shards[2].write_bytes(third)
-    second = small.with_metadata(shards[0], tmp_path / "x.gguf", split__no=read_header(shards[1]).metadata["split.no"])
+    second = small_gguf.with_metadata(
+        shards[0], tmp_path / "x.gguf", split__no=read_header(shards[1]).metadata["split.no"]
+    )
     second.replace(shards[1])
     with pytest.raises(BadInput, match=rf"{shards[1]}: tensor 'token_embd\.weight': is also in part-00001-of-"):
         read_model(shards[0])
 
 
 def test_shards_must_hold_all_tensors(shards, tmp_path):
-    wrong = small.with_metadata(shards[0], tmp_path / "x.gguf", split__tensors__count=raw_u32(7))
+    wrong = small_gguf.with_metadata(shards[0], tmp_path / "x.gguf", split__tensors__count=raw_u32(7))
     wrong.replace(shards[0])
     with pytest.raises(BadInput, match=r"split\.tensors\.count: 7 tensors, the 4 shards hold"):
         read_model(shards[0])
 
 
 def logits(model: Path):
-    return taps.run(model).output
+    return graph_taps.run(model).output
 
 
 def export_shards(model: Path, out: Path) -> tuple[Path, ...]:

@@ -26,19 +26,19 @@ from shareatt_export.healing.sharing import Sharing
 from shareatt_export.healing.trained_weights import TrainedWeights, trained_names
 from shareatt_export.healing.training_text import training_windows
 from shareatt_export.model.spans import parse_spans, source_map
-from tests.support import parity, tiny
-from tests.support.reference import SharedReference
+from tests.support import parity, tiny_models
+from tests.support.torch_reference import SharedReference
 
 SPANS = "2-4"
 TOKENS = torch.from_numpy(parity.TOKENS[:, :24])
-SMALL = {"--text": tiny.DEMO / "LICENSE", "--ctx": 16, "--batch": 2, "--dtype": "f32"}
+SMALL = {"--text": tiny_models.DEMO / "LICENSE", "--ctx": 16, "--batch": 2, "--dtype": "f32"}
 OPTIONS = [str(item) for pair in SMALL.items() for item in pair]
 
 
 def qwen3() -> torch.nn.Module:
     """With norms of Q and K, which are left as they are."""
     torch.manual_seed(3)
-    config = AutoConfig.for_model("qwen3", **tiny.shape(2, 32), use_sliding_window=False, attention_bias=True)
+    config = AutoConfig.for_model("qwen3", **tiny_models.shape(2, 32), use_sliding_window=False, attention_bias=True)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for name, weight in model.named_parameters():
         if weight.ndim == 2:
@@ -48,7 +48,7 @@ def qwen3() -> torch.nn.Module:
     return model
 
 
-MODELS = {"llama": lambda: tiny.build(2), "qwen3": qwen3, "gemma2": lambda: tiny.build_sliding("gemma2")}
+MODELS = {"llama": lambda: tiny_models.build(2), "qwen3": qwen3, "gemma2": lambda: tiny_models.build_sliding("gemma2")}
 FAMILY_SPANS = {"llama": SPANS, "qwen3": SPANS, "gemma2": "2:4+6,3:5"}
 TRAINED = {
     "llama": ["2.q_proj.weight", "2.k_proj.weight", "3.v_proj.weight", "3.o_proj.weight", "4.v_proj.weight",
@@ -64,10 +64,10 @@ TRAINED = {
 def distiller(family: str = "llama", spans: str | None = None, **options: object) -> Distiller:
     model = MODELS[family]()
     model.set_attn_implementation("eager")
-    parsed = parse_spans(spans or FAMILY_SPANS[family], tiny.N_LAYER)
+    parsed = parse_spans(spans or FAMILY_SPANS[family], tiny_models.N_LAYER)
     checkpointing = bool(options.pop("checkpointing", False))
     weights = TrainedWeights(model, trained_names(model, parsed, bool(options.pop("train_mlp", False))), **options)
-    return Distiller(model, Sharing(source_map(parsed, tiny.N_LAYER)), weights, checkpointing)
+    return Distiller(model, Sharing(source_map(parsed, tiny_models.N_LAYER)), weights, checkpointing)
 
 
 def gradients(made: Distiller) -> dict[str, torch.Tensor]:
@@ -99,7 +99,7 @@ def test_checkpointing_computes_layers_again(monkeypatch):
     for checkpointing in (False, True):
         calls.clear()
         distiller(checkpointing=checkpointing).backward(TOKENS)
-        assert (len(calls) > 2 * tiny.N_LAYER) is checkpointing
+        assert (len(calls) > 2 * tiny_models.N_LAYER) is checkpointing
 
 
 @pytest.mark.parametrize("name", ["2.self_attn.q_proj", "2.self_attn.k_proj", "4.self_attn.v_proj"])
@@ -201,7 +201,7 @@ def test_a_run_ends_with_the_first_limit_and_its_rate_rises_and_falls():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("heal") / "model"
-    tiny.save(tiny.build(2).to(torch.bfloat16), folder)
+    tiny_models.save(tiny_models.build(2).to(torch.bfloat16), folder)
     (folder / "code.bin").write_bytes(b"pickle")
     (folder / "extra.txt").write_text("kept")
     return folder
@@ -236,12 +236,14 @@ def test_the_record(healed):
     said = healed[1]
     assert [point["tokens"] for point in said["held_out"]] == [0, 32, 64, 96] and said["tokens"] == 96
     assert said["n_trained"] == 3 * 128 * (128 + 64) and said["spans"] == SPANS
-    assert said["text"] == [{"name": str(tiny.DEMO / "LICENSE"), "sha256": read_text(tiny.DEMO / "LICENSE").sha256}]
+    assert said["text"] == [
+        {"name": str(tiny_models.DEMO / "LICENSE"), "sha256": read_text(tiny_models.DEMO / "LICENSE").sha256}
+    ]
 
 
 def test_the_demo_models_loss_falls_on_text_it_was_not_trained_with(tmp_path):
-    asked = request(tiny.DEMO, tmp_path / "out", spans="6-9", n_ctx=128, steps=5)
-    first, *_, last = heal.heal(planned(asked)).result.curve
+    asked = request(tiny_models.DEMO, tmp_path / "out", spans="6-9", n_ctx=128, steps=5)
+    first, *_, last = heal.heal(heal.planned(asked)).result.curve
     assert last.scores.kl < 0.9 * first.scores.kl
     assert first.scores.nll_teacher == last.scores.nll_teacher < last.scores.nll < first.scores.nll
 
@@ -264,9 +266,9 @@ def test_the_exported_model_is_the_student(model, healed, built, tmp_path):
     assert parity.nmse(teacher(tokens).logits[0].detach().numpy(), expected) > 1e-2
 
 
-def request(model: Path, out: Path | None, **changes: object) -> HealRequest:
-    texts = (read_text(tiny.DEMO / "LICENSE"),)
-    asked = HealRequest(model, SPANS, out, texts, n_ctx=16, batch=2, steps=6, dtype="f32")
+def request(model: Path, out: Path | None, **changes: object) -> heal.HealRequest:
+    texts = (read_text(tiny_models.DEMO / "LICENSE"),)
+    asked = heal.HealRequest(model, SPANS, out, texts, n_ctx=16, batch=2, steps=6, dtype="f32")
     return replace(asked, **changes)
 
 
@@ -320,7 +322,7 @@ def test_it_begins_where_a_fit_ended(model, tmp_path, built):
     """With next to no training, the healed model is the one that was aligned and refitted."""
     dense = converted_to(model, tmp_path / "dense.gguf")
     fitted = tmp_path / "fitted.gguf"
-    shareatt_export.export(dense, SPANS, fitted, align=True, refit=True, text=tiny.DEMO / "heldout.txt")
+    shareatt_export.export(dense, SPANS, fitted, align=True, refit=True, text=tiny_models.DEMO / "heldout.txt")
     asked = request(model, tmp_path / "out", spans=None, begin=fitted, steps=1, learning_rate=1e-9)
     heal.heal(planned(asked))
     ours = shareatt_export.export(tmp_path / "out", SPANS, tmp_path / "healed.gguf", outtype="f32").files[0]
@@ -340,12 +342,12 @@ def test_a_beginning_that_does_not_fit_is_refused(model, tmp_path, built):
         with pytest.raises(ShareattError, match="one of --spans and --from"):
             planned(request(model, tmp_path / "out", spans=spans, begin=begin))
     torch.manual_seed(77)
-    other = tiny.build(2)
+    other = tiny_models.build(2)
     for weight in other.parameters():
         weight.data = weight.data[torch.randperm(len(weight))] if weight.ndim == 2 else weight.data
-    stranger = converted_to(tiny.save(other, tmp_path / "other"), tmp_path / "other.gguf")
+    stranger = converted_to(tiny_models.save(other, tmp_path / "other"), tmp_path / "other.gguf")
     fitted = tmp_path / "fitted.gguf"
-    shareatt_export.export(stranger, SPANS, fitted, align=True, text=tiny.DEMO / "heldout.txt")
+    shareatt_export.export(stranger, SPANS, fitted, align=True, text=tiny_models.DEMO / "heldout.txt")
     with pytest.raises(BadInput, match=r"blk\.2\.attn_v\.weight.*was not made from this checkpoint"):
         heal.heal(planned(request(model, tmp_path / "out", begin=fitted, **options)))
     assert not (tmp_path / "out").exists()
@@ -425,7 +427,7 @@ def config(folder: Path, **changes: object) -> None:
 
 
 def save_family(folder: Path, kind: str, **fields: object) -> None:
-    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **tiny.shape(2, 32), **fields))
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **tiny_models.shape(2, 32), **fields))
     made.save_pretrained(folder)
     (folder / "extra.txt").write_text("some text " * 99)
 

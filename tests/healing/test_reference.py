@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.support.reference import SharedReference
+from tests.support.torch_reference import SharedReference
 
 SMALL = {
     "vocab_size": 64,

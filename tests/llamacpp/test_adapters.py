@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from shareatt_export.llamacpp.engine import Context, Log, Model
-from tests.exporting.test_export import export
-from tests.llamacpp.test_runtime import SHARED
-from tests.support import parity, small
-from tests.support.adapters import apply_lora, merge_lora, write_lora
+from tests.support import parity, small_gguf
+from tests.support.exports import export
+from tests.support.lora_adapters import apply_lora, merge_lora, write_lora
 from tests.support.parity import nmse
-from tests.support.small import F32_CACHE, tokens
+from tests.support.small_gguf import F32_CACHE, tokens
+from tests.support.source_layers import SOURCE_LAYERS
 
-FOLLOWERS = [layer for layer, source in enumerate(SHARED) if layer != source]
+FOLLOWERS = [layer for layer, source in enumerate(SOURCE_LAYERS) if layer != source]
 LORAS = {
     "values of followers": [f"blk.{layer}.attn_v" for layer in FOLLOWERS],
     "output of followers": [f"blk.{layer}.attn_output" for layer in FOLLOWERS],
@@ -22,8 +22,8 @@ LORAS = {
     "key of the source": ["blk.6.attn_k"],
     "all that an SA model has": [
         f"blk.{layer}.{role}"
-        for layer in range(small.N_LAYER)
-        for role in small.ROWS
+        for layer in range(small_gguf.N_LAYER)
+        for role in small_gguf.ROWS
         if layer not in FOLLOWERS or role not in ("attn_q", "attn_k")
     ],
 }
@@ -31,7 +31,7 @@ LORAS = {
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory, built):
-    return small.write_dense(tmp_path_factory.mktemp("adapters") / "dense.gguf")
+    return small_gguf.write_dense(tmp_path_factory.mktemp("adapters") / "dense.gguf")
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +73,16 @@ def test_a_lora_of_a_followers_query_or_key_is_refused(shared, tmp_path, role):
 @pytest.mark.parametrize("layer", [6, 8], ids=["source", "follower"])
 def test_a_control_vector_is_a_bias(dense, shared, tmp_path, layer, flash_attn):
     """Added to what a layer leaves behind it, as the bias of its last projection is."""
-    vector = np.random.default_rng(layer).standard_normal(small.N_EMBD, dtype=np.float32)
-    directions = np.zeros((small.N_LAYER - 1, small.N_EMBD), np.float32)  # layer 0 has none
+    vector = np.random.default_rng(layer).standard_normal(small_gguf.N_EMBD, dtype=np.float32)
+    directions = np.zeros((small_gguf.N_LAYER - 1, small_gguf.N_EMBD), np.float32)  # layer 0 has none
     directions[layer - 1] = vector
     data = directions.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 
     def steer(model, context):
-        arguments = data, directions.size, small.N_EMBD, 1, small.N_LAYER
+        arguments = data, directions.size, small_gguf.N_EMBD, 1, small_gguf.N_LAYER
         assert model.lib.llama_set_adapter_cvec(context.handle, *arguments) == 0
 
-    biased = small.write_dense(tmp_path / "biased.gguf", down_bias={layer: vector})
+    biased = small_gguf.write_dense(tmp_path / "biased.gguf", down_bias={layer: vector})
     steered = logits(shared, flash_attn, steer)
     tolerance = 1e-5 if flash_attn else 1e-10
     assert nmse(steered, logits(export(biased, tmp_path / "shared.gguf"), flash_attn)) < tolerance

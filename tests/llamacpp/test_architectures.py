@@ -6,7 +6,7 @@ import pytest
 
 from shareatt_export.llamacpp import runtime
 from shareatt_export.model.architectures import ARCHITECTURES, REFUSED
-from tests.support import architectures, dummies, small
+from tests.support import architecture_proofs, dummy_models, small_gguf
 
 # split and fused, with biases and norms, sinks, soft caps, experts, ALiBi, sliding and chunked, an encoder
 DOZEN = [
@@ -32,9 +32,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_a_follower_takes_the_weights_of_its_source(arch: str, built: runtime.RuntimeStatus, tmp_path: Path):
-    proof = architectures.prove(arch, tmp_path)
-    assert max(proof.product, proof.value) <= architectures.PRODUCT
-    assert proof.own_weights >= architectures.DIFFERENT and proof.dense >= architectures.DIFFERENT
+    proof = architecture_proofs.prove(arch, tmp_path)
+    assert max(proof.product, proof.value) <= architecture_proofs.PRODUCT
+    assert proof.own_weights >= architecture_proofs.DIFFERENT and proof.dense >= architecture_proofs.DIFFERENT
     flash = 2 * proof.dense_flash
     # GELU looks f16 values up in a table, so rounding shows more than f32 would let one expect
     assert proof.paths["reuse"] <= (1e-7 if ARCHITECTURES[arch].causal else flash)
@@ -43,12 +43,12 @@ def test_a_follower_takes_the_weights_of_its_source(arch: str, built: runtime.Ru
 
 def test_a_temperature_that_only_followers_would_have_used(built: runtime.RuntimeStatus, monkeypatch, tmp_path: Path):
     one_class = {"attention.sliding_window": None, "attention.sliding_window_pattern": 8}
-    monkeypatch.setitem(dummies.SPECIAL, "llama4", one_class)  # of its 4 layers, Llama 4 scales Q in the last one
-    assert architectures.prove("llama4", tmp_path).product <= architectures.PRODUCT
+    monkeypatch.setitem(dummy_models.SPECIAL, "llama4", one_class)  # of its 4 layers, Llama 4 scales Q in the last one
+    assert architecture_proofs.prove("llama4", tmp_path).product <= architecture_proofs.PRODUCT
 
 
 @pytest.mark.parametrize("arch", ["deepseek2", "qwen3next", "gemma4", "openelm"])
 def test_an_architecture_that_cannot_share_is_refused_with_the_reason(arch, run, tmp_path):
-    dense = small.write_dense(tmp_path / "dense.gguf", arch=arch)
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf", arch=arch)
     error = run(dense, "--spans", "6-9", "-o", tmp_path / "out.gguf").error
     assert f"'{arch}' is not supported: {REFUSED[arch]}" in error and "(supported: afmoe, apertus" in error

@@ -11,7 +11,7 @@ from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model, Token
 from shareatt_export.model.facts import read_facts
-from tests.support import parity, tiny
+from tests.support import parity, tiny_models
 
 N_CTX = 4096
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cases(folder: Path, built: runtime.RuntimeStatus) -> dict[str, parity.Case]:
-    return {heads: parity.make_case(heads, "f16", folder) for heads in tiny.HEADS}
+    return {heads: parity.make_case(heads, "f16", folder) for heads in tiny_models.HEADS}
 
 
 def n_ubatch(file: Path, variables: dict[str, str], **params: object) -> tuple[int, str]:
@@ -37,7 +37,7 @@ def n_ubatch(file: Path, variables: dict[str, str], **params: object) -> tuple[i
 # of the last two, two sets of probabilities are alive at once: those of layer 1, which shares nothing; of another span
 @pytest.mark.parametrize("params", [{}, {"n_ctx": 1024}, {"n_seq_max": 2}], ids=["", "context", "streams"])
 @pytest.mark.parametrize("spans", ["2-5", "0-7", "0-3,4-7", "every:2", "0:2-7", "0:2+4+6,1:3+5+7"])
-@pytest.mark.parametrize("heads", tiny.HEADS)
+@pytest.mark.parametrize("heads", tiny_models.HEADS)
 def test_the_probabilities_take_what_the_followers_save(cases, folder, heads, spans, params):
     """Per cell: 2 bytes of f16 for each head and token of the ubatch, of all that is alive; and K of the followers."""
     file = cases[heads].shared(spans, folder)
@@ -56,7 +56,7 @@ def test_the_probabilities_take_what_the_followers_save(cases, folder, heads, sp
 
 def test_the_user_can_say_otherwise(cases, folder):
     file = cases["GQA"].shared("0-7", folder)
-    per_token = 2 * tiny.N_HEAD * N_CTX
+    per_token = 2 * tiny_models.N_HEAD * N_CTX
     assert n_ubatch(file, {parity.BUDGET: parity.UNLIMITED})[0] == 512
     assert n_ubatch(file, {parity.BUDGET: str(200 * per_token)})[0] == 192
     assert n_ubatch(file, {parity.BUDGET: str(64 * per_token)})[0] == 64
@@ -80,7 +80,7 @@ def buffers(file: Path, **params: object) -> float:
 
 
 @pytest.mark.parametrize("spans", ["2-5", "0-7", "0-3,4-7", "every:2"])
-@pytest.mark.parametrize("heads", tiny.HEADS)
+@pytest.mark.parametrize("heads", tiny_models.HEADS)
 def test_never_more_memory_than_the_dense_model(cases, folder, heads, spans):
     case = cases[heads]
     assert buffers(case.shared(spans, folder)) <= buffers(case.dense)
@@ -93,7 +93,7 @@ def test_within_the_budget_the_logits_are_the_same(cases, folder, mode):
     params = {"n_ctx": 512, "n_ubatch": 256} | way.params
     with Model(parity.lib(), case.shared("0-7", folder)) as model, Context(model, True, **params) as context:
         ours = way.run(context)
-    expected = case.reference((0,) * tiny.N_LAYER, way.sequence)
+    expected = case.reference((0,) * tiny_models.N_LAYER, way.sequence)
     assert parity.nmse(ours, expected) <= parity.TOLERANCE["f16"]
 
 
@@ -108,7 +108,7 @@ def test_batches_are_split_by_it(cases, folder):
     @lib.ggml_backend_sched_eval_callback
     def look(tensor, ask, data):
         if ask and name(tensor) == b"kq_soft_max-0":
-            sizes.append(rows(tensor) // tiny.N_HEAD)
+            sizes.append(rows(tensor) // tiny_models.N_HEAD)
         return False
 
     with Model(lib, file) as model, Context(model, True, n_ctx=N_CTX, n_ubatch=512, cb_eval=look) as context:

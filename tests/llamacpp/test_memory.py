@@ -9,11 +9,11 @@ import pytest
 from shareatt_export.formats.gguf_encode import raw_array_i32
 from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.llamacpp.engine import Context, Model, Token
-from tests.exporting.test_export import export
-from tests.llamacpp.test_runtime import PARAM, SHARED
-from tests.support import parity, small
+from tests.support import parity, small_gguf
+from tests.support.exports import export
 from tests.support.parity import nmse
-from tests.support.small import F32_CACHE, tokens
+from tests.support.small_gguf import F32_CACHE, tokens
+from tests.support.source_layers import SOURCE_LAYERS, SOURCE_LAYERS_ARGUMENT
 
 LOAD_MODES = {"read": 0, "mmap": 1, "direct I/O": 4}
 MEAN, LAST = 1, 3  # llama_pooling_type
@@ -22,7 +22,7 @@ MEAN, LAST = 1, 3  # llama_pooling_type
 @pytest.fixture(scope="module")
 def shared(built, tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")
-    return export(small.write_dense(folder / "dense.gguf"), folder / "shared.gguf")
+    return export(small_gguf.write_dense(folder / "dense.gguf"), folder / "shared.gguf")
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,10 @@ def model(shared):
 @pytest.mark.parametrize("q8_0", [False, True])
 def test_every_way_to_load_gives_the_same_logits(built, tmp_path, q8_0):
     """Also of a file that holds tensors which are not loaded."""
-    dense = small.write_dense(tmp_path / "dense.gguf", q8_0=q8_0)
-    marked = small.with_metadata(dense, tmp_path / "marked.gguf", **{PARAM: raw_array_i32(SHARED)})
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf", q8_0=q8_0)
+    marked = small_gguf.with_metadata(
+        dense, tmp_path / "marked.gguf", **{SOURCE_LAYERS_ARGUMENT: raw_array_i32(SOURCE_LAYERS)}
+    )
     logits, ways = [], set()
     for path in (export(dense, tmp_path / "shared.gguf"), marked):
         for mode in LOAD_MODES.values():
@@ -90,14 +92,14 @@ def embeddings(model, flash_attn, pooling, n_sequences):
             rows = [model.lib.llama_get_embeddings_seq(context.handle, sequence) for sequence in range(n_sequences)]
         else:
             rows = [model.lib.llama_get_embeddings_ith(context.handle, i) for i in range(len(batch))]
-        return np.array([row[: small.N_EMBD] for row in rows])
+        return np.array([row[: small_gguf.N_EMBD] for row in rows])
 
 
 @pytest.mark.parametrize("flash_attn", [False, True])
 def test_embeddings_are_what_the_logits_come_from(model, shared, flash_attn):
     table = read_header(shared).tensors["token_embd.weight"]  # the output projection too
-    weight = np.fromfile(shared, np.float32, small.N_VOCAB * small.N_EMBD, offset=table.offset).reshape(
-        small.N_VOCAB, small.N_EMBD
+    weight = np.fromfile(shared, np.float32, small_gguf.N_VOCAB * small_gguf.N_EMBD, offset=table.offset).reshape(
+        small_gguf.N_VOCAB, small_gguf.N_EMBD
     )
     with Context(model, flash_attn, **F32_CACHE) as context:
         expected = context.decode(tokens(9))

@@ -16,10 +16,10 @@ from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import parse_spans, source_map
-from tests.support import parity, tiny
+from tests.support import parity, tiny_models
 from tests.support.parity import Case
 
-HEADS = list(tiny.HEADS)
+HEADS = list(tiny_models.HEADS)
 ONE_SPAN = parity.SPANS["one span"]
 
 
@@ -111,7 +111,7 @@ def test_zeroing_the_query_of_the_source_is_seen(cases, folder):
 @pytest.mark.parametrize("spans", parity.SPANS.values(), ids=parity.SPANS)
 def test_setting_spans_on_the_dense_file_is_the_exported_file(cases, folder, spans, path):
     case = cases["GQA", "f32"]
-    share = source_map(parse_spans(spans, tiny.N_LAYER), tiny.N_LAYER)
+    share = source_map(parse_spans(spans, tiny_models.N_LAYER), tiny_models.N_LAYER)
     ours = parity.logits(case.dense, path=path, share=share)
     assert np.array_equal(ours, parity.logits(case.shared(spans, folder), path=path))
 
@@ -123,7 +123,17 @@ def test_dense_logits_are_bit_equal_without_the_patch(cases, folder, built, kv, 
     unpatched = runtime.status(patched=False)
     assert unpatched.ready, "run 'shareatt-export runtime build --unpatched'"
     case, out = cases["GQA", kv], folder / "unpatched.npz"
-    command = [sys.executable, "-m", "tests.support.unpatched", built.python, unpatched.bin, case.dense, out, kv, path]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.unpatched_child",
+        built.python,
+        unpatched.bin,
+        case.dense,
+        out,
+        kv,
+        path,
+    ]
     subprocess.run(list(map(str, command)), check=True, cwd=Path(__file__).parents[2])
     stock = np.load(out)
     for mode in parity.MODES:

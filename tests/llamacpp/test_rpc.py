@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from shareatt_export.llamacpp.engine import Model
-from tests.exporting.test_export import export
-from tests.support import parity, small
+from tests.support import parity, small_gguf
+from tests.support.exports import export
 from tests.support.parity import nmse
-from tests.support.rpc import all_logits
+from tests.support.rpc_child import all_logits
 from tests.support.server import free_port
 
 # Layer 6 is the source of 7, 8 and 9. By layers on the first and the second server; the rest stays on the CPU.
@@ -59,7 +59,7 @@ def endpoints(built, tmp_path_factory):
 @pytest.fixture(scope="module")
 def shared(built, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    return export(small.write_dense(folder / "dense.gguf"), folder / "shared.gguf")
+    return export(small_gguf.write_dense(folder / "dense.gguf"), folder / "shared.gguf")
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +74,10 @@ def test_layers_on_two_servers_compute_what_one_machine_does(built, endpoints, s
     out = tmp_path / "logits.npz"
     # the output layer counts too, and goes where the last layer is
     arguments = [built.python, built.bin, shared, out, first + second + 1, f"{first},{second + 1}", *endpoints]
-    command = [sys.executable, "-m", "tests.support.rpc", *map(str, arguments)]
+    command = [sys.executable, "-m", "tests.support.rpc_child", *map(str, arguments)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    on_cpu = small.N_LAYER - first - second
+    on_cpu = small_gguf.N_LAYER - first - second
     assert json.loads(done.stdout) == ["CPU"] * on_cpu + ["RPC0"] * first + ["RPC1"] * (second + 1)
     far = np.load(out)
     for name, expected in local.items():

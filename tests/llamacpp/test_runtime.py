@@ -14,20 +14,17 @@ from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.llamacpp.engine import Context, Model, Token
 from shareatt_export.llamacpp.pin import patch_dir, pin
 from shareatt_export.llamacpp.source import apply_patch, stock_source
-from tests.exporting.test_export import export
-from tests.support import parity, small
+from tests.support import parity, small_gguf
+from tests.support.exports import export
 from tests.support.parity import nmse
-from tests.support.small import F32_CACHE, tokens
-
-KEY = "llama.attention.shared_attn.source_layers"
-PARAM = KEY.replace(".", "__")
-SHARED = (0, 1, 2, 3, 4, 5, 6, 6, 6, 6, 10, 11)
+from tests.support.small_gguf import F32_CACHE, tokens
+from tests.support.source_layers import SOURCE_LAYERS, SOURCE_LAYERS_ARGUMENT, SOURCE_LAYERS_KEY
 
 
 @pytest.fixture(scope="module")
 def files(built, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runtime")
-    dense = small.write_dense(folder / "dense.gguf")
+    dense = small_gguf.write_dense(folder / "dense.gguf")
     return dense, export(dense, folder / "shared.gguf"), folder
 
 
@@ -46,20 +43,22 @@ def flash_attn(path):
 def test_a_dense_file_with_a_map_alone_runs_like_the_export(files, tmp_path):
     """Its Q and K of followers are there but not loaded."""
     dense, shared, _ = files
-    marked = small.with_metadata(dense, tmp_path / "marked.gguf", **{PARAM: raw_array_i32(SHARED)})
+    marked = small_gguf.with_metadata(
+        dense, tmp_path / "marked.gguf", **{SOURCE_LAYERS_ARGUMENT: raw_array_i32(SOURCE_LAYERS)}
+    )
     logits = []
     for path in (marked, shared):
         with Model(parity.lib(), path) as model, Context(model, **F32_CACHE) as context:
-            assert model.source_layers() == SHARED
+            assert model.source_layers() == SOURCE_LAYERS
             logits.append(context.decode(tokens(20)))
     assert np.array_equal(*logits)
 
 
 def test_fused_qkv_runs_like_its_parts(built, tmp_path):
     """The same rows as one fused tensor and as three: dense with spans set, and exported."""
-    dense = small.write_dense(tmp_path / "fused.gguf", fused=True, bias=True)
+    dense = small_gguf.write_dense(tmp_path / "fused.gguf", fused=True, bias=True)
     logits = []
-    for path, share in ((dense, SHARED), (export(dense, tmp_path / "shared.gguf"), None)):
+    for path, share in ((dense, SOURCE_LAYERS), (export(dense, tmp_path / "shared.gguf"), None)):
         with Model(parity.lib(), path, share) as model, Context(model, False, **F32_CACHE) as context:
             logits.append(context.decode(tokens(20)))
     assert nmse(logits[0], logits[1]) < 1e-10
@@ -68,12 +67,12 @@ def test_fused_qkv_runs_like_its_parts(built, tmp_path):
 def test_set_checks_the_map(files):
     dense, shared, _ = files
     with Model(parity.lib(), dense) as model:
-        for bad in (SHARED[:-1], (0, 2, *range(2, 12)), (0, 0, 1, *range(3, 12))):
-            with pytest.raises(RuntimeProblem, match=KEY):
+        for bad in (SOURCE_LAYERS[:-1], (0, 2, *range(2, 12)), (0, 0, 1, *range(3, 12))):
+            with pytest.raises(RuntimeProblem, match=SOURCE_LAYERS_KEY):
                 model.share(bad)
         assert model.source_layers() == tuple(range(12))
-        model.share(SHARED)
-        assert model.source_layers() == SHARED
+        model.share(SOURCE_LAYERS)
+        assert model.source_layers() == SOURCE_LAYERS
     with Model(parity.lib(), shared) as model, pytest.raises(RuntimeProblem, match="layer 7 cannot compute its own"):
         model.share(tuple(range(12)))
 
@@ -91,7 +90,7 @@ def test_followers_compute_neither_query_nor_key_nor_scores(files, built, path, 
 
     with Model(parity.lib(), files[1]) as model, Context(model, flash_attn, cb_eval=look, **F32_CACHE) as context:
         context.decode(tokens(4))
-    sources = {layer for layer, source in enumerate(SHARED) if layer == source}
+    sources = {layer for layer, source in enumerate(SOURCE_LAYERS) if layer == source}
 
     def layers(role):
         return {int(name.rsplit("-", 1)[1]) for name in seen if re.fullmatch(rf"{role}-\d+", name)}
@@ -192,9 +191,9 @@ def test_the_saver_keeps_the_map(files, tmp_path):
     saved = tmp_path / "saved.gguf"
     with Model(parity.lib(), files[1]) as model:
         parity.lib().llama_model_save_to_file(model.handle, str(saved).encode())
-    assert read_header(saved).value(KEY) == list(SHARED)
+    assert read_header(saved).value(SOURCE_LAYERS_KEY) == list(SOURCE_LAYERS)
     with Model(parity.lib(), saved) as model:
-        assert model.source_layers() == SHARED
+        assert model.source_layers() == SOURCE_LAYERS
 
 
 def test_quantize_and_split_keep_the_map(files, built, tmp_path):
@@ -209,7 +208,7 @@ def test_quantize_and_split_keep_the_map(files, built, tmp_path):
     assert len(parts) == 2
     for path in (quantised, parts[0], merged):
         with Model(parity.lib(), path) as model, Context(model, **F32_CACHE) as context:
-            assert model.source_layers() == SHARED
+            assert model.source_layers() == SOURCE_LAYERS
             assert np.isfinite(context.decode(tokens(5))).all()
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from tests.exporting.test_export import export
+from tests.support.exports import export
 from tests.support.server import PORT, Server, serving
 
 N_CTX = 512  # in two slots of 256

@@ -1,7 +1,7 @@
 """The soak of scripts/soak.py, for seconds: every kind of turn works, and a fixed prompt's logits stay the same."""
 
-from tests.exporting.test_export import export
-from tests.support import tiny
+from tests.support import tiny_models
+from tests.support.exports import export
 from tests.support.server import PORT, serving
 from tests.support.soak import OPTIONS, TURNS, soak
 
@@ -9,7 +9,7 @@ from tests.support.soak import OPTIONS, TURNS, soak
 def test_eight_clients_at_once(demo_dense, built, tmp_path):
     model = export(demo_dense, tmp_path / "shared.gguf")
     command = [built.bin / "llama-server", "-m", model, "--port", PORT, *OPTIONS, "--slot-save-path", tmp_path]
-    text = (tiny.DEMO / "heldout.txt").read_text()
+    text = (tiny_models.DEMO / "heldout.txt").read_text()
     with serving(*command, log=tmp_path / "log") as server:
         done = soak(server, [text], seconds=12, clients=8, seed=3)
     assert done.errors == [] and done.before == done.after

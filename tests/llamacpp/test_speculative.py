@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.exporting.test_export import export
+from tests.support.exports import export
 from tests.support.server import PORT, serving
 
 PROMPT = "import os\n\nclass Reader:\n    def read(self, path):\n"

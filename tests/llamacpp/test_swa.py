@@ -10,7 +10,7 @@ from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model
 from shareatt_export.model.facts import read_facts
-from tests.support import parity, tiny
+from tests.support import parity, tiny_models
 from tests.support.parity import Case
 
 # of each architecture: the spans, and the source map that they mean in it
@@ -32,9 +32,9 @@ def arch(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def case(arch: str, folder: Path, built: runtime.RuntimeStatus) -> Case:
-    model = tiny.build_sliding(arch)
+    model = tiny_models.build_sliding(arch)
     dense = folder / f"{arch}-dense.gguf"
-    with converted(tiny.save(model, folder / arch), folder, "f32", None) as made:
+    with converted(tiny_models.save(model, folder / arch), folder, "f32", None) as made:
         made.replace(dense)
     return Case(model.double(), dense)
 
@@ -52,7 +52,7 @@ def test_a_range_shares_within_each_kind(arch, shared):
 
 def test_the_dense_model_is_the_reference(arch, case):
     """Else what follows would prove nothing about Shared Attention."""
-    expected = case.reference(tuple(range(tiny.SLIDING[arch])))
+    expected = case.reference(tuple(range(tiny_models.SLIDING[arch])))
     assert parity.nmse(parity.logits(case.dense), expected) <= parity.TOLERANCE["f32"]
 
 
@@ -82,6 +82,6 @@ def test_each_mutation_is_caught(arch, case, shared, mutation):
 
 
 def test_the_loader_refuses_to_mix_the_kinds(arch, case):
-    n_layer = tiny.SLIDING[arch]
+    n_layer = tiny_models.SLIDING[arch]
     with Model(parity.lib(), case.dense) as model, pytest.raises(RuntimeProblem, match="has another attention window"):
         model.share((*range(n_layer - 1), n_layer - 2))

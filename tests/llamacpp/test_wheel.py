@@ -9,7 +9,7 @@ import pytest
 
 from shareatt_export.llamacpp import wheel
 from shareatt_export.llamacpp.pin import pin
-from tests.exporting.test_export import export
+from tests.support.exports import export
 
 SAY = """
 import importlib.metadata, json, sys, llama_cpp

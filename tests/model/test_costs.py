@@ -7,7 +7,7 @@ from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.model import costs
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.synthetic import ModelShape, write_random
-from tests.support import small
+from tests.support import small_gguf
 
 # 4 query heads of 16, 2 KV heads: Q 64 wide, K and V 32 wide. Layers 1 and 2 follow layer 0.
 SHAPE = ModelShape(n_layer=3, n_embd=64, n_head=4, n_head_kv=2, head_dim=16, n_ff=96, n_vocab=32)
@@ -61,5 +61,5 @@ def test_a_file_of_a_shape(tmp_path, tied):
 
 
 def test_tied_weights_of_another_writer(tmp_path):
-    header = read_header(small.write_dense(tmp_path / "small.gguf"))
+    header = read_header(small_gguf.write_dense(tmp_path / "small.gguf"))
     assert costs.read_weights(header).n_bytes == sum(info.n_bytes for info in header.tensors.values())

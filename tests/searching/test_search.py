@@ -22,9 +22,9 @@ from shareatt_export.searching.beam import BeamSearch, CostedMap, Settings, addi
 from shareatt_export.searching.cost_cache import CostCache
 from shareatt_export.searching.map_cost import MapCosts
 from shareatt_export.searching.pair_fits import PairFit
-from tests.support import dummies, tiny
+from tests.support import dummy_models, tiny_models
 
-HELDOUT = read_text(tiny.DEMO / "heldout.txt")
+HELDOUT = read_text(tiny_models.DEMO / "heldout.txt")
 N_LAYER = 6
 
 
@@ -278,14 +278,16 @@ def test_spans_auto(run, demo_dense, tmp_path):
     assert read_facts(read_header(out)).source_layers == tuple(data["source_layers"])
     assert "belong together" in run(*arguments, "-o", tmp_path / "x.gguf").error
     assert "belong together" in run(demo_dense, "--spans", "6-9", "--followers", 2, "--dry-run").error
-    checkpoint = run(tiny.DEMO, *arguments[1:], "--followers", 2, "--dry-run")
+    checkpoint = run(tiny_models.DEMO, *arguments[1:], "--followers", 2, "--dry-run")
     assert "a dry run of a checkpoint reads no weights" in checkpoint.error
 
 
 def test_models_whose_layers_slide_by_turns(run, built, text, tmp_path):
     """Blocks of two would pair layers that attend differently, so there are none to compare with."""
     dense = tmp_path / "gemma.gguf"
-    with convert.converted(tiny.save(tiny.build_sliding("gemma2"), tmp_path / "gemma"), tmp_path, "f32", None) as made:
+    with convert.converted(
+        tiny_models.save(tiny_models.build_sliding("gemma2"), tmp_path / "gemma"), tmp_path, "f32", None
+    ) as made:
         made.replace(dense)
     done = run("search", dense, *small(text)[:-2], "--followers", 2, "--fast", "--json")
     assert done.status == 0, done.stderr
@@ -297,6 +299,6 @@ def test_models_whose_layers_slide_by_turns(run, built, text, tmp_path):
 
 def test_heads_behind_a_norm_are_searched_without_fits(run, built, tmp_path):
     model = tmp_path / "bitnet.gguf"
-    dummies.make("bitnet", model)
+    dummy_models.make("bitnet", model)
     error = run("search", model, "--followers", 1).error
     assert "so the heads cannot be moved, which a search that fits weights needs; add --no-align --no-refit" in error

@@ -25,8 +25,8 @@ from shareatt_export.llamacpp.engine import Context, Model, Token
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import SourceMap, parse_spans, source_map
 from shareatt_export.plan.make_plan import make_plan
-from tests.support import tiny
-from tests.support.reference import SharedReference
+from tests.support import tiny_models
+from tests.support.torch_reference import SharedReference
 
 SPANS = {
     "one span": "2-5",
@@ -86,11 +86,11 @@ class Case:
         return out
 
 
-def make_case(heads: str, outtype: str, folder: Path, head_dim: int = tiny.HEAD_DIM) -> Case:
+def make_case(heads: str, outtype: str, folder: Path, head_dim: int = tiny_models.HEAD_DIM) -> Case:
     """With f16 the reference gets the rounded weights too, so that only arithmetic differs."""
-    model = tiny.build(tiny.HEADS[heads], head_dim)
+    model = tiny_models.build(tiny_models.HEADS[heads], head_dim)
     folder.mkdir(exist_ok=True)
-    source = tiny.save(model, folder / f"{heads}-{outtype}")
+    source = tiny_models.save(model, folder / f"{heads}-{outtype}")
     dense = folder / f"{heads}-{outtype}.gguf"
     with converted(source, folder, outtype, None) as made:
         made.replace(dense)
@@ -161,7 +161,9 @@ def logits(
 
 
 def error(case: Case, file: Path, spans: str, mode: str, kv: str, path: str = "plain") -> float:
-    expected = case.reference(source_map(parse_spans(spans, tiny.N_LAYER), tiny.N_LAYER), MODES[mode].sequence)
+    expected = case.reference(
+        source_map(parse_spans(spans, tiny_models.N_LAYER), tiny_models.N_LAYER), MODES[mode].sequence
+    )
     return nmse(logits(file, mode, kv, path), expected)
 
 
@@ -232,7 +234,7 @@ MUTATED_SPANS = "2-5"
 
 def mutation_error(case: Case, folder: Path, kind: type[SharedReference]) -> float:
     """The distance between the true runtime and the mutated reference."""
-    source_layers = source_map(parse_spans(MUTATED_SPANS, tiny.N_LAYER), tiny.N_LAYER)
+    source_layers = source_map(parse_spans(MUTATED_SPANS, tiny_models.N_LAYER), tiny_models.N_LAYER)
     expected = case.reference(source_layers, kind=kind)
     return nmse(logits(case.shared(MUTATED_SPANS, folder)), expected)
 
@@ -244,8 +246,8 @@ PREFACE = """# Parity: the runtime against the torch reference
 Normalised mean squared error of the logits, {n} tokens, tiny attention-dominant Llamas of {layers} layers; made by
 `python -m tests.support.parity > docs/parity.md`, held in CI by `tests/llamacpp/test_parity.py`.
 
-The reference is float64 torch (`tests/support/reference.py`). F32 and F16 name the type of the weights and of the KV
-cache. Followers get the weights on three paths:
+The reference is float64 torch (`tests/support/torch_reference.py`). F32 and F16 name the type of the weights and of the
+KV cache. Followers get the weights on three paths:
 
 - plain: flash attention switched off; they reuse the source's probabilities;
 - reuse: the same with flash attention on, as far as there is memory for the probabilities; no layer needs it then;
@@ -283,7 +285,7 @@ WIDE = 64  # heads of this size are rotated (Hadamard) before a cache is quantis
 
 def cache_errors(case: Case, folder: Path, kv: str, path: str) -> tuple[float, dict[str, float]]:
     """What a cache type costs the dense model, and what it costs with each layout of spans."""
-    everyone_computes = case.reference(tuple(range(tiny.N_LAYER)))
+    everyone_computes = case.reference(tuple(range(tiny_models.N_LAYER)))
     dense = nmse(logits(case.dense, "several ubatches", kv, path), everyone_computes)
     shared = {
         spans: error(case, case.shared(spans, folder), spans, "several ubatches", kv, path) for spans in SPANS.values()
@@ -292,12 +294,12 @@ def cache_errors(case: Case, folder: Path, kv: str, path: str) -> tuple[float, d
 
 
 def report(folder: Path) -> Iterator[str]:
-    yield PREFACE.format(n=N_TOKENS, layers=tiny.N_LAYER)
+    yield PREFACE.format(n=N_TOKENS, layers=tiny_models.N_LAYER)
     yield f"Tolerances: F32 {TOLERANCE['f32']:.0e}, F16 {TOLERANCE['f16']:.0e}.\n"
     yield "| heads | spans | way | " + " | ".join(f"{path}, F32" for path in PATHS) + " | plain, F16 | dense, F32 |"
     yield "| --- | --- | --- |" + " --- |" * (len(PATHS) + 2)
-    cases = {(heads, kv): make_case(heads, kv, folder) for heads in tiny.HEADS for kv in TOLERANCE}
-    for heads in tiny.HEADS:
+    cases = {(heads, kv): make_case(heads, kv, folder) for heads in tiny_models.HEADS for kv in TOLERANCE}
+    for heads in tiny_models.HEADS:
         f32, f16 = cases[heads, "f32"], cases[heads, "f16"]
         for name, spans in SPANS.items():
             for mode in MODES:
@@ -318,10 +320,10 @@ def report(folder: Path) -> Iterator[str]:
     yield "\n## Mutations\n"
     yield f"The true runtime against a reference with one thing wrong, spans `{MUTATED_SPANS}`, F32; each must exceed"
     yield "100 times the tolerance.\n"
-    yield "| mutation | " + " | ".join(tiny.HEADS) + " |"
-    yield "| --- |" + " --- |" * len(tiny.HEADS)
+    yield "| mutation | " + " | ".join(tiny_models.HEADS) + " |"
+    yield "| --- |" + " --- |" * len(tiny_models.HEADS)
     for name, kind in MUTATIONS.items():
-        errors = [mutation_error(cases[heads, "f32"], folder, kind) for heads in tiny.HEADS]
+        errors = [mutation_error(cases[heads, "f32"], folder, kind) for heads in tiny_models.HEADS]
         yield f"| {name} | " + " | ".join(f"{error:.2f}" for error in errors) + " |"
 
 

@@ -1,6 +1,6 @@
 """Child of test_parity: the logits of a model on another libllama, as .npz with one array per mode.
 
-python -m tests.support.unpatched PYTHON_DIR BIN_DIR MODEL OUT KV PATH
+python -m tests.support.unpatched_child PYTHON_DIR BIN_DIR MODEL OUT KV PATH
 """
 
 import sys

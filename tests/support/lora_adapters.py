@@ -9,7 +9,7 @@ import numpy as np
 
 from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.llamacpp.engine import Context, Model
-from tests.support import small
+from tests.support import small_gguf
 
 RANK, ALPHA, SCALE = 2, 3.0, 0.5
 
@@ -17,8 +17,8 @@ RANK, ALPHA, SCALE = 2, 3.0, 0.5
 def lora_pair(name: str) -> tuple[np.ndarray, np.ndarray]:
     """A and B for one of small's tensors ("blk.7.attn_v"); as large as the weight itself, so that it is heard."""
     rng = np.random.default_rng(list(name.encode()))
-    rows = small.ROWS[name.rsplit(".", 1)[1]]
-    a = rng.standard_normal((RANK, small.N_EMBD), dtype=np.float32) / 8
+    rows = small_gguf.ROWS[name.rsplit(".", 1)[1]]
+    a = rng.standard_normal((RANK, small_gguf.N_EMBD), dtype=np.float32) / 8
     return a, rng.standard_normal((rows, RANK), dtype=np.float32)
 
 
@@ -44,7 +44,7 @@ def merge_lora(dense: Path, out: Path, names: list[str]) -> Path:
     tensors = read_header(out).tensors
     for name in names:
         a, b = lora_pair(name)
-        shape = (len(b), small.N_EMBD)
+        shape = (len(b), small_gguf.N_EMBD)
         weight = np.memmap(out, np.float32, "r+", tensors[f"{name}.weight"].offset, shape)
         weight += SCALE * ALPHA / RANK * b @ a
         weight.flush()

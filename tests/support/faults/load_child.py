@@ -1,6 +1,8 @@
-"""What llama.cpp makes of a file, in a process of its own, which may die of it.
+"""Load a file with llama.cpp in a child process, because a broken file may crash it.
 
-python -m tests.faults.loader PYTHON_DIR BIN_DIR    # paths on stdin, and for each a line of JSON: status, said
+python -m tests.support.faults.load_child PYTHON_DIR BIN_DIR
+
+The command reads paths from stdin, and prints one line of JSON for each: [status, output].
 """
 
 import faulthandler
@@ -24,7 +26,7 @@ OUTCOMES = {0: "decoded", 1: "refused", 2: "no context"}
 
 
 @dataclass(frozen=True)
-class Tried:
+class LoadResult:
     """How the process of a load ended, and what it said: the reason of a refusal, or of its death."""
 
     status: int
@@ -35,7 +37,7 @@ class Tried:
         return OUTCOMES.get(self.status, f"status {self.status}")
 
 
-def tried(lib: ModuleType, path: Path) -> Tried:
+def try_load(lib: ModuleType, path: Path) -> LoadResult:
     """Load a model, and if it loads decode some tokens, in a child that may die of it."""
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
@@ -46,7 +48,7 @@ def tried(lib: ModuleType, path: Path) -> Tried:
     os.close(writer)
     with os.fdopen(reader, errors="replace") as output:
         said = output.read()
-    return Tried(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said)
+    return LoadResult(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said)
 
 
 def _try(lib: ModuleType, path: Path) -> int:
@@ -68,19 +70,19 @@ def _try(lib: ModuleType, path: Path) -> int:
         return end(3, traceback.format_exc())
 
 
-class Other:
+class LoadChild:
     """The same on the library of another folder, which needs a process that has loaded it: Other(...).tried(path)."""
 
     def __init__(self, python: Path, bin: Path, **env: str) -> None:
-        command = [sys.executable, "-m", "tests.faults.loader", str(python), str(bin)]
+        command = [sys.executable, "-m", "tests.support.faults.load_child", str(python), str(bin)]
         self._process = subprocess.Popen(
             command, env=os.environ | env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def tried(self, path: Path) -> Tried:
+    def tried(self, path: Path) -> LoadResult:
         assert self._process.stdin and self._process.stdout
         print(path, file=self._process.stdin, flush=True)
-        return Tried(*json.loads(self._process.stdout.readline()))
+        return LoadResult(*json.loads(self._process.stdout.readline()))
 
     def __enter__(self) -> Self:
         return self
@@ -92,7 +94,7 @@ class Other:
 def main(python: str, bin: str) -> None:
     lib = load(Path(python), Path(bin))
     for line in sys.stdin:
-        of = tried(lib, Path(line.rstrip("\n")))
+        of = try_load(lib, Path(line.rstrip("\n")))
         print(json.dumps([of.status, of.said]), flush=True)
 
 

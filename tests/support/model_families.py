@@ -20,9 +20,9 @@ from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.llamacpp.source import stock_source
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import SourceMap
-from tests.support import parity, tiny
+from tests.support import parity, tiny_models
 from tests.support.parity import Case
-from tests.support.reference import SharedReference
+from tests.support.torch_reference import SharedReference
 
 N_LAYER, N_HEAD, N_HEAD_KV, HEAD_DIM = 8, 4, 2, 32
 N_SWA = 24
@@ -154,7 +154,7 @@ GAIN = {
 
 def config(family: str) -> Any:
     row = FAMILIES[family]
-    common = tiny.shape(N_HEAD_KV, HEAD_DIM, row.n_layer) | {"tie_word_embeddings": False}
+    common = tiny_models.shape(N_HEAD_KV, HEAD_DIM, row.n_layer) | {"tie_word_embeddings": False}
     return AutoConfig.for_model(family, **(common | row.config))
 
 
@@ -178,7 +178,7 @@ def build(family: str) -> PreTrainedModel:
 
 def save(model: PreTrainedModel, family: str, folder: Path) -> Path:
     row = FAMILIES[family]
-    (tiny.save if row.sentencepiece else save_with_bpe)(model, folder)
+    (tiny_models.save if row.sentencepiece else save_with_bpe)(model, folder)
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | row.saved))
     return folder
@@ -235,8 +235,8 @@ def reference(case: Case, source_layers: SourceMap | None = None, kind: type = S
 PREFACE = """## Families of transformers
 
 A tiny random model of each, converted by llama.cpp's own converter, against transformers in float64
-(`tests/support/reference.py`): normalised mean squared errors of the logits; `tests/llamacpp/test_families.py` holds
-four of them on every run, all with `scripts/test.sh --full`. Dense and plain may be at most {tolerance:.0e}; with flash
+(`tests/support/torch_reference.py`): normalised mean squared errors of the logits; `tests/llamacpp/test_families.py`
+holds four of them on every run, all with `scripts/test.sh --full`. Dense and plain may be at most {tolerance:.0e}; with flash
 attention on (reuse, recompute), at most twice that or twice what the dense model shows between flash attention on and
 off.
 """

@@ -1,6 +1,6 @@
 """Child of test_rpc: logits of a model whose layers lie on RPC servers, as .npz; the list of its devices on stdout.
 
-python -m tests.support.rpc PYTHON_DIR BIN_DIR MODEL OUT N_GPU_LAYERS SPLIT,SPLIT ENDPOINT...
+python -m tests.support.rpc_child PYTHON_DIR BIN_DIR MODEL OUT N_GPU_LAYERS SPLIT,SPLIT ENDPOINT...
 
 A device stays with its process, and every model of the process would use it.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from shareatt_export.llamacpp.bindings import load
 from shareatt_export.llamacpp.engine import Context, Logits, Model, Token
-from tests.support.small import F32_CACHE, tokens
+from tests.support.small_gguf import F32_CACHE, tokens
 
 
 def steps(context: Context) -> Logits:

@@ -146,7 +146,7 @@ STRUCTURED: tuple[Mutation, ...] = (
 )  # fmt: skip
 
 
-def mutants(sound: Path, seed: int, count: int, mutations: Sequence[Mutation] = STRUCTURED) -> Iterator[bytes]:
+def gguf_mutants(sound: Path, seed: int, count: int, mutations: Sequence[Mutation] = STRUCTURED) -> Iterator[bytes]:
     """One to three structured mutations each; every eighth gets flipped bytes of its header instead."""
     whole, n_header = sound.read_bytes(), read_header(sound).data_offset
     for number in range(count):

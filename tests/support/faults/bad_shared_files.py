@@ -11,18 +11,19 @@ from gguf import GGUFValueType
 
 from shareatt_export.formats.gguf_encode import raw_array_i32, raw_string, raw_string_array, raw_u32
 from shareatt_export.formats.gguf_header import RawValue
-from tests.exporting.test_export import export
-from tests.faults.build import with_tensors
-from tests.faults.mutate import STRUCTURED, Parts, mutants
-from tests.llamacpp.test_runtime import KEY, PARAM, SHARED
-from tests.support import small
+from tests.support import small_gguf
+from tests.support.exports import export
+from tests.support.faults.gguf_bytes import with_tensors
+from tests.support.faults.gguf_mutants import STRUCTURED, Parts, gguf_mutants
+from tests.support.source_layers import SOURCE_LAYERS, SOURCE_LAYERS_ARGUMENT
+from tests.support.source_layers import SOURCE_LAYERS_KEY as KEY
 
 ARRAY_OF_I32 = f"{KEY}: must be an array of i32"
 VERSION = "shareatt.format_version: "
 
 
 def array_of(type: GGUFValueType, code: str) -> RawValue:
-    return RawValue(GGUFValueType.ARRAY, struct.pack(f"<IQ12{code}", type, 12, *SHARED))
+    return RawValue(GGUFValueType.ARRAY, struct.pack(f"<IQ12{code}", type, 12, *SOURCE_LAYERS))
 
 
 def scalar(type: GGUFValueType, code: str, number: float) -> RawValue:
@@ -30,7 +31,7 @@ def scalar(type: GGUFValueType, code: str, number: float) -> RawValue:
 
 
 def changed(layer: int, source: int) -> RawValue:
-    return raw_array_i32([*range(layer), source, *range(layer + 1, small.N_LAYER)])
+    return raw_array_i32([*range(layer), source, *range(layer + 1, small_gguf.N_LAYER)])
 
 
 MAPS = {  # and what is said of them
@@ -45,19 +46,28 @@ MAPS = {  # and what is said of them
     "u64": (array_of(GGUFValueType.UINT64, "Q"), ARRAY_OF_I32),
     "f32": (array_of(GGUFValueType.FLOAT32, "f"), ARRAY_OF_I32),
     "truths": (array_of(GGUFValueType.BOOL, "?"), ARRAY_OF_I32),
-    "too short": (raw_array_i32(SHARED[:-1]), f"{KEY}: has 11 layers, the model has 12"),
-    "too long": (raw_array_i32([*SHARED, 12]), f"{KEY}: has 13 layers, the model has 12"),
+    "too short": (raw_array_i32(SOURCE_LAYERS[:-1]), f"{KEY}: has 11 layers, the model has 12"),
+    "too long": (raw_array_i32([*SOURCE_LAYERS, 12]), f"{KEY}: has 13 layers, the model has 12"),
     "513 layers": (raw_array_i32(range(513)), f"{KEY}: has 513 layers, the model has 12"),
     "a million layers": (raw_array_i32([0] * 1_000_000), f"{KEY}: has 1000000 layers, the model has 12"),
     "empty": (raw_array_i32([]), f"{KEY}: has 0 layers, the model has 12"),
     "-1 first": (changed(0, -1), f"{KEY}: layer 0: source -1 is not a layer at or before it"),
     "-1": (changed(1, -1), f"{KEY}: layer 1: source -1 is not a layer at or before it"),
     "the least number": (changed(5, -(1 << 31)), f"{KEY}: layer 5: source -2147483648 is not a layer"),
-    "the greatest number": (changed(5, (1 << 31) - 1), f"{KEY}: layer 5: source 2147483647 is not a layer"),
+    "the greatest number": (
+        changed(5, (1 << 31) - 1),
+        f"{KEY}: layer 5: source 2147483647 is not a layer",
+    ),
     "ahead": (changed(1, 2), f"{KEY}: layer 1: source 2 is not a layer at or before it"),
     "behind the last": (changed(11, 12), f"{KEY}: layer 11: source 12 is not a layer"),
-    "a follower": (raw_array_i32([0, 0, 1, *range(3, 12)]), f"{KEY}: layer 2: source 1 does not compute its own"),
-    "a chain": (raw_array_i32([0, 0, 1, 2, *range(4, 12)]), f"{KEY}: layer 2: source 1 does not compute its own"),
+    "a follower": (
+        raw_array_i32([0, 0, 1, *range(3, 12)]),
+        f"{KEY}: layer 2: source 1 does not compute its own",
+    ),
+    "a chain": (
+        raw_array_i32([0, 0, 1, 2, *range(4, 12)]),
+        f"{KEY}: layer 2: source 1 does not compute its own",
+    ),
     "a source without Q": (raw_array_i32([*range(8), 7, 7, 10, 11]), "blk.7.attn_q.weight"),
 }
 VERSIONS = {
@@ -76,13 +86,19 @@ MISSING = ("blk.6.attn_q.weight", "blk.6.attn_k.weight", "blk.8.attn_v.weight")
 
 # what is wrong: how a sound SA file becomes that (source, out), and what the loader must say
 BAD_FILES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
-    **{name: (partial(small.with_metadata, **{PARAM: value}), message) for name, (value, message) in MAPS.items()},
     **{
-        name: (partial(small.with_metadata, shareatt__format_version=value), message)
+        name: (partial(small_gguf.with_metadata, **{SOURCE_LAYERS_ARGUMENT: value}), message)
+        for name, (value, message) in MAPS.items()
+    },
+    **{
+        name: (partial(small_gguf.with_metadata, shareatt__format_version=value), message)
         for name, (value, message) in VERSIONS.items()
     },
     **{
-        f"{name} unlike the source's": (partial(small.with_metadata, **{field: raw_array_i32(counts)}), KEY)
+        f"{name} unlike the source's": (
+            partial(small_gguf.with_metadata, **{field: raw_array_i32(counts)}),
+            KEY,
+        )
         for name, (field, counts) in HEADS.items()
     },
     **{f"no {name}": (partial(with_tensors, without=[name]), name) for name in MISSING},
@@ -111,10 +127,12 @@ def _map(random: random.Random, parts: Parts) -> None:
 
 def shared_mutants(folder: Path, seed: int, count: int) -> Iterator[bytes]:
     """Of an SA file, and by turns of a dense one with a source map, which a library that knows of no maps loads too."""
-    dense = small.write_dense(folder / "dense.gguf", n_layer=6)
+    dense = small_gguf.write_dense(folder / "dense.gguf", n_layer=6)
     shared = export(dense, folder / "shared.gguf", "1-3", force=True)
-    mapped = small.with_metadata(dense, folder / "mapped.gguf", **{PARAM: raw_array_i32([0, 1, 1, 1, 4, 5])})
+    mapped = small_gguf.with_metadata(
+        dense, folder / "mapped.gguf", **{SOURCE_LAYERS_ARGUMENT: raw_array_i32([0, 1, 1, 1, 4, 5])}
+    )
     mutations = (*STRUCTURED, *[_map] * (len(STRUCTURED) // 2))
-    streams = [mutants(base, seed, sys.maxsize, mutations) for base in (shared, mapped)]
+    streams = [gguf_mutants(base, seed, sys.maxsize, mutations) for base in (shared, mapped)]
     for number in range(count):
         yield next(streams[number % 2])

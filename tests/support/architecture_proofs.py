@@ -1,6 +1,6 @@
 """What each architecture proves: the tap oracle on a small model of it. Behind test_architectures.py and the docs:
 
-python -m tests.support.architectures > docs/ARCHITECTURES.md
+python -m tests.support.architecture_proofs > docs/ARCHITECTURES.md
 """
 
 import tempfile
@@ -15,7 +15,7 @@ from shareatt_export.model.facts import Facts, read_facts
 from shareatt_export.model.spans import parse_spans
 from shareatt_export.plan.make_plan import make_plan
 from shareatt_export.plan.plan import Plan
-from tests.support import dummies, families, parity, taps
+from tests.support import dummy_models, graph_taps, model_families, parity
 
 N_SHARED = 8  # the first layers of a small model, all of them where it has no more
 
@@ -41,23 +41,26 @@ class Proof:
 def prove(arch: str, folder: Path) -> Proof:
     causal = ARCHITECTURES[arch].causal
     dense, shared = folder / f"{arch}.gguf", folder / f"{arch}-shared.gguf"
-    dummies.make(arch, dense)
+    dummy_models.make(arch, dense)
     header = read_header(dense)
     facts = read_facts(header)
     spans = parse_spans(f"0-{min(facts.n_layer, N_SHARED) - 1}", facts.n_layer, is_swa=facts.is_swa)
     plan = make_plan(header, facts, spans)
     write_plan(plan, [shared], None)
-    ours, theirs = taps.run(shared, causal=causal), taps.run(dense, causal=causal)
+    ours, theirs = graph_taps.run(shared, causal=causal), graph_taps.run(dense, causal=causal)
     pairs = [(span.source, follower) for span in spans for follower in span.followers]
     return Proof(
         plan,
         "blk.0.attn_qkv.weight" in header.tensors,
-        max(taps.error(ours, source, follower) for source, follower in pairs),
+        max(graph_taps.error(ours, source, follower) for source, follower in pairs),
         parity.nmse(*(run.taps["Vcur", min(follower for _, follower in pairs)] for run in (ours, theirs))),
-        min(taps.error(ours, follower, follower, theirs) for _, follower in pairs),
+        min(graph_taps.error(ours, follower, follower, theirs) for _, follower in pairs),
         parity.nmse(ours.output, theirs.output),
-        {path: parity.nmse(taps.run(shared, path, causal).output, ours.output) for path in ("reuse", "recompute")},
-        parity.nmse(taps.run(dense, "recompute", causal).output, theirs.output),
+        {
+            path: parity.nmse(graph_taps.run(shared, path, causal).output, ours.output)
+            for path in ("reuse", "recompute")
+        },
+        parity.nmse(graph_taps.run(dense, "recompute", causal).output, theirs.output),
     )
 
 
@@ -66,7 +69,7 @@ def prove(arch: str, folder: Path) -> Proof:
 PREFACE = """# Architectures
 
 What `general.architecture` may be, and how it was proven. Made by
-`python -m tests.support.architectures > docs/ARCHITECTURES.md`; `tests/llamacpp/test_architectures.py` holds a
+`python -m tests.support.architecture_proofs > docs/ARCHITECTURES.md`; `tests/llamacpp/test_architectures.py` holds a
 dozen of them on every run, all with `scripts/test.sh --full`.
 
 The proof is a small model with random weights in which attention matters, exported with all layers (of 64, the first 8)
@@ -103,7 +106,7 @@ def report() -> Iterator[str]:
         cells = [arch, "fused" if proof.fused else "split", kind(arch, proof.facts), *(f"{n:.1e}" for n in numbers)]
         yield f"| {' | '.join(cells)} |"
     yield ""
-    yield from families.report()
+    yield from model_families.report()
     yield "\n## Not supported\n"
     yield "| architecture | why |"
     yield "| --- | --- |"
