@@ -72,11 +72,11 @@ def main() -> None:
         path = folder / "bad.gguf"
 
         def look(name: str, message: str = "") -> None:
-            of = patched.tried(path)
+            of = patched.try_load(path)
             seen[of.outcome] += 1
             wrong = faults(of)
             if wrong:
-                known.update(wrong & faults(unpatched.tried(path)))
+                known.update(wrong & faults(unpatched.try_load(path)))
             if message and not (of.outcome == "refused" and message in of.said):
                 wrong.add(f"{of.outcome}, not refused with '{message}'")
             if wrong:

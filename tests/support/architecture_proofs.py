@@ -1,4 +1,4 @@
-"""What each architecture proves: the tap oracle on a small model of it. Behind test_architectures.py and the docs:
+"""Measure Shared Attention on a small model of each architecture, for test_architectures.py and the documentation:
 
 python -m tests.support.architecture_proofs > docs/ARCHITECTURES.md
 """
@@ -17,21 +17,24 @@ from shareatt_export.plan.make_plan import make_plan
 from shareatt_export.plan.plan import Plan
 from tests.support import dummy_models, graph_taps, model_families, parity
 
-N_SHARED = 8  # the first layers of a small model, all of them where it has no more
+N_SHARED = 8  # number of layers in the span; all layers of a model that has fewer
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Normalised mean squared errors, the worst or the least of all followers."""
+    """The plan of a small model, and normalised mean squared errors (NMSE): the worst, or the least, of all followers.
+
+    graph_taps.py explains how the attention output of a follower is read from the running graph.
+    """
 
     plan: Plan
     fused: bool
-    product: float  # of the attention output against the source's weights times the follower's V; must be rounding
-    value: float  # of V in the first follower, which sees what it sees in the dense model, against the V there
-    own_weights: float  # against the weights that the follower would have computed itself; must be much
-    dense: float  # of the output against that of the dense model; must be much
-    paths: dict[str, float]  # of the output on other paths against that on the plain one
-    dense_flash: float  # the dense model's own error between flash attention on and off
+    product: float  # attention output against the source's attention weights times the follower's V; at most PRODUCT
+    value: float  # V of the first follower against its V in the dense model; its input is the same in both
+    own_weights: float  # attention output against that with the follower's own weights; at least DIFFERENT
+    dense: float  # output against that of the dense model; at least DIFFERENT
+    paths: dict[str, float]  # output on the other paths of parity.PATHS against that on the plain path
+    dense_flash: float  # output of the dense model with flash attention against that without it
 
     @property
     def facts(self) -> Facts:
@@ -39,6 +42,7 @@ class Proof:
 
 
 def prove(arch: str, folder: Path) -> Proof:
+    """Export a small model of `arch` with one span over its first N_SHARED layers, run it, and return the errors."""
     causal = ARCHITECTURES[arch].causal
     dense, shared = folder / f"{arch}.gguf", folder / f"{arch}-shared.gguf"
     dummy_models.make(arch, dense)
@@ -68,33 +72,35 @@ def prove(arch: str, folder: Path) -> Proof:
 
 PREFACE = """# Architectures
 
-What `general.architecture` may be, and how it was proven. Made by
-`python -m tests.support.architecture_proofs > docs/ARCHITECTURES.md`; `tests/llamacpp/test_architectures.py` holds a
-dozen of them on every run, all with `scripts/test.sh --full`.
+The architectures (`general.architecture`) that shareatt-export supports, and the proof for each of them. This page is
+made by `python -m tests.support.architecture_proofs > docs/ARCHITECTURES.md`. `tests/llamacpp/test_architectures.py`
+checks about twelve of them on every run, and all of them with `scripts/test.sh --full`.
 
-The proof is a small model with random weights in which attention matters, exported with all layers (of 64, the first 8)
-in one span, and run on the patched llama.cpp. The numbers are normalised mean squared errors:
+The proof uses a small model with random weights in which attention matters. All its layers (the first 8, if it has
+more) are exported as one span, and the patched llama.cpp runs it. The numbers are normalised mean squared errors:
 
-- *product*: a follower's attention output, tapped while the graph runs, against its source's attention weights times
-  its own V: rounding, at most {product:.0e};
-- *own weights*: against the weights that the follower would have computed itself: what a wrong source would show;
-- *dense*: the logits (of an encoder, the embeddings) against those of the dense model;
-- *reuse*, *recompute*: the same against the plain path, with flash attention on; beside the dense model's own error
-  between flash attention on and off (ggml rounds K and V to f16). Encoders have no KV cache and always recompute.
+- *product*: the attention output of a follower, read from the running graph, against the attention weights of its
+  source times the follower's own V. This is rounding, and must be at most {product:.0e};
+- *own weights*: the same output against that with the follower's own attention weights. A wrong source would show here;
+- *dense*: the logits (for an encoder, the embeddings) against those of the dense model;
+- *reuse*, *recompute*: the logits with flash attention on, against the plain path. The last column is the same error of
+  the dense model, because ggml rounds K and V to f16. Encoders have no KV cache and always recompute.
 
-*Sliding* models mix layers that attend to a sliding window (Llama 4: a chunk) with layers that attend to everything; a
-span shares within each kind. In *fused* models Q, K and V are one tensor, of which a follower keeps the rows of V.
+*Sliding* models have layers that attend to a sliding window (in Llama 4, a chunk) and layers that attend to all
+positions; a span shares within each kind. In *fused* models Q, K and V are one tensor; a follower keeps the rows of V.
 """
-PRODUCT, DIFFERENT = 1e-9, 1e-5  # what `product` may be at most, `own_weights` and `dense` at least
+PRODUCT, DIFFERENT = 1e-9, 1e-5  # the maximum of `product`; the minimum of `own_weights` and `dense`
 
 
 def kind(arch: str, facts: Facts) -> str:
+    """Return the kind of attention for the table: "full" or "sliding", with "encoder" before it for encoders."""
     words = [] if ARCHITECTURES[arch].causal else ["encoder"]
     words.append("sliding" if any(facts.is_swa) else "full")
     return ", ".join(words)
 
 
 def report() -> Iterator[str]:
+    """Yield the lines of docs/ARCHITECTURES.md."""
     yield PREFACE.format(product=PRODUCT)
     yield f"{len(ARCHITECTURES)} architectures:\n"
     yield "| architecture | QKV | attention | product | own weights | dense | reuse | recompute | dense, flash |"

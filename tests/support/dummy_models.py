@@ -1,9 +1,9 @@
-"""Small models of any architecture, with random weights: llama.cpp says which tensors one has, we write them.
+"""Small models of any architecture, with random weights. llama.cpp lists the tensors of the architecture.
 
     make("qwen3", Path("dense.gguf"))
 
-Attention matters in them: Q and K are so large that the attention weights are far from uniform. The metadata is that of
-upstream's test-llama-archs where an architecture insists on a key.
+Attention matters in them: Q and K are so large that the attention weights are far from uniform. Where an architecture
+needs a metadata key, its value is that of llama.cpp's tests/test-llama-archs.cpp.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from tests.support import parity
 
 N_VOCAB, N_EMBD, N_HEAD, N_HEAD_KV, HEAD_DIM, N_FF = 128, 256, 4, 2, 64, 384
 N_LAYER = 4
-WINDOW = 8  # of the layers that slide
+WINDOW = 8  # size of the sliding window, in tokens
 
 EQUAL_HEADS = {"bert", "bloom", "gpt2", "gptneox", "jais", "jina-bert-v2", "mpt", "neo-bert", "nomic-bert", "qwen"}
 EQUAL_HEADS |= {
@@ -52,7 +52,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
 
 
 def metadata(arch: str) -> dict[str, Any]:
-    """Keys without the architecture's prefix; `general.` and `tokenizer.` ones are whole. None: leave it out."""
+    """Return the metadata values of `arch`, by key without the prefix of the architecture."""
     special = SPECIAL.get(arch, {})
     n_layer = special.get("block_count", N_LAYER)
     values: dict[str, Any] = {
@@ -104,6 +104,7 @@ def metadata(arch: str) -> dict[str, Any]:
 
 
 def write(arch: str, path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Write a GGUF of `arch` with these tensors, given in numpy's order of axes."""
     writer = gguf.GGUFWriter(path, arch)
     values = metadata(arch)
     for key, value in values.items():
@@ -130,11 +131,16 @@ def write(arch: str, path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> No
 
 
 class GgufParams(ctypes.Structure):
+    """struct gguf_init_params of ggml's gguf.h."""
+
     _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
 
 
 def shapes(arch: str) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the model, in ggml order, by llama_model_init_from_user, which asks for the data of each."""
+    """Return the shape of every tensor of `arch`, axes in ggml's order, by name.
+
+    llama_model_init_from_user asks for the data of each tensor. Raises RuntimeError if llama.cpp refuses the model.
+    """
     lib, base = parity.lib(), ggml_base(runtime.require().bin)
     found: dict[str, tuple[int, ...]] = {}
     base.ggml_n_dims.argtypes = [ctypes.c_void_p]
@@ -162,6 +168,7 @@ def shapes(arch: str) -> dict[str, tuple[int, ...]]:
 
 
 def make(arch: str, path: Path) -> None:
+    """Write a small model of `arch`, the same on every call."""
     rng = np.random.default_rng(1)
     tensors = {}
     for name, shape in shapes(arch).items():

@@ -1,16 +1,16 @@
-"""How many cases of each class of faults there are and pass, and how long they take, printed at the end of a run.
+"""Pytest hooks that count the cases of each fault class, and print the counts and times at the end of a run.
 
-A module or test says which class it is of: pytest.mark.fault("A"). A test is one case; one that goes through many says
-how many with record_property("cases", n). A run of all tests fails if a class has fewer cases than it must have. Hooks
-for conftest.py.
+A module or test names its class with pytest.mark.fault("A"). A test is one case; a test with more cases gives their
+number with record_property("cases", n). A run of all tests fails if a class has fewer passing cases than its minimum in
+CLASSES. conftest.py imports the hooks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import pytest
 
-CLASSES = {  # name and number of cases that there must be at least
+CLASSES = {  # name, and minimum number of passing cases
     "A": ("GGUF container", 60),
     "B": ("truncation", 900),
     "C": ("mutation", 5000),
@@ -29,16 +29,21 @@ CLASSES = {  # name and number of cases that there must be at least
 
 @dataclass
 class Count:
+    """Cases of one class so far, and the time that they took."""
+
     cases: int = 0
     passed: int = 0
     seconds: float = 0
 
 
 class Counts:
+    """Counts of all classes, filled from the reports of pytest."""
+
     def __init__(self) -> None:
         self.of = {kind: Count() for kind in CLASSES}
 
     def take(self, report: pytest.TestReport) -> None:
+        """Add a report of the setup, call or teardown of a test."""
         properties = dict(report.user_properties)
         if kind := properties.get("fault"):
             count = self.of[str(kind)]
@@ -49,6 +54,7 @@ class Counts:
                 count.passed += cases * report.passed
 
     def few(self) -> Iterator[str]:
+        """Yield the classes with fewer passing cases than their minimum."""
         return (kind for kind, (_, wanted) in CLASSES.items() if self.of[kind].passed < wanted)
 
 
@@ -65,14 +71,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     item.config.stash[COUNTS].take(report)
     return report
 
 
 def _whole(config: pytest.Config) -> bool:
-    """Whether all tests were to be run."""
+    """Return whether the run was asked for all tests but the slow ones, or for more."""
     chosen = config.option.keyword or config.option.markexpr not in ("", "not slow") or config.getoption("lf", False)
     return config.args_source is pytest.Config.ArgsSource.TESTPATHS and not chosen and not config.option.collectonly
 

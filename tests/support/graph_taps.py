@@ -1,7 +1,7 @@
-"""The tap oracle: in any architecture, a follower's attention output is the source's weights times its own V.
+"""Read tensors from a running graph, to check that a follower multiplies the source's attention weights with its own V.
 
-It looks at the nodes of the graph while it runs (kq_soft_max of the source, Vcur and kqv of the follower), so it needs
-no second implementation of the model.
+The nodes are kq_soft_max of the source, and Vcur and kqv of the follower. This check needs no second implementation of
+the model, so it works for every architecture.
 """
 
 from dataclasses import dataclass
@@ -22,11 +22,14 @@ Array = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Run:
-    output: Array  # logits, or embeddings of a model without them
+    """The output of a model for N_TOKENS tokens, and tensors of its graph by node name and layer."""
+
+    output: Array  # logits [n_tokens, n_vocab], or embeddings [n_tokens, n_embd] of an encoder
     taps: dict[tuple[str, int], Array]
 
 
 def run(file: Path, path: str = "plain", causal: bool = True) -> Run:
+    """Run a GGUF on the path `path` of parity.PATHS. An encoder needs causal=False."""
     flash_attn, variables = parity.PATHS[path]
     found: dict[tuple[str, int], Array] = {}
     taps = GraphCallback(
@@ -47,19 +50,26 @@ def run(file: Path, path: str = "plain", causal: bool = True) -> Run:
         rng = np.random.default_rng(3)
         batch = [Token(int(t), i) for i, t in enumerate(rng.integers(0, model.n_vocab, N_TOKENS))]
         output = context.decode(batch) if causal else context.embed(batch)
-    output[np.abs(output) > 1e30] = 0  # what Chameleon says of image tokens
+    output[np.abs(output) > 1e30] = 0  # Chameleon suppresses the logits of image tokens
     return Run(output, found)
 
 
 def product(weights: Array, values: Array, head_dim: int) -> Array:
-    """[1, n_head, n_tokens, n_kv] times the values of n_tokens tokens -> [1, n_head, n_tokens, head_dim]"""
+    """Multiply attention weights [1, n_head, n_tokens, n_kv] with the V of n_tokens tokens.
+
+    Returns [1, n_head, n_tokens, head_dim]. `values` holds n_tokens * n_head_kv * head_dim numbers in this order.
+    """
     values = values.reshape(weights.shape[2], -1, head_dim)
     by_head = np.repeat(values, weights.shape[1] // values.shape[1], axis=1)
-    return np.einsum("bhtj,jhd->bhtd", weights[..., : len(values)], by_head)
+    output: Array = np.einsum("bhtj,jhd->bhtd", weights[..., : len(values)], by_head)
+    return output
 
 
 def error(run: Run, source: int, follower: int, other: Run | None = None) -> float:
-    """Of the follower's attention output against the product with the weights of `source`, here or in another run."""
+    """Return the NMSE of the follower's attention output against the weights of `source` times the follower's V.
+
+    The weights are those of the run `other` if it is given.
+    """
     measured = run.taps["kqv", follower]
     weights = (other or run).taps["kq_soft_max", source]
     return parity.nmse(measured, product(weights, run.taps["Vcur", follower], measured.shape[-1]))

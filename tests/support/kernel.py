@@ -1,4 +1,7 @@
-"""Build kernel.cpp on the runtime's ggml; `python -m tests.support.kernel` prints the times of cpp_patch/README.md."""
+"""Build and run kernel.cpp, which checks and times the kernels of the patch against the operators of ggml.
+
+`python -m tests.support.kernel` prints the table of times in cpp_patch/README.md.
+"""
 
 import os
 import subprocess
@@ -12,6 +15,7 @@ HERE = Path(__file__).parent
 
 
 def build(folder: Path) -> Path:
+    """Build kernel.cpp with the libraries of the runtime, and return the program."""
     built, program = runtime.require(), folder / "kernel"
     includes = [patch_dir() / "src", built.source / "ggml" / "include"]
     command = [
@@ -31,6 +35,7 @@ def build(folder: Path) -> Path:
 
 
 def output(program: Path, what: str) -> list[str]:
+    """Return the lines that the program prints for `what`, a mode of kernel.cpp's main()."""
     return subprocess.run([program, what], check=True, capture_output=True, text=True).stdout.splitlines()
 
 

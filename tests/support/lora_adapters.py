@@ -1,4 +1,4 @@
-"""LoRA adapters as GGUF, and the same change merged into the weights of a dense file."""
+"""LoRA adapters as GGUF files, and dense files into which such an adapter is merged."""
 
 import ctypes
 import shutil
@@ -6,23 +6,29 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 
 from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.llamacpp.engine import Context, Model
 from tests.support import small_gguf
 
 RANK, ALPHA, SCALE = 2, 3.0, 0.5
+Array = npt.NDArray[np.float32]
 
 
-def lora_pair(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A and B for one of small's tensors ("blk.7.attn_v"); as large as the weight itself, so that it is heard."""
+def lora_pair(name: str) -> tuple[Array, Array]:
+    """Return A [RANK, n_embd] and B [rows, RANK] for a tensor of small_gguf, such as "blk.7.attn_v".
+
+    Their product is as large as the weight itself, so that it changes the logits clearly.
+    """
     rng = np.random.default_rng(list(name.encode()))
     rows = small_gguf.ROWS[name.rsplit(".", 1)[1]]
-    a = rng.standard_normal((RANK, small_gguf.N_EMBD), dtype=np.float32) / 8
+    a = rng.standard_normal((RANK, small_gguf.N_EMBD), dtype=np.float32) / np.float32(8)
     return a, rng.standard_normal((rows, RANK), dtype=np.float32)
 
 
 def write_lora(path: Path, names: list[str]) -> Path:
+    """Write an adapter for the tensors `names`, and return `path`."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
@@ -39,7 +45,7 @@ def write_lora(path: Path, names: list[str]) -> Path:
 
 
 def merge_lora(dense: Path, out: Path, names: list[str]) -> Path:
-    """W + SCALE * ALPHA / RANK * B A, for a dense f32 file."""
+    """Write `dense`, an F32 file, with W + SCALE * ALPHA / RANK * B A in place of W for the tensors `names`."""
     shutil.copy(dense, out)
     tensors = read_header(out).tensors
     for name in names:
@@ -52,6 +58,7 @@ def merge_lora(dense: Path, out: Path, names: list[str]) -> Path:
 
 
 def apply_lora(model: Model, context: Context, path: Path) -> None:
+    """Load the adapter `path` and apply it to `context` with the factor SCALE."""
     handle = model.lib.llama_adapter_lora_init(model.handle, str(path).encode())
     assert handle
     adapters = (model.lib.llama_adapter_lora_p_ctypes * 1)(handle)

@@ -1,6 +1,7 @@
-"""Tiny models of many Hugging Face families, attention-dominant, for the parity of runtime and torch reference.
+"""Tiny models of many transformers families in which attention matters, to compare the runtime with torch.
 
-A row of FAMILIES is a model type of transformers and what its configuration needs; everything else is the same for all.
+A row of FAMILIES is a model type of transformers and the configuration fields that it needs. All other fields are the
+same for all families.
 """
 
 import json
@@ -30,11 +31,11 @@ N_SWA = 24
 
 @dataclass(frozen=True)
 class Family:
-    """`config`: fields of the configuration beside the common ones."""
+    """How to configure a model type of transformers, and the spans to export it with."""
 
-    config: dict[str, Any] = field(default_factory=dict)
-    saved: dict[str, Any] = field(default_factory=dict)  # what the converter reads and transformers no longer writes
-    sentencepiece: bool = False  # else BPE
+    config: dict[str, Any] = field(default_factory=dict)  # configuration fields beside the common ones
+    saved: dict[str, Any] = field(default_factory=dict)  # fields that only the converter reads
+    sentencepiece: bool = False  # the tokenizer: sentencepiece, or BPE
     n_layer: int = N_LAYER
     spans: str = "2-5"
 
@@ -58,7 +59,7 @@ DBRX = {
     "attn_config": {"kv_n_heads": N_HEAD_KV, "clip_qkv": 8.0, "rope_theta": 1e4},
     "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
 }
-# llama.cpp always rounds the bounds of YaRN's ramp, and gpt-oss does not ("truncate"): 1e-3 between the dense models
+# llama.cpp always rounds the bounds of YaRN's ramp; gpt-oss does not ("truncate"), an error of 1e-3 of the dense models
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
 YARN |= {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
 FAMILIES = {
@@ -94,7 +95,7 @@ FAMILIES = {
     "olmoe": Family(EXPERTS | MHA),
     "gpt2": Family(saved={"n_ctx": 512}),
     "gpt_bigcode": Family(),
-    # transformers drops rotary_pct, so the converter must read the file itself, as it does for a type unknown there
+    # transformers drops rotary_pct. For an unknown model type, the converter reads config.json itself and finds it.
     "gpt_neox": Family(saved={"rotary_pct": 0.25, "model_type": "gptneox"}),
     "nemotron": Family(sentencepiece=True),
     "seed_oss": Family(),
@@ -113,31 +114,29 @@ FAMILIES = {
     "cohere2_moe": Family(TIED | EXPERTS | SLIDING, {"rotary_pct": 1.0}, spans="4-7"),
     "granite_swa": Family(SLIDING | {"attention_multiplier": 0.2}, spans="4-7"),
     "laguna": Family(EXPERTS | FULL_FIRST | {"shared_expert_intermediate_size": 32}, spans="4-7"),
-    # llama.cpp gives the sliding layers the theta of the others
+    # llama.cpp uses one rope theta for sliding and full layers, so the configuration must have one as well
     "mellum": Family(EXPERTS | FULL_FIRST | {"rope_parameters": {FULL: ROPE, SWA: ROPE}}, spans="4-7"),
     "afmoe": Family(EXPERTS | SLIDING | {"mup_enabled": True}, {"route_norm": True}, spans="4-7"),
-    # with 2-5 the rounding of flash attention flips one token's choice of experts
+    # with the spans 2-5, rounding in flash attention changes the experts of one token
     "hy_v3": Family(PAD | EXPERTS, spans="1-4"),
     "solar_open": Family(PAD | GROUPED | {"first_k_dense_replace": 0, "rope_parameters": ROPE}),
     "dbrx": Family(DBRX),
     "internlm3": Family(sentencepiece=True),
 }
-REMOTE = "transformers has no code of it, only its repository on the Hub has, and that is not run here"
-OWN_ATTENTION = (
-    "its attention in transformers does not go through the attention interface, where the reference has its hook"
-)
+REMOTE = "its code is in its repository on the Hub, not in transformers, and such code is not run here"
+OWN_ATTENTION = "its attention in transformers does not use the attention interface, which the reference needs"
 NOT_MADE = {
     "internlm2": REMOTE,
     "baichuan": REMOTE,
     "falcon": OWN_ATTENTION,
     "bloom": OWN_ATTENTION,
     "mpt": OWN_ATTENTION,
-    "phimoe": "llama.cpp has RMS norms and one softmax for its experts, transformers LayerNorm and SparseMixer, so the "
-    "dense models differ (2e-1)",
-    "hunyuan_v1_moe": "the converter wants the ranks of its tokenizer, which only its repository on the Hub has",
-    "bitnet": "the converter does not know the names that transformers gives the norms within its layers",
+    "phimoe": "llama.cpp uses RMS norms and one softmax over the experts, transformers LayerNorm and SparseMixer, so "
+    "the dense models differ (2e-1)",
+    "hunyuan_v1_moe": "the converter needs the ranks of its tokenizer, which are only in its repository on the Hub",
+    "bitnet": "the converter does not know the names of the norms in its layers in transformers",
 }
-# The first two are everyone's, the others Phi 3's, GLM's and Solar's.
+# All families use the first two; Phi 3, GLM and Solar need the others.
 SPECIAL_TOKENS = ["<s>", "</s>", "<unk>", "<|startoftext|>", "<|endoftext|>", "<|user|>", "<|observation|>", "[gMASK]"]
 GAIN = {
     "q_proj": 1.7,
@@ -153,16 +152,20 @@ GAIN = {
 
 
 def config(family: str) -> Any:
+    """Return the transformers configuration of the tiny model of `family`."""
     row = FAMILIES[family]
     common = tiny_models.shape(N_HEAD_KV, HEAD_DIM, row.n_layer) | {"tie_word_embeddings": False}
     return AutoConfig.for_model(family, **(common | row.config))
 
 
 def build(family: str) -> PreTrainedModel:
+    """Return the tiny model of `family` in float32, with the same random weights on every call."""
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(config(family), dtype=torch.float32).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        config(family), dtype=torch.float32
+    ).eval()
     if model._can_set_experts_implementation():
-        model.set_experts_implementation("eager")  # the others cannot compute in float64
+        model.set_experts_implementation("eager")  # the other implementations cannot compute in float64
     for name, weight in model.named_parameters():
         role = name.split(".")[-2]
         if weight.ndim >= 2:
@@ -177,6 +180,7 @@ def build(family: str) -> PreTrainedModel:
 
 
 def save(model: PreTrainedModel, family: str, folder: Path) -> Path:
+    """Write the model and a tokenizer as a Hugging Face folder that the converter accepts, and return `folder`."""
     row = FAMILIES[family]
     (tiny_models.save if row.sentencepiece else save_with_bpe)(model, folder)
     file = folder / "config.json"
@@ -185,6 +189,7 @@ def save(model: PreTrainedModel, family: str, folder: Path) -> Path:
 
 
 def save_with_bpe(model: PreTrainedModel, folder: Path) -> Path:
+    """Write the model with a byte-level BPE tokenizer of one merge."""
     model.save_pretrained(folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*alphabet, "ab"])}
@@ -197,7 +202,7 @@ def save_with_bpe(model: PreTrainedModel, folder: Path) -> Path:
     return folder
 
 
-# The converter knows BPE tokenizers by a hash of what they make of a text, and ours by no hash.
+# The converter recognises a BPE tokenizer by a hash of the tokens of a text. It does not know the hash of ours.
 CONVERT = """
 import runpy, sys
 from pathlib import Path
@@ -210,6 +215,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def convert(folder: Path, out: Path, outtype: str = "f32") -> Path:
+    """Convert a Hugging Face folder with the pinned llama.cpp's converter. Raises RuntimeError with its output."""
     script = stock_source(None) / "convert_hf_to_gguf.py"
     command = [sys.executable, "-c", CONVERT, script, folder, "--outfile", out, "--outtype", outtype]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
@@ -219,14 +225,18 @@ def convert(folder: Path, out: Path, outtype: str = "f32") -> Path:
 
 
 def make_case(family: str, folder: Path) -> Case:
+    """Return the tiny model of `family` in float64, and as dense GGUF in `folder`."""
     model = build(family)
     out = folder / "dense.gguf"
     convert(save(model, family, folder / family), out)
     return Case(model.double(), out)
 
 
-def reference(case: Case, source_layers: SourceMap | None = None, kind: type = SharedReference) -> parity.Array:
-    n_layer = case.torch_model.config.num_hidden_layers
+def reference(
+    case: Case, source_layers: SourceMap | None = None, kind: type[SharedReference] = SharedReference
+) -> parity.Array:
+    """Return the logits of the torch reference for the first sequence, of the dense model if source_layers is None."""
+    n_layer = int(case.torch_model.config.num_hidden_layers)
     return case.reference(source_layers or tuple(range(n_layer)), kind=kind)
 
 
@@ -234,15 +244,16 @@ def reference(case: Case, source_layers: SourceMap | None = None, kind: type = S
 
 PREFACE = """## Families of transformers
 
-A tiny random model of each, converted by llama.cpp's own converter, against transformers in float64
-(`tests/support/torch_reference.py`): normalised mean squared errors of the logits; `tests/llamacpp/test_families.py`
-holds four of them on every run, all with `scripts/test.sh --full`. Dense and plain may be at most {tolerance:.0e}; with flash
-attention on (reuse, recompute), at most twice that or twice what the dense model shows between flash attention on and
-off.
+A tiny random model of each family, converted by llama.cpp's own converter, is compared with transformers in float64
+(`tests/support/torch_reference.py`). The numbers are normalised mean squared errors of the logits.
+`tests/llamacpp/test_families.py` checks four families on every run, and all of them with `scripts/test.sh --full`.
+Dense and plain may be at most {tolerance:.0e}. With flash attention on (reuse, recompute), the error may be at most
+twice that tolerance, or twice the error of the dense model between flash attention on and off.
 """
 
 
 def report() -> Iterator[str]:
+    """Yield the lines of the section on families in docs/ARCHITECTURES.md."""
     yield PREFACE.format(tolerance=parity.TOLERANCE["f32"])
     yield "| family | architecture | dense | plain | reuse | recompute | dense, flash |"
     yield "| --- | --- |" + " --- |" * 5
@@ -257,7 +268,7 @@ def report() -> Iterator[str]:
                 errors.append(parity.nmse(parity.logits(shared, path=path), expected))
             errors.append(parity.flash_error_of_dense(case, "prefill"))
         yield f"| {family} | {facts.arch} | " + " | ".join(f"{error:.1e}" for error in errors) + " |"
-    yield "\nNot among them:\n"
+    yield "\nFamilies that are not in this test:\n"
     yield "| family | why |"
     yield "| --- | --- |"
     for family, reason in NOT_MADE.items():

@@ -1,4 +1,4 @@
-"""How far the runtime is from the torch reference: the measurements behind test_parity.py and docs/parity.md.
+"""Measure the error of the runtime against the torch reference, for test_parity.py and docs/parity.md.
 
 python -m tests.support.parity > docs/parity.md
 """
@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import PreTrainedModel
 
 from shareatt_export.exporting.convert import converted
 from shareatt_export.exporting.write import write_plan
@@ -27,6 +29,7 @@ from shareatt_export.model.spans import SourceMap, parse_spans, source_map
 from shareatt_export.plan.make_plan import make_plan
 from tests.support import tiny_models
 from tests.support.torch_reference import SharedReference
+from tests.support.wrong_references import MUTATIONS, N_UBATCH
 
 SPANS = {
     "one span": "2-5",
@@ -38,14 +41,13 @@ SPANS = {
     "followers with gaps": "1:3+5-6",
 }
 N_TOKENS = 96
-N_UBATCH = 32  # of the modes that split a batch
 TOLERANCE = {"f32": 1e-6, "f16": 1e-4}
 GGML_TYPE = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 BUDGET, HYBRID = "LLAMA_SHARED_ATTN_P_BYTES", "LLAMA_SHARED_ATTN_HYBRID"
 UNLIMITED = str(1 << 40)
-# How followers get the weights: flash attention, and the environment. A dense model knows two of them: "plain" is flash
-# attention off, and all others are on.
-PATHS = {
+# How followers get the attention weights: flash attention on or off, and environment variables. For a dense model,
+# "plain" is flash attention off, and all others are flash attention on.
+PATHS: dict[str, tuple[bool, dict[str, str]]] = {
     "plain": (False, {}),
     "reuse": (True, {BUDGET: UNLIMITED}),
     "hybrid": (True, {BUDGET: UNLIMITED, HYBRID: "1"}),
@@ -53,32 +55,38 @@ PATHS = {
 }
 TOKENS = np.random.default_rng(7).integers(3, 2048, (2, N_TOKENS))
 
-Array = npt.NDArray[np.floating]
+Array = npt.NDArray[np.floating[Any]]
 
 
 def nmse(measured: Array, expected: Array) -> float:
-    """Normalised mean squared error, as upstream's tests use it."""
+    """Return the normalised mean squared error, as defined in llama.cpp's tests/test-backend-ops.cpp."""
     return float(np.sum((measured - expected) ** 2) / np.sum(expected**2))
 
 
 @cache
 def lib() -> ModuleType:
+    """Return the bindings of the patched libllama. Raises RuntimeProblem if the runtime is not built."""
     built = runtime.require()
     return load(built.python, built.bin)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A tiny model: as torch in float64, and as dense GGUF."""
+    """A tiny model, in float64 for torch, and as dense GGUF."""
 
-    torch_model: torch.nn.Module
+    torch_model: PreTrainedModel
     dense: Path
 
-    def reference(self, source_layers: SourceMap, sequence: int = 0, kind: type = SharedReference) -> Array:
+    def reference(
+        self, source_layers: SourceMap, sequence: int = 0, kind: type[SharedReference] = SharedReference
+    ) -> Array:
+        """Return the logits of torch, float64 [N_TOKENS, n_vocab], for a row of TOKENS."""
         with kind(source_layers).on(self.torch_model):
-            return self.torch_model(torch.tensor(TOKENS[sequence])[None]).logits[0].numpy()
+            logits: Array = self.torch_model(torch.tensor(TOKENS[sequence])[None]).logits[0].numpy()
+        return logits
 
     def shared(self, spans: str, folder: Path) -> Path:
+        """Write the SA export of the model as folder / "shared.gguf", and return its path."""
         out = folder / "shared.gguf"
         header = read_header(self.dense)
         facts = read_facts(header)
@@ -87,7 +95,10 @@ class Case:
 
 
 def make_case(heads: str, outtype: str, folder: Path, head_dim: int = tiny_models.HEAD_DIM) -> Case:
-    """With f16 the reference gets the rounded weights too, so that only arithmetic differs."""
+    """Return a tiny Llama, `heads` being a key of HEADS in tiny_models.
+
+    With the outtype f16, the torch model has the rounded weights too, so that only the arithmetic differs.
+    """
     model = tiny_models.build(tiny_models.HEADS[heads], head_dim)
     folder.mkdir(exist_ok=True)
     source = tiny_models.save(model, folder / f"{heads}-{outtype}")
@@ -101,27 +112,31 @@ def make_case(heads: str, outtype: str, folder: Path, head_dim: int = tiny_model
     return Case(model.double(), dense)
 
 
-# ---------------------------------------------------------------- ways to get the logits of a sequence
+# ---------------------------------------------------------------- modes of decoding a sequence
 
 
 def prefill(context: Context, sequence: int = 0) -> Array:
+    """Return the logits of a row of TOKENS, decoded in one batch."""
     return context.decode([Token(int(t), i, sequence) for i, t in enumerate(TOKENS[sequence])])
 
 
 def token_by_token(context: Context, sequence: int = 0) -> Array:
+    """Return the logits of a row of TOKENS, decoded in batches of one token."""
     return np.concatenate([context.decode([Token(int(t), i, sequence)]) for i, t in enumerate(TOKENS[sequence])])
 
 
 def two_sequences(context: Context) -> Array:
-    """Both in one batch, interleaved; returns the logits of sequence 1."""
+    """Decode both rows of TOKENS interleaved in one batch, and return the logits of sequence 1."""
     batch = [Token(int(TOKENS[s][i]), i, s) for i in range(N_TOKENS) for s in (0, 1)]
     return context.decode(batch)[1::2]
 
 
 @dataclass(frozen=True)
 class Mode:
+    """A way to decode, the context parameters that it needs, and the row of TOKENS that it returns the logits of."""
+
     run: Callable[[Context], Array]
-    params: dict[str, object]
+    params: dict[str, Any]
     sequence: int = 0
 
 
@@ -136,7 +151,7 @@ MODES = {
 
 @contextmanager
 def environment(variables: dict[str, str]) -> Iterator[None]:
-    """Of the contexts created within."""
+    """Set environment variables in the block; llama.cpp reads them when a context is created."""
     os.environ.update(variables)
     try:
         yield
@@ -146,94 +161,44 @@ def environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def logits(
-    file: Path, mode: str = "prefill", kv: str = "f32", path: str = "plain", share: SourceMap | None = None
+    file: Path,
+    mode: str = "prefill",
+    kv: str = "f32",
+    path: str = "plain",
+    share: SourceMap | None = None,
+    library: ModuleType | None = None,
 ) -> Array:
-    """`kv` is the type of the cache; "q8_0/f16" has K in one and V in another."""
+    """Return the logits of a GGUF for a row of TOKENS, float32 [N_TOKENS, n_vocab].
+
+    mode and path are keys of MODES and PATHS. kv is the type of the KV cache, or the types of K and V ("q8_0/f16").
+    share is a source map that is set at run time. library is the patched libllama by default.
+    """
     type_k, type_v = (GGML_TYPE[name] for name in (kv.split("/") * 2)[:2])
-    params = {"n_ctx": 512, "n_batch": 256, "n_ubatch": 256, "type_k": type_k, "type_v": type_v}
+    params: dict[str, Any] = {"n_ctx": 512, "n_batch": 256, "n_ubatch": 256, "type_k": type_k, "type_v": type_v}
     way, (flash_attn, variables) = MODES[mode], PATHS[path]
     with (
         environment(variables),
-        Model(lib(), file, share) as model,
+        Model(library or lib(), file, share) as model,
         Context(model, flash_attn, **(params | way.params)) as context,
     ):
         return way.run(context)
 
 
 def error(case: Case, file: Path, spans: str, mode: str, kv: str, path: str = "plain") -> float:
+    """Return the NMSE of the SA file `file` of `case` against the torch reference."""
     expected = case.reference(
         source_map(parse_spans(spans, tiny_models.N_LAYER), tiny_models.N_LAYER), MODES[mode].sequence
     )
     return nmse(logits(file, mode, kv, path), expected)
 
 
-# ---------------------------------------------------------------- mutations: what a wrong runtime would compute
+# ---------------------------------------------------------------- wrong references
 
-
-class PreSoftmax(SharedReference):
-    """Followers reuse the scores before the softmax."""
-
-    def reused(self, index: int) -> torch.Tensor:
-        weights = super().reused(index)
-        return torch.where(weights > 0, weights.clamp_min(1e-30).log(), 0.0)
-
-
-class NoMask(SharedReference):
-    """Source layers do not mask what lies ahead."""
-
-    def attend(self, layer, query, key, value, mask, **kwargs):
-        return super().attend(layer, query, key, value, None, **kwargs)
-
-
-class StaleUbatch(SharedReference):
-    """Followers reuse the weights of the ubatch before."""
-
-    def reused(self, index: int) -> torch.Tensor:
-        weights = super().reused(index).clone()
-        weights[:, :, N_UBATCH:] = weights[:, :, :-N_UBATCH].clone()
-        return weights
-
-
-class SourceOffByOne(SharedReference):
-    """Followers reuse the weights of the layer before their source."""
-
-    def __init__(self, source_layers: SourceMap) -> None:
-        super().__init__(tuple(s if s == i else s - 1 for i, s in enumerate(source_layers)))
-
-
-class ZeroedQuery(SharedReference):
-    """The source's Q is zero, so its attention is uniform."""
-
-    def attend(self, layer, query, key, value, mask, **kwargs):
-        is_source = self.source_layers.count(layer.layer_idx) > 1
-        return super().attend(layer, query * 0 if is_source else query, key, value, mask, **kwargs)
-
-
-class SwappedValues(SharedReference):
-    """Layers 3 and 4, both followers, get each other's V."""
-
-    @contextmanager
-    def on(self, model: torch.nn.Module) -> Iterator[None]:
-        first, second = (model.model.layers[i].self_attn.v_proj.weight for i in (3, 4))
-        first.data, second.data = second.data, first.data
-        with super().on(model):
-            yield
-        first.data, second.data = second.data, first.data
-
-
-MUTATIONS = {
-    "source off by one": SourceOffByOne,
-    "scores before the softmax": PreSoftmax,
-    "mask skipped": NoMask,
-    "V of two followers swapped": SwappedValues,
-    "weights of the previous ubatch": StaleUbatch,
-    "Q of the source zeroed": ZeroedQuery,
-}
 MUTATED_SPANS = "2-5"
 
 
 def mutation_error(case: Case, folder: Path, kind: type[SharedReference]) -> float:
-    """The distance between the true runtime and the mutated reference."""
+    """Return the NMSE of the runtime against a reference with a mistake."""
     source_layers = source_map(parse_spans(MUTATED_SPANS, tiny_models.N_LAYER), tiny_models.N_LAYER)
     expected = case.reference(source_layers, kind=kind)
     return nmse(logits(case.shared(MUTATED_SPANS, folder)), expected)
@@ -243,28 +208,29 @@ def mutation_error(case: Case, folder: Path, kind: type[SharedReference]) -> flo
 
 PREFACE = """# Parity: the runtime against the torch reference
 
-Normalised mean squared error of the logits, {n} tokens, tiny attention-dominant Llamas of {layers} layers; made by
-`python -m tests.support.parity > docs/parity.md`, held in CI by `tests/llamacpp/test_parity.py`.
+Normalised mean squared error of the logits, {n} tokens, tiny Llamas of {layers} layers in which attention matters. This
+page is made by `python -m tests.support.parity > docs/parity.md`; `tests/llamacpp/test_parity.py` checks it in CI.
 
 The reference is float64 torch (`tests/support/torch_reference.py`). F32 and F16 name the type of the weights and of the
-KV cache. Followers get the weights on three paths:
+KV cache. Followers get the attention weights on four paths:
 
-- plain: flash attention switched off; they reuse the source's probabilities;
-- reuse: the same with flash attention on, as far as there is memory for the probabilities; no layer needs it then;
-- hybrid: flash attention outside the spans, reuse within;
-- recompute: flash attention everywhere, followers with the source's Q and K.
+- plain: flash attention off; followers reuse the attention weights of the source;
+- reuse: flash attention on; followers reuse the attention weights, if there is enough memory for them. No layer then
+  runs flash attention;
+- hybrid: flash attention outside the spans, reuse within them;
+- recompute: flash attention in all layers; followers use the Q and K of the source.
 
-Where flash attention is at work, the error is beside what the *dense* model shows between flash attention on and off:
-ggml's CPU kernel rounds K and V to f16. At most twice that is tolerated.
+With flash attention, ggml's CPU kernel rounds K and V to f16. The column *dense* is the error that this causes in the
+dense model; the SA model may have at most twice this error.
 """
 
 
 def flash_error_of_dense(case: Case, mode: str) -> float:
-    """Between flash attention on and off, in a model that shares nothing."""
+    """Return the NMSE of the dense model with flash attention against the dense model without it."""
     return nmse(logits(case.dense, mode, path="recompute"), logits(case.dense, mode))
 
 
-# The type of the cache (K/V) and the path; llama.cpp quantises V with flash attention only.
+# Types of the KV cache (K/V) and paths. llama.cpp can quantise V only with flash attention.
 KV_TYPES = (
     "f16",
     "bf16",
@@ -280,11 +246,11 @@ KV_TYPES = (
 )
 CACHES = [(kv, path) for path in ("reuse", "hybrid", "recompute") for kv in KV_TYPES]
 CACHES += [(kv, "plain") for kv in KV_TYPES if kv.endswith("f16") or kv.endswith("f32")]
-WIDE = 64  # heads of this size are rotated (Hadamard) before a cache is quantised
+WIDE = 64  # head size from which llama.cpp applies a Hadamard rotation before it quantises the cache
 
 
 def cache_errors(case: Case, folder: Path, kv: str, path: str) -> tuple[float, dict[str, float]]:
-    """What a cache type costs the dense model, and what it costs with each layout of spans."""
+    """Return the NMSE of the dense model with a cache type, and those of the SA models by spans."""
     everyone_computes = case.reference(tuple(range(tiny_models.N_LAYER)))
     dense = nmse(logits(case.dense, "several ubatches", kv, path), everyone_computes)
     shared = {
@@ -294,6 +260,7 @@ def cache_errors(case: Case, folder: Path, kv: str, path: str) -> tuple[float, d
 
 
 def report(folder: Path) -> Iterator[str]:
+    """Yield the lines of docs/parity.md; `folder` is for the models."""
     yield PREFACE.format(n=N_TOKENS, layers=tiny_models.N_LAYER)
     yield f"Tolerances: F32 {TOLERANCE['f32']:.0e}, F16 {TOLERANCE['f16']:.0e}.\n"
     yield "| heads | spans | way | " + " | ".join(f"{path}, F32" for path in PATHS) + " | plain, F16 | dense, F32 |"
@@ -309,8 +276,8 @@ def report(folder: Path) -> Iterator[str]:
                 cells.append(flash_error_of_dense(f32, mode))
                 yield f"| {heads} | {name} `{spans}` | {mode} | " + " | ".join(f"{cell:.1e}" for cell in cells) + " |"
     yield "\n## Cache types\n"
-    yield f"GQA with heads of {WIDE}, F32 weights, several ubatches: the error of the dense model, and the worst over"
-    yield "all spans above; at most twice the dense error is tolerated.\n"
+    yield f"GQA with heads of {WIDE}, F32 weights, several ubatches: the error of the dense model, and the largest"
+    yield "error over all spans above. At most twice the error of the dense model is tolerated.\n"
     yield "| K/V | path | dense | SA |"
     yield "| --- | --- | --- | --- |"
     wide = make_case("GQA", "f32", folder / "wide", WIDE)
@@ -318,8 +285,8 @@ def report(folder: Path) -> Iterator[str]:
         dense, shared = cache_errors(wide, folder, kv, path)
         yield f"| {kv} | {path} | {dense:.1e} | {max(shared.values()):.1e} |"
     yield "\n## Mutations\n"
-    yield f"The true runtime against a reference with one thing wrong, spans `{MUTATED_SPANS}`, F32; each must exceed"
-    yield "100 times the tolerance.\n"
+    yield f"The runtime against a reference with one mistake, spans `{MUTATED_SPANS}`, F32. Each error must be more"
+    yield "than 100 times the tolerance.\n"
     yield "| mutation | " + " | ".join(tiny_models.HEADS) + " |"
     yield "| --- |" + " --- |" * len(tiny_models.HEADS)
     for name, kind in MUTATIONS.items():

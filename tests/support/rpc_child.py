@@ -1,8 +1,9 @@
-"""Child of test_rpc: logits of a model whose layers lie on RPC servers, as .npz; the list of its devices on stdout.
+"""Child process of test_rpc.py: write the logits of a model whose layers are on RPC servers to a .npz file.
 
 python -m tests.support.rpc_child PYTHON_DIR BIN_DIR MODEL OUT N_GPU_LAYERS SPLIT,SPLIT ENDPOINT...
 
-A device stays with its process, and every model of the process would use it.
+It prints the device of each layer as JSON. This needs its own process, because a registered device cannot be removed,
+and every later model of the process would use it.
 """
 
 import ctypes
@@ -10,6 +11,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,13 +21,14 @@ from tests.support.small_gguf import F32_CACHE, tokens
 
 
 def steps(context: Context) -> Logits:
-    """A prompt in two ubatches, single tokens, and after a shift of all positions."""
+    """Return the logits of a prompt in two ubatches, of single tokens, and of one token after a shift of positions."""
     logits = [context.decode(tokens(40)), *(context.decode(tokens(1, i)) for i in range(40, 43))]
     context.lib.llama_memory_seq_add(context.memory, 0, 0, -1, 50)
     return np.concatenate([*logits, context.decode([Token(5, 93)])])
 
 
-def all_logits(model: Model) -> dict[str, Logits]:
+def all_logits(model: Model) -> dict[str, Any]:
+    """Return the logits of steps() without and with flash attention, by "False" and "True"."""
     logits = {}
     for flash_attn in (False, True):
         with Context(model, flash_attn, n_ubatch=32, **F32_CACHE) as context:
@@ -34,7 +37,7 @@ def all_logits(model: Model) -> dict[str, Logits]:
 
 
 def register(bin: Path, endpoints: list[str]) -> None:
-    """As --rpc of llama.cpp's tools does."""
+    """Register RPC servers as devices, as the option --rpc of llama.cpp's tools does."""
     ggml = ctypes.CDLL(str(bin / "libggml.so"))
     for function in (ggml.ggml_backend_reg_by_name, ggml.ggml_backend_reg_get_proc_address):
         function.restype = ctypes.c_void_p
@@ -49,6 +52,7 @@ def register(bin: Path, endpoints: list[str]) -> None:
 
 
 def main(python: str, bin: str, path: str, out: str, n_gpu_layers: str, splits: str, *endpoints: str) -> None:
+    """Write the logits of the model `path`, with its layers split over the endpoints in the proportions `splits`."""
     lib = load(Path(python), Path(bin))
     register(Path(bin), list(endpoints))
     split = (ctypes.c_float * lib.llama_max_devices())(*map(float, splits.split(",")))

@@ -1,7 +1,8 @@
-"""Small random GGUFs, written with the gguf package (the oracle of our own reader and writer)."""
+"""Small random GGUF files, written with the gguf package, against which our own reader and writer are tested."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -16,11 +17,12 @@ ROWS = {"attn_q": 64, "attn_k": 32, "attn_v": 32, "attn_output": 64, "ffn_gate":
 N_VOCAB = 32
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
-# Of a context for such a model, which is so small that a second thread would only wait.
-F32_CACHE = {"n_ctx": 256, "type_k": 0, "type_v": 0, "n_threads": 1, "n_threads_batch": 1}
+# Context parameters for such a model. It is so small that a second thread would only wait.
+F32_CACHE: dict[str, Any] = {"n_ctx": 256, "type_k": 0, "type_v": 0, "n_threads": 1, "n_threads_batch": 1}
 
 
 def tokens(n: int, first: int = 0, sequence: int = 0) -> list[Token]:
+    """Return n tokens of a fixed text, from position `first` on."""
     return [Token((7 * i + 3) % N_VOCAB, i, sequence) for i in range(first, first + n)]
 
 
@@ -34,9 +36,11 @@ def write_dense(
     n_layer: int = N_LAYER,
     **extra: object,
 ) -> Path:
-    """A Llama, whatever it calls itself.
+    """Write a dense model with the tensors of a Llama, and return `path`.
 
-    `down_bias` is by layer, `extra` are further string keys, with _ for the first dot.
+    fused: Q, K and V are one tensor. q8_0: the type of the matrices, F32 otherwise. bias: Q, K and V have biases.
+    down_bias: biases of ffn_down by layer. arch: the value of general.architecture. extra: further string keys, with _
+    for the first dot.
     """
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name("Small")
@@ -88,8 +92,8 @@ def write_dense(
     return path
 
 
-def with_metadata(source: Path, out: Path, **changes: RawValue | None) -> Path:
-    """A copy with metadata set (or removed: None); keys are given with __ for a dot."""
+def with_metadata(source: Path, out: Path, /, **changes: RawValue | None) -> Path:
+    """Write a copy of `source` with other metadata, and return `out`. Keys have __ for a dot; None removes a key."""
     header = read_header(source)
     metadata = dict(header.metadata)
     for name, value in changes.items():
@@ -103,7 +107,7 @@ def with_metadata(source: Path, out: Path, **changes: RawValue | None) -> Path:
 
 
 def write_imatrix(dense: Path, path: Path) -> Path:
-    """What llama-imatrix writes, for every matrix of the model."""
+    """Write an importance matrix in the format of llama-imatrix for every matrix of the model, and return `path`."""
     writer = gguf.GGUFWriter(path, "imatrix")
     writer.add_type("imatrix")
     writer.add_array("imatrix.datasets", ["calibration text"])

@@ -1,6 +1,7 @@
-"""A server under load: clients that ask all kinds of things at once, give up half way, and move slots about.
+"""A soak test of llama-server: clients complete, stream, cancel, and save and restore slots at the same time.
 
-soak(server, prompts, seconds=1800, clients=8, seed=1) gives what happened; scripts/soak.py runs it for long.
+soak(server, prompts, seconds=1800, clients=8, seed=1) returns the errors, the memory and the answers of the server.
+scripts/soak.py runs it for longer than the tests.
 """
 
 import math
@@ -28,7 +29,11 @@ FIXED = "import os\n\nclass Reader:\n    def read(self, path):\n"
 
 @dataclass
 class Soak:
-    """`rss`: bytes of the server's memory, at even times; `before` and `after`: what FIXED is continued with."""
+    """The result of a soak test.
+
+    turns and errors count and describe what the clients did. rss is the resident memory of the server in bytes, sampled
+    at even intervals. before and after are the token probabilities of the continuation of FIXED.
+    """
 
     turns: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
@@ -38,19 +43,21 @@ class Soak:
 
     @property
     def tenths(self) -> list[float]:
-        """Of the time: the median of the server's memory in each."""
+        """The median memory of the server in each tenth of the run, in bytes."""
         n = len(self.rss)
         return [statistics.median(self.rss[i * n // 10 : max((i + 1) * n // 10, i * n // 10 + 1)]) for i in range(10)]
 
     @property
     def growth(self) -> float:
-        """Of the server's memory, from the middle of the time, when caches are full and slots have been saved, to the
-        end."""
+        """Relative growth of the memory from the middle to the end of the run.
+
+        In the middle, the caches are full and slots have been saved.
+        """
         return self.tenths[9] / self.tenths[5] - 1
 
 
 class Client:
-    """One of those at once. Each turn checks the answer, and raises AssertionError where it is not as it should be."""
+    """A client with its own random choices. Each turn checks its answer, and raises AssertionError if it is wrong."""
 
     def __init__(self, server: Server, prompts: Sequence[str], seed: int, number: int) -> None:
         self.server, self.prompts, self.openai = server, prompts, server.openai()
@@ -78,7 +85,7 @@ class Client:
         self.complete(self.chance.randrange(1, 64))
 
     def long_completion(self) -> None:
-        """Context shifts: more than a slot holds."""
+        """Complete with more tokens than a slot holds, which makes the server shift the context."""
         self.complete(self.chance.randrange(SLOT_CONTEXT, 2 * SLOT_CONTEXT))
 
     def probabilities(self) -> None:
@@ -87,7 +94,7 @@ class Client:
         assert len(found) == 80 and all(math.isfinite(x) and x <= 0 for x in found), found
 
     def stream(self, n_read: int | None = None) -> None:
-        """To its end, or given up after some parts."""
+        """Read a streamed chat to its end, or close the stream after `n_read` parts."""
         stream = self.openai.chat.completions.create(
             model="any",
             messages=[{"role": "user", "content": self.prompt(200)}],
@@ -116,7 +123,7 @@ class Client:
             raise AssertionError("taken")
 
     def slot(self) -> None:
-        """Saved, and restored as another one; or erased."""
+        """Save a slot, restore the file into a random slot, and erase a random slot."""
         slots, name = range(SLOTS), self.file
         saved = self.server.post(f"/slots/{self.chance.choice(slots)}?action=save", filename=name)
         restored = self.server.post(f"/slots/{self.chance.choice(slots)}?action=restore", filename=name)
@@ -124,7 +131,7 @@ class Client:
         self.server.post(f"/slots/{self.chance.choice(slots)}?action=erase")
 
 
-TURNS: dict[Callable[[Client], None], int] = {  # and how often
+TURNS: dict[Callable[[Client], None], int] = {  # and the weight of each turn in the random choice
     Client.completion: 6,
     Client.long_completion: 2,
     Client.probabilities: 3,
@@ -136,13 +143,16 @@ TURNS: dict[Callable[[Client], None], int] = {  # and how often
 
 
 def soak(server: Server, prompts: Sequence[str], seconds: float, clients: int, seed: int, every: float = 2) -> Soak:
-    """`server` runs with OPTIONS and --slot-save-path."""
+    """Run `clients` clients against the server for `seconds`, and sample its memory `every` seconds.
+
+    The server must run with OPTIONS and --slot-save-path.
+    """
     done = Soak(before=_fixed(server))
     end = time.monotonic() + seconds
 
     def work(number: int) -> None:
         client, turns = Client(server, prompts, seed, number), list(TURNS)
-        turn = turns[number % len(turns)]  # so that short runs have each
+        turn = turns[number % len(turns)]  # so that a short run has every kind of turn
         while time.monotonic() < end and len(done.errors) < 20:
             try:
                 turn(client)
@@ -161,7 +171,7 @@ def soak(server: Server, prompts: Sequence[str], seconds: float, clients: int, s
 
 
 def _fixed(server: Server) -> Any:
-    """The likeliest tokens with their logits' distances, at each step, from an empty slot."""
+    """Return the most probable tokens and their probabilities at each step of the continuation of FIXED."""
     server.post("/slots/0?action=erase")
     options = {"n_predict": 16, "n_probs": 20, "temperature": 0, "cache_prompt": False, "id_slot": 0}
     return server.post("/completion", prompt=FIXED, **options)["completion_probabilities"]

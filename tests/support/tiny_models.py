@@ -1,11 +1,12 @@
-"""Tiny random Llama models whose output hangs on attention, as Hugging Face folders.
+"""Tiny random Llama and Gemma models in which attention matters, as transformers models and Hugging Face folders.
 
-Upstream's dummy models are blind to attention: with small weights the residual stream drowns it. Here Q and K are
-large enough for peaked attention, V and O outweigh the residual stream, and the FFN is small.
+Attention hardly changes the logits of llama.cpp's dummy models, because their weights are small against the residual
+stream. Here Q and K are large enough for peaked attention, V and O outweigh the residual stream, and the FFN is small.
 """
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -15,7 +16,8 @@ N_LAYER, N_HEAD, HEAD_DIM = 8, 4, 32
 HEADS = {"MHA": 4, "GQA": 2, "MQA": 1}  # n_head_kv
 
 
-def shape(n_head_kv: int, head_dim: int, n_layer: int = N_LAYER) -> dict[str, int | bool]:
+def shape(n_head_kv: int, head_dim: int, n_layer: int = N_LAYER) -> dict[str, Any]:
+    """Return the common fields of a transformers configuration."""
     return {
         "vocab_size": 2048,
         "hidden_size": N_HEAD * head_dim,
@@ -31,8 +33,10 @@ def shape(n_head_kv: int, head_dim: int, n_layer: int = N_LAYER) -> dict[str, in
 
 
 def build(n_head_kv: int, head_dim: int = HEAD_DIM) -> LlamaForCausalLM:
+    """Return a tiny Llama in float32, with the same random weights on every call."""
     torch.manual_seed(n_head_kv)
-    model = LlamaForCausalLM(LlamaConfig(**shape(n_head_kv, head_dim), tie_word_embeddings=False)).eval()
+    model = LlamaForCausalLM(LlamaConfig(**shape(n_head_kv, head_dim), tie_word_embeddings=False))
+    model.eval()  # type: ignore[no-untyped-call]
     gain = {"q_proj": 1.7, "k_proj": 1.7, "v_proj": 1.0, "o_proj": 1.5, "lm_head": 1.0, "embed_tokens": None}
     for name, weight in model.named_parameters():
         if weight.ndim == 2:
@@ -41,17 +45,22 @@ def build(n_head_kv: int, head_dim: int = HEAD_DIM) -> LlamaForCausalLM:
     return model
 
 
-SLIDING = {"gemma2": 8, "gemma3": 12}  # n_layer; every 2nd and every 6th layer attends to everything
-N_SWA = 24
+SLIDING = {"gemma2": 8, "gemma3": 12}  # n_layer; every 2nd or every 6th layer attends to all positions
+N_SWA = 24  # sliding window in tokens
 
 
 def build_sliding(arch: str) -> PreTrainedModel:
-    """A Gemma. Its norms come after attention and FFN, so the weight of the latter is what must be small."""
+    """Return a tiny Gemma with a sliding window, `arch` being a key of SLIDING.
+
+    Gemma has norms after attention and FFN, so the weight of the norm after the FFN must be small.
+    """
     torch.manual_seed(1)
     special = {"sliding_window": N_SWA, "query_pre_attn_scalar": HEAD_DIM, "final_logit_softcapping": 30.0}
     kind = {"gemma2": "gemma2", "gemma3": "gemma3_text"}[arch]
     config = AutoConfig.for_model(kind, **shape(2, HEAD_DIM, SLIDING[arch]), **special)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        config, dtype=torch.float32
+    ).eval()
     gain = {"q_proj": 1.7, "k_proj": 1.7, "o_proj": 1.5, "embed_tokens": None}
     for name, weight in model.named_parameters():
         if weight.ndim == 2:
@@ -65,7 +74,7 @@ def build_sliding(arch: str) -> PreTrainedModel:
 
 
 def save(model: PreTrainedModel, folder: Path) -> Path:
-    """As a folder that the real converter takes; the tokenizer is the demo model's."""
+    """Write a Hugging Face folder that llama.cpp's converter accepts, with the tokenizer of the demo model."""
     model.save_pretrained(folder)
     for name in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(DEMO / name, folder / name)

@@ -1,4 +1,4 @@
-"""Shared Attention in transformers, for any architecture, as the reference that the runtime is held against.
+"""Shared Attention in transformers, for any architecture: the reference that the runtime is compared with.
 
 with SharedReference(source_layers).on(model):
     logits = model(input_ids).logits
@@ -14,9 +14,10 @@ from shareatt_export.healing.sharing import Sharing
 
 
 class SharedReference(Sharing):
-    """Sharing for inference. Tests make it wrong in one thing or another."""
+    """Shared Attention for inference. wrong_references.py derives references with one mistake each from it."""
 
     @contextmanager
     def on(self, model: PreTrainedModel) -> Iterator[None]:
+        """Let the attention of `model` share in the block, without gradients."""
         with self.active(model), torch.no_grad():
             yield

@@ -1,4 +1,4 @@
-"""SA files that llama.cpp must not load: a table of bad ones, and mutants."""
+"""SA files that llama.cpp must refuse: a table of files with one mistake each, and mutants."""
 
 import random
 import struct
@@ -23,18 +23,21 @@ VERSION = "shareatt.format_version: "
 
 
 def array_of(type: GGUFValueType, code: str) -> RawValue:
+    """Return the source layers as an array of another item type; `code` is its struct format."""
     return RawValue(GGUFValueType.ARRAY, struct.pack(f"<IQ12{code}", type, 12, *SOURCE_LAYERS))
 
 
 def scalar(type: GGUFValueType, code: str, number: float) -> RawValue:
+    """Return a number as a value of `type`; `code` is its struct format."""
     return RawValue(type, struct.pack(f"<{code}", number))
 
 
 def changed(layer: int, source: int) -> RawValue:
+    """Return source layers in which only `layer` has another source."""
     return raw_array_i32([*range(layer), source, *range(layer + 1, small_gguf.N_LAYER)])
 
 
-MAPS = {  # and what is said of them
+MAPS = {  # bad values of the source layers, and the message
     "a scalar": (raw_u32(1), ARRAY_OF_I32),
     "a text": (raw_string("6-9"), ARRAY_OF_I32),
     "texts": (raw_string_array(["0"] * 12), ARRAY_OF_I32),
@@ -70,21 +73,21 @@ MAPS = {  # and what is said of them
     ),
     "a source without Q": (raw_array_i32([*range(8), 7, 7, 10, 11]), "blk.7.attn_q.weight"),
 }
-VERSIONS = {
+VERSIONS = {  # bad values of the format version, and the message
     "version 2": (raw_u32(2), VERSION + "is 2, this runtime knows up to 1"),
     "the greatest version": (raw_u32((1 << 32) - 1), VERSION + "is 4294967295, this runtime knows up to 1"),
     "version a text": (raw_string("1"), VERSION),
     "version i32": (scalar(GGUFValueType.INT32, "i", 1), VERSION),
     "version f32": (scalar(GGUFValueType.FLOAT32, "f", 1.0), VERSION),
 }
-HEADS = {
+HEADS = {  # counts in which a follower has another number of heads than its source
     "query heads": ("llama__attention__head_count", [4] * 8 + [2] + [4] * 3),
     "KV heads": ("llama__attention__head_count_kv", [2] * 7 + [4] + [2] * 4),
 }
 MISSING = ("blk.6.attn_q.weight", "blk.6.attn_k.weight", "blk.8.attn_v.weight")
 
 
-# what is wrong: how a sound SA file becomes that (source, out), and what the loader must say
+# By the mistake: a function (source, out) that writes the bad file from a correct one, and the message of the loader.
 BAD_FILES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     **{
         name: (partial(small_gguf.with_metadata, **{SOURCE_LAYERS_ARGUMENT: value}), message)
@@ -109,7 +112,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
 
 
 def _map(random: random.Random, parts: Parts) -> None:
-    """Another source for one layer, or a layer more or less."""
+    """Change the source of one layer, or add or remove a layer in the source layers."""
     for i, (name, type, raw) in enumerate(parts.metadata):
         if (
             name.endswith(b"shared_attn.source_layers")
@@ -126,7 +129,10 @@ def _map(random: random.Random, parts: Parts) -> None:
 
 
 def shared_mutants(folder: Path, seed: int, count: int) -> Iterator[bytes]:
-    """Of an SA file, and by turns of a dense one with a source map, which a library that knows of no maps loads too."""
+    """Yield `count` mutants, alternately of an SA file and of a dense file with source layers.
+
+    An unpatched library can load the second kind too, because it ignores the key.
+    """
     dense = small_gguf.write_dense(folder / "dense.gguf", n_layer=6)
     shared = export(dense, folder / "shared.gguf", "1-3", force=True)
     mapped = small_gguf.with_metadata(

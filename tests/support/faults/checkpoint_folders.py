@@ -1,4 +1,4 @@
-"""Hugging Face folders that are small enough to break by the dozen."""
+"""Hugging Face folders of a few hundred bytes, for tests that break one file of them."""
 
 import json
 import struct
@@ -10,10 +10,12 @@ Tensors = dict[str, tuple[str, list[int]]]  # dtype and shape by name
 
 
 def tensors(prefix: str = "") -> Tensors:
+    """Return the tensors of the folder: Q of each layer."""
     return {f"{prefix}model.layers.{i}.self_attn.q_proj.weight": ("F32", [4, 2]) for i in range(LAYERS)}
 
 
 def header_of(tensors: Tensors) -> dict[str, Any]:
+    """Return the safetensors header for tensors that follow each other without gaps."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, (dtype, shape) in tensors.items():
@@ -24,20 +26,23 @@ def header_of(tensors: Tensors) -> dict[str, Any]:
 
 
 def safetensors(header: dict[str, Any] | str, n_bytes: int) -> bytes:
+    """Return a safetensors file with this header and n_bytes zeros."""
     text = (header if isinstance(header, str) else json.dumps(header)).encode()
     return struct.pack("<Q", len(text)) + text + bytes(n_bytes)
 
 
 def n_bytes(tensors: Tensors) -> int:
+    """Return the size of the data of F32 tensors."""
     return sum(4 * shape[0] * shape[1] for _, shape in tensors.values())
 
 
 def write(path: Path, tensors: Tensors) -> None:
+    """Write a correct safetensors file of zeros."""
     path.write_bytes(safetensors(header_of(tensors), n_bytes(tensors)))
 
 
 def checkpoint(folder: Path, shards: int = 1) -> Path:
-    """A folder that the checks let pass; the converter would find much missing."""
+    """Write a folder that check_checkpoint accepts, and return it. The converter would refuse it."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(
         json.dumps({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": LAYERS})
@@ -45,7 +50,7 @@ def checkpoint(folder: Path, shards: int = 1) -> Path:
     if shards == 1:
         write(folder / "model.safetensors", tensors())
         return folder
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for no in range(shards):
         name = f"model-{no + 1:05}-of-{shards:05}.safetensors"
         part = dict(list(tensors().items())[no::shards])

@@ -1,10 +1,10 @@
-"""GGUFs byte by byte, so that anything can be wrong in them; and whole models of which one part is."""
+"""GGUF files from single fields, so that each field can be wrong, and copies of models with other tensors."""
 
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from gguf import GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from shareatt_export.formats.gguf_encode import header_bytes
 from shareatt_export.formats.gguf_header import Header, TensorInfo, pad, read_header
@@ -13,19 +13,23 @@ U8, U32, I32, F32, BOOL, STRING, ARRAY = 0, 4, 5, 6, 7, 8, 9
 
 
 def string(text: str | bytes) -> bytes:
+    """Return a GGUF string: length and characters."""
     data = text if isinstance(text, bytes) else text.encode()
     return struct.pack("<Q", len(data)) + data
 
 
 def kv(key: str | bytes, type: int, raw: bytes) -> bytes:
+    """Return a metadata entry with the value `raw`."""
     return string(key) + struct.pack("<I", type) + raw
 
 
 def array(item_type: int, count: int, raw: bytes = b"") -> bytes:
+    """Return an array value that claims `count` items."""
     return struct.pack("<IQ", item_type, count) + raw
 
 
 def tensor(name: str = "a", shape: Sequence[int] = (4,), type: int = 0, offset: int = 0) -> bytes:
+    """Return the header entry of a tensor."""
     return string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, type, offset)
 
 
@@ -39,6 +43,10 @@ def gguf_file(
     data: bytes = bytes(64),
     align: int = 32,
 ) -> bytes:
+    """Return a GGUF file with the tensor entries `entries` and the metadata entries `kvs`.
+
+    n_tensors and n_kv are the counts in the header; by default they are right.
+    """
     head = magic + struct.pack("<I", version)
     head += struct.pack("<QQ", len(entries) if n_tensors is None else n_tensors, len(kvs) if n_kv is None else n_kv)
     head += b"".join(kvs) + b"".join(entries)
@@ -51,7 +59,10 @@ ARCH = kv("general.architecture", STRING, string("llama"))
 def with_tensors(
     source: Path, out: Path, without: Iterable[str] = (), **extra: tuple[tuple[int, ...], GGMLQuantizationType]
 ) -> Path:
-    """A copy of a model without some tensors, and with others of zeros; names are given with __ for a dot."""
+    """Write a copy of a model without the tensors `without`, and with the tensors `extra`, filled with zeros.
+
+    The names of `extra` have __ for a dot; their values are the shape and type. Returns `out`.
+    """
     header = read_header(source)
     data = source.read_bytes()
     kept = [info for name, info in header.tensors.items() if name not in {*without}]
@@ -65,8 +76,7 @@ def with_tensors(
 
 
 def size(shape: Sequence[int], type: GGMLQuantizationType) -> int:
-    from gguf import GGML_QUANT_SIZES
-
+    """Return the number of bytes of a tensor."""
     block, block_bytes = GGML_QUANT_SIZES[type]
     n = 1
     for length in shape:

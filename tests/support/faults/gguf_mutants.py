@@ -1,8 +1,8 @@
-"""Broken models from sound ones, the same for the same seed: what is in a header takes other values, near and far.
+"""Mutants of a GGUF file: copies in which some header fields or weights have other values.
 
-    for name, data in mutants(sound, seed=1, count=2000): ...
+    for data in gguf_mutants(sound, seed=1, count=2000): ...
 
-A mutation knows where numbers, lengths, types, names and tensor infos stand, which random bits would hardly hit.
+A mutation knows the places of numbers, lengths, types, names and tensor infos, which random bit flips would hardly hit.
 """
 
 import random
@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shareatt_export.formats.gguf_encode import string_bytes
 from shareatt_export.formats.gguf_header import read_header
@@ -21,7 +22,7 @@ TEXTS = ("", "llama", "gpt2", "\0", "\x1b[2J", "ä" * 40, "../x", "n" * 64, "%s"
 
 @dataclass
 class Parts:
-    """A GGUF taken apart: what its header says, in order, and the bytes behind it."""
+    """The fields of a GGUF header in their order, and the bytes after the header. The fields may be changed."""
 
     version: int
     n_tensors: int
@@ -31,6 +32,7 @@ class Parts:
     data: bytes
 
     def bytes(self) -> bytes:
+        """Return the file."""
         head = b"GGUF" + struct.pack("<IQQ", self.version, self.n_tensors, self.n_keys)
         for name, type, raw in self.metadata:
             head += struct.pack("<Q", len(name)) + name + struct.pack("<I", type) + raw
@@ -41,6 +43,7 @@ class Parts:
 
 
 def parts_of(path: Path) -> Parts:
+    """Return the parts of a GGUF file."""
     header = read_header(path)
     metadata = [(key.encode(), int(raw.type), raw.raw) for key, raw in header.metadata.items()]
     tensors = [
@@ -75,7 +78,7 @@ def _type(random: random.Random, parts: Parts) -> None:
 
 
 def _value(random: random.Random, parts: Parts) -> None:
-    """Another value of the same type, or the same type with other lengths inside."""
+    """Give a key another value of the same type, or another length or item type."""
     i = random.randrange(len(parts.metadata))
     name, type, raw = parts.metadata[i]
     if type == 8 and random.random() < 0.5:
@@ -94,13 +97,13 @@ def _value(random: random.Random, parts: Parts) -> None:
 
 
 def _drop_or_double(random: random.Random, parts: Parts) -> None:
-    """With the counts as they were, or brought up to date."""
-    of: list[object] = random.choice((parts.metadata, parts.tensors))  # type: ignore[assignment]
-    i = random.randrange(len(of))
+    """Remove or repeat a metadata entry or tensor; correct the counts in most cases."""
+    entries: list[Any] = random.choice((parts.metadata, parts.tensors))
+    i = random.randrange(len(entries))
     if random.random() < 0.5:
-        del of[i]
+        del entries[i]
     else:
-        of.insert(random.randrange(len(of)), of[i])
+        entries.insert(random.randrange(len(entries)), entries[i])
     if random.random() < 0.7:
         parts.n_tensors, parts.n_keys = len(parts.tensors), len(parts.metadata)
 
@@ -123,13 +126,13 @@ def _tensor(random: random.Random, parts: Parts) -> None:
 
 
 def _swap(random: random.Random, parts: Parts) -> None:
-    of: list[object] = random.choice((parts.metadata, parts.tensors))  # type: ignore[assignment]
-    i, j = random.randrange(len(of)), random.randrange(len(of))
-    of[i], of[j] = of[j], of[i]
+    entries: list[Any] = random.choice((parts.metadata, parts.tensors))
+    i, j = random.randrange(len(entries)), random.randrange(len(entries))
+    entries[i], entries[j] = entries[j], entries[i]
 
 
 def _weights(random: random.Random, parts: Parts) -> None:
-    """Some bytes of the tensors, cut or longer at times."""
+    """Change some bytes of the tensor data; sometimes cut it or make it longer."""
     data = bytearray(parts.data)
     for _ in range(random.randrange(1, 9)):
         data[random.randrange(len(data))] = random.getrandbits(8)
@@ -147,7 +150,10 @@ STRUCTURED: tuple[Mutation, ...] = (
 
 
 def gguf_mutants(sound: Path, seed: int, count: int, mutations: Sequence[Mutation] = STRUCTURED) -> Iterator[bytes]:
-    """One to three structured mutations each; every eighth gets flipped bytes of its header instead."""
+    """Yield `count` mutants of the file `sound`, the same for the same seed.
+
+    Each has one to three mutations. In every eighth, one to five bytes of the header are random instead.
+    """
     whole, n_header = sound.read_bytes(), read_header(sound).data_offset
     for number in range(count):
         chance = random.Random(f"{seed} {number}")

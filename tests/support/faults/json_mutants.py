@@ -1,6 +1,6 @@
-"""Broken Hugging Face folders from sound ones, the same for the same seed: JSON that says other things, or none.
+"""Mutants of a Hugging Face folder: one file at a time has other JSON, broken JSON, or other data.
 
-for name in mutants(folder, seed=1, count=1000): ...    # the file of the folder that is broken until the next one
+for path in mutants(folder, seed=1, count=1000): ...
 """
 
 import json
@@ -18,7 +18,7 @@ VALUES: tuple[Any, ...] = (
 
 
 def changed(chance: random.Random, value: Any) -> Any:
-    """One thing in it is another, gone, doubled, or under another name."""
+    """Return a JSON value in which one item is changed, removed, repeated or renamed."""
     if not (isinstance(value, dict | list) and value) or chance.random() < 0.1:
         return chance.choice(VALUES)
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))
@@ -63,6 +63,7 @@ def _safetensors(chance: random.Random, whole: bytes) -> bytes:
 
 
 def mutants(folder: Path, seed: int, count: int) -> Iterator[Path]:
+    """Break one file of `folder`, yield its path, and restore it; `count` times, the same for the same seed."""
     sound = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     for number in range(count):
         chance = random.Random(f"{seed} {number}")

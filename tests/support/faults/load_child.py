@@ -15,35 +15,36 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Self
+from typing import Any, Self
 
 from shareatt_export.errors import BadInput, RuntimeProblem
 from shareatt_export.llamacpp.bindings import load
 from shareatt_export.llamacpp.engine import Context, Model, Token
 
-SECONDS = 120  # that a child may take; most take a tenth of one
+SECONDS = 120  # time limit of a child; most take a tenth of a second
 OUTCOMES = {0: "decoded", 1: "refused", 2: "no context"}
 
 
 @dataclass(frozen=True)
 class LoadResult:
-    """How the process of a load ended, and what it said: the reason of a refusal, or of its death."""
+    """The exit status of a child process (a negative signal number if it crashed), and its output, with the reason."""
 
     status: int
     said: str
 
     @property
     def outcome(self) -> str:
+        """A word of OUTCOMES, or the status in words."""
         return OUTCOMES.get(self.status, f"status {self.status}")
 
 
 def try_load(lib: ModuleType, path: Path) -> LoadResult:
-    """Load a model, and if it loads decode some tokens, in a child that may die of it."""
+    """Load a model in a forked child, and decode some tokens if it loads."""
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
         os.dup2(writer, 2)
-        faulthandler.disable()  # pytest's
-        os.environ["GGML_NO_BACKTRACE"] = "1"  # of an abort; gdb would print it, in seconds
+        faulthandler.disable()  # pytest enabled it; its output is not wanted
+        os.environ["GGML_NO_BACKTRACE"] = "1"  # gdb would print it at an abort, which takes seconds
         os._exit(_try(lib, path))
     os.close(writer)
     with os.fdopen(reader, errors="replace") as output:
@@ -57,7 +58,7 @@ def _try(lib: ModuleType, path: Path) -> int:
         return status
 
     signal.alarm(SECONDS)
-    options = {"n_ctx": 64, "n_batch": 32, "n_threads": 1, "n_threads_batch": 1}
+    options: dict[str, Any] = {"n_ctx": 64, "n_batch": 32, "n_threads": 1, "n_threads_batch": 1}
     try:
         with Model(lib, path) as model, Context(model, **options) as context:
             context.decode([Token(i % max(1, model.n_vocab), i) for i in range(8)])
@@ -71,7 +72,11 @@ def _try(lib: ModuleType, path: Path) -> int:
 
 
 class LoadChild:
-    """The same on the library of another folder, which needs a process that has loaded it: Other(...).tried(path)."""
+    """Load models with the library of another folder, in a process that has loaded only that library.
+
+    with LoadChild(python, bin) as other:
+        result = other.try_load(path)
+    """
 
     def __init__(self, python: Path, bin: Path, **env: str) -> None:
         command = [sys.executable, "-m", "tests.support.faults.load_child", str(python), str(bin)]
@@ -79,7 +84,8 @@ class LoadChild:
             command, env=os.environ | env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def tried(self, path: Path) -> LoadResult:
+    def try_load(self, path: Path) -> LoadResult:
+        """Return the result of try_load in the other process."""
         assert self._process.stdin and self._process.stdout
         print(path, file=self._process.stdin, flush=True)
         return LoadResult(*json.loads(self._process.stdout.readline()))
@@ -92,10 +98,11 @@ class LoadChild:
 
 
 def main(python: str, bin: str) -> None:
+    """Answer each path on stdin with the JSON of its result."""
     lib = load(Path(python), Path(bin))
     for line in sys.stdin:
-        of = try_load(lib, Path(line.rstrip("\n")))
-        print(json.dumps([of.status, of.said]), flush=True)
+        result = try_load(lib, Path(line.rstrip("\n")))
+        print(json.dumps([result.status, result.said]), flush=True)
 
 
 if __name__ == "__main__":
