@@ -1,5 +1,6 @@
 """Shared fixtures. Nothing here skips: without the runtime the tests that need it fail and say how to build it."""
 
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,3 +70,12 @@ def demo_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with converted(tiny_models.DEMO, folder, "auto", None) as made:
         made.replace(dense)
     return dense
+
+
+@pytest.fixture(scope="session")
+def demo_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tasks that scripts/make_demo_tasks.py makes of the demo model's held-out text."""
+    folder = tmp_path_factory.mktemp("tasks")
+    script = Path(__file__).parents[1] / "scripts" / "make_demo_tasks.py"
+    subprocess.run([sys.executable, script, tiny_models.DEMO / "heldout.txt", folder], check=True)
+    return folder

@@ -1,7 +1,6 @@
 """--outtype: weight types by llama-quantize, predicted to the byte, loaded and decoded by the runtime."""
 
 import json
-import re
 import subprocess
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from gguf import GGMLQuantizationType
 
 from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.formats.shards import read_model
-from shareatt_export.formats.weight_types import ALIASES, WEIGHT_TYPES, weight_type
+from shareatt_export.formats.weight_types import WEIGHT_TYPES, weight_type
 from shareatt_export.llamacpp import runtime
 from shareatt_export.model.facts import read_facts
 from tests.support import dummy_models, graph_taps, small_gguf, tiny_models
@@ -27,15 +26,6 @@ def dense(tmp_path_factory: pytest.TempPathFactory, built: runtime.RuntimeStatus
     path = tmp_path_factory.mktemp("dense") / "dense.gguf"
     dummy_models.make("llama", path)
     return path
-
-
-def test_the_types_are_those_of_llama_quantize(built):
-    text = subprocess.run([runtime.tool("llama-quantize"), "--help"], capture_output=True, text=True).stdout
-    known = re.findall(r"^ +\d+  or  (\w+)", text, re.MULTILINE)
-    assert {*known} == {*WEIGHT_TYPES, *ALIASES}
-    assert all(f"alias for {ALIASES[name]}" in text for name in ALIASES)
-    numbers = {name: int(n) for n, name in re.findall(r"^ +(\d+)  or  (\w+)", text, re.MULTILINE)}
-    assert all(number == numbers[name] for name, number in WEIGHT_TYPES.items())
 
 
 @pytest.mark.parametrize("outtype", ["Q4_K_M", "q8_0", "f16", "IQ4_XS", "Q2_K", "iq2_xxs", "MXFP4_MOE", "Q3_K"])

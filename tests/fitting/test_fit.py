@@ -1,6 +1,5 @@
 """--align and --refit: moved heads compute what an explicit head map would, refits are those of plain least squares."""
 
-import itertools
 import json
 import shutil
 
@@ -13,7 +12,6 @@ from shareatt_export.errors import Unsupported, VerifyFailed
 from shareatt_export.evaluation.evaluate import EvaluateRequest, evaluate
 from shareatt_export.exporting.verify import verify
 from shareatt_export.fitting import fit, heads
-from shareatt_export.fitting.ridge import RIDGES, NormalEquations, solve
 from shareatt_export.fitting.trial_model import TrialModel
 from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.formats.gguf_keys import KEY_FIT_TENSORS
@@ -31,30 +29,6 @@ RNG = np.random.default_rng(5)
 
 
 # ---------------------------------------------------------------- heads
-
-
-@pytest.mark.parametrize("n_head_kv", [1, 2, 3, 6])
-def test_the_cheapest_order_that_keeps_groups_together(n_head_kv):
-    size = 6 // n_head_kv
-    found = RNG.random((6, 6))
-
-    def possible(order: tuple[int, ...]) -> bool:
-        return all(len({order[head] // size for head in range(g, g + size)}) == 1 for g in range(0, 6, size))
-
-    every = filter(possible, itertools.permutations(range(6)))
-    assert heads.match(found, n_head_kv) == min(every, key=lambda order: found[range(6), order].sum())
-
-
-def test_costs_are_errors_of_the_attention_output():
-    n_head, n_head_kv, n_tokens, head_dim, n_embd = 4, 2, 7, 3, 5
-    source, follower = (RNG.random((n_head, n_tokens, n_tokens)).astype(np.float32) for _ in range(2))
-    values = RNG.random((n_head_kv, n_tokens, head_dim)).astype(np.float32)
-    projection = RNG.random((n_embd, n_head * head_dim)).astype(np.float32)
-    found = heads.costs(source, follower, values, projection)
-    for head, other in itertools.product(range(n_head), repeat=2):
-        missing = (source[other] - follower[head]) @ values[head // 2]
-        output = missing @ projection[:, head * head_dim : (head + 1) * head_dim].T
-        assert found[head, other] == pytest.approx(np.sum(output**2), rel=1e-4)
 
 
 def explicit(maps: dict[int, heads.Heads]) -> type[SharedReference]:
@@ -169,51 +143,6 @@ def test_heads_behind_a_norm_are_not_moved(tmp_path, built):
     plan = planned(tmp_path / "bitnet.gguf", "0-1")
     with TrialModel(built, plan.dense) as trial_model, pytest.raises(Unsupported, match="between the heads of layer 1"):
         fit.require_bare_heads(trial_model, [1], "--align")
-
-
-# ---------------------------------------------------------------- ridge
-
-
-def test_refits_are_those_of_least_squares():
-    features, before = RNG.standard_normal((50, 8)), RNG.standard_normal((3, 8))
-    targets = RNG.standard_normal((50, 3))
-    normal = NormalEquations.empty(8, 3)
-    for part in range(0, 50, 10):
-        normal.add(features[part : part + 10], targets[part : part + 10])
-    ridge = 0.3
-    scale = np.trace(features.T @ features) / 8
-    stacked = np.vstack([features, (ridge * scale) ** 0.5 * np.eye(8)])
-    wanted = np.vstack([targets - features @ before.T, np.zeros((8, 3))])
-    expected = before + np.linalg.lstsq(stacked, wanted)[0].T
-    found = normal.solved(before, ridge)
-    assert np.allclose(found, expected, rtol=1e-9, atol=1e-12)
-    error = np.sum((features @ found.T - targets) ** 2) / np.sum(targets**2)
-    assert normal.error(found) == pytest.approx(error, rel=1e-9)
-
-
-def sums(features, targets):
-    normal = NormalEquations.empty(features.shape[1], targets.shape[1])
-    normal.add(features, targets)
-    return normal
-
-
-def test_the_ridge_is_chosen_on_held_out_pieces():
-    rng = np.random.default_rng(0)
-    truth, features = rng.standard_normal((3, 8)), rng.standard_normal((4, 40, 8))
-    before = truth + rng.standard_normal((3, 8)) / 2
-    noisy = features[0] @ truth.T + 2 * rng.standard_normal((40, 3))
-    found = solve(sums(features[0], noisy), sums(features[1], features[1] @ truth.T), before)
-    clean = solve(sums(features[2], features[2] @ truth.T), sums(features[3], features[3] @ truth.T), before)
-    assert clean.ridge == RIDGES[0] and clean.error < 1e-6 < clean.error_before
-    assert np.allclose(clean.weights, truth, atol=1e-4)
-    assert found.ridge is not None and found.ridge >= 0.1 and found.error < found.error_before
-
-
-def test_weights_that_cannot_be_bettered_stay():
-    features, truth = RNG.standard_normal((40, 8)), RNG.standard_normal((3, 8))
-    wrong = sums(features, RNG.standard_normal((40, 3)))
-    found = solve(wrong, sums(features, features @ truth.T), truth)
-    assert found.ridge is None and np.array_equal(found.weights, truth)
 
 
 # ---------------------------------------------------------------- a model

@@ -11,188 +11,23 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.nn.functional import log_softmax
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import shareatt_export
 from shareatt_export.errors import BadInput, ShareattError
 from shareatt_export.exporting import convert
-from shareatt_export.formats.texts import Text, read_text
+from shareatt_export.formats.texts import read_text
 from shareatt_export.healing import heal, saved_state, train
 from shareatt_export.healing.distill import Distiller
 from shareatt_export.healing.job import RECORD, planned
 from shareatt_export.healing.request import HealRequest
 from shareatt_export.healing.sharing import Sharing
-from shareatt_export.healing.trained_weights import TrainedWeights, trained_names
-from shareatt_export.healing.training_text import training_windows
-from shareatt_export.model.spans import parse_spans, source_map
+from shareatt_export.healing.trained_weights import TrainedWeights
 from tests.support import parity, tiny_models
-from tests.support.torch_reference import SharedReference
 
 SPANS = "2-4"
-TOKENS = torch.from_numpy(parity.TOKENS[:, :24])
 SMALL = {"--text": tiny_models.DEMO / "LICENSE", "--ctx": 16, "--batch": 2, "--dtype": "f32"}
 OPTIONS = [str(item) for pair in SMALL.items() for item in pair]
-
-
-def qwen3() -> torch.nn.Module:
-    """With norms of Q and K, which are left as they are."""
-    torch.manual_seed(3)
-    config = AutoConfig.for_model("qwen3", **tiny_models.shape(2, 32), use_sliding_window=False, attention_bias=True)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    for name, weight in model.named_parameters():
-        if weight.ndim == 2:
-            torch.nn.init.normal_(weight, std=1.0 if "embed" in name else 1.5 / weight.shape[1] ** 0.5)
-        elif name.endswith("bias"):
-            torch.nn.init.normal_(weight, std=0.1)
-    return model
-
-
-MODELS = {"llama": lambda: tiny_models.build(2), "qwen3": qwen3, "gemma2": lambda: tiny_models.build_sliding("gemma2")}
-FAMILY_SPANS = {"llama": SPANS, "qwen3": SPANS, "gemma2": "2:4+6,3:5"}
-TRAINED = {
-    "llama": ["2.q_proj.weight", "2.k_proj.weight", "3.v_proj.weight", "3.o_proj.weight", "4.v_proj.weight",
-              "4.o_proj.weight"],
-    "qwen3": ["2.q_proj.weight", "2.q_proj.bias", "2.k_proj.weight", "2.k_proj.bias", "3.v_proj.weight",
-              "3.v_proj.bias", "3.o_proj.weight", "3.o_proj.bias", "4.v_proj.weight", "4.v_proj.bias",
-              "4.o_proj.weight", "4.o_proj.bias"],
-    "gemma2": ["2.q_proj.weight", "2.k_proj.weight", "4.v_proj.weight", "4.o_proj.weight", "6.v_proj.weight",
-               "6.o_proj.weight", "3.q_proj.weight", "3.k_proj.weight", "5.v_proj.weight", "5.o_proj.weight"],
-}  # fmt: skip
-
-
-def distiller(family: str = "llama", spans: str | None = None, **options: object) -> Distiller:
-    model = MODELS[family]()
-    model.set_attn_implementation("eager")
-    parsed = parse_spans(spans or FAMILY_SPANS[family], tiny_models.N_LAYER)
-    checkpointing = bool(options.pop("checkpointing", False))
-    weights = TrainedWeights(model, trained_names(model, parsed, bool(options.pop("train_mlp", False))), **options)
-    return Distiller(model, Sharing(source_map(parsed, tiny_models.N_LAYER)), weights, checkpointing)
-
-
-def gradients(made: Distiller) -> dict[str, torch.Tensor]:
-    made.backward(TOKENS)
-    assert all(weight.grad is None for weight in made.model.parameters())
-    return {name: leaf.grad for name, leaf in made.weights.leaves.items()}
-
-
-# ---------------------------------------------------------------- gradients
-
-
-@pytest.mark.parametrize("family", MODELS)
-def test_every_trained_parameter_gets_a_gradient_and_no_other_with_checkpointing_too(family):
-    """The paper's published fine-tuning, checkpointed, reaches the final norm and the head only."""
-    plain, checkpointed = (gradients(distiller(family, checkpointing=on)) for on in (False, True))
-    names = [name.replace("model.layers.", "").replace("self_attn.", "") for name in plain]
-    assert names == TRAINED[family]
-    for name, gradient in plain.items():
-        # The same number added to all keys changes no softmax, so the bias of K has none but for qwen3's norm.
-        assert gradient.abs().max() > 1e-6, name
-        assert torch.equal(gradient, checkpointed[name]), name
-
-
-def test_checkpointing_computes_layers_again(monkeypatch):
-    calls = []
-    layer = type(distiller().model.model.layers[0].mlp)
-    forward = layer.forward
-    monkeypatch.setattr(layer, "forward", lambda self, x: calls.append(1) or forward(self, x))
-    for checkpointing in (False, True):
-        calls.clear()
-        distiller(checkpointing=checkpointing).backward(TOKENS)
-        assert (len(calls) > 2 * tiny_models.N_LAYER) is checkpointing
-
-
-@pytest.mark.parametrize("name", ["2.self_attn.q_proj", "2.self_attn.k_proj", "4.self_attn.v_proj"])
-def test_gradients_are_those_of_the_loss(name):
-    """Against differences: the source's come through its followers as well."""
-    made = distiller()
-    leaf = made.weights.leaves[f"model.layers.{name}.weight"]
-    made.backward(TOKENS)
-    gradient = leaf.grad.clone()
-    direction, before = gradient / gradient.norm(), leaf.data.clone()
-    losses = []
-    for sign in (1, -1):
-        leaf.data = before + sign * 0.02 * direction
-        losses.append(made.backward(TOKENS))
-    assert (losses[0] - losses[1]) / 0.04 == pytest.approx(gradient.norm().item(), rel=0.03)
-
-
-def test_low_rank_begins_as_the_model_and_trains_both_factors():
-    made = distiller(rank=2)
-    full = distiller()
-    assert all(torch.equal(a, full.weights.current()[name]) for name, a in made.weights.current().items())
-    first = gradients(made)
-    assert all((gradient != 0).any() for name, gradient in first.items() if name.endswith(".B"))
-    with torch.no_grad():
-        for leaf in made.weights.leaves.values():
-            leaf -= leaf.grad / leaf.grad.norm().clamp_min(1e-9)
-    assert all((gradient != 0).any() for gradient in gradients(made).values())
-    changed = made.weights.current()["model.layers.2.self_attn.q_proj.weight"].detach()
-    difference = changed - full.weights.current()["model.layers.2.self_attn.q_proj.weight"].detach()
-    assert torch.linalg.matrix_rank(difference, atol=1e-3) == 2
-
-
-def test_mlps_of_the_spans_layers():
-    added = set(distiller(train_mlp=True).weights.leaves) - set(distiller().weights.leaves)
-    assert added == {f"model.layers.{i}.mlp.{name}_proj.weight" for i in (2, 3, 4) for name in ("gate", "up", "down")}
-
-
-# ---------------------------------------------------------------- teacher, student, loss
-
-
-@pytest.mark.parametrize("family", MODELS)
-def test_the_untrained_student_is_the_reference_and_the_teacher_the_model(family):
-    made = distiller(family)
-    with SharedReference(made.sharing.source_layers).on(made.model):
-        expected = made.model(TOKENS).logits
-    with torch.no_grad():
-        student = made.as_student(TOKENS, lambda outputs: outputs.logits)
-        dense = made.model(TOKENS).logits
-    assert torch.equal(student, expected)
-    assert torch.equal(made.teacher(TOKENS).logits, dense)
-    assert not torch.allclose(dense, expected, rtol=1e-2)
-
-
-def test_loss_and_scores_by_hand():
-    made = distiller()
-    with torch.no_grad():
-        student = made.as_student(TOKENS, lambda outputs: outputs)
-    teacher = made.teacher(TOKENS)
-    p, q = (log_softmax(logits.double() / 2, -1) for logits in (teacher.logits, student.logits))
-    kl = 4 * (p.exp() * (p - q)).sum(-1).mean()
-    error = (student.hidden - teacher.hidden).norm(dim=-1) ** 2 / teacher.hidden.norm(dim=-1) ** 2
-    assert made.backward(TOKENS) == pytest.approx(float(kl + error.mean()), rel=1e-4)
-    scores = made.score(TOKENS)
-    p, q = (log_softmax(logits.double()[:, 12:-1], -1) for logits in (teacher.logits, student.logits))
-    assert scores.kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
-    targets = TOKENS[:, 13:, None]
-    assert scores.nll == pytest.approx(-float(q.gather(-1, targets).mean()), rel=1e-4)
-    assert scores.nll_teacher == pytest.approx(-float(p.gather(-1, targets).mean()), rel=1e-4)
-
-
-def test_windows_are_apart_and_each_is_seen_once_before_any_is_seen_twice():
-    class Tokenizer:
-        bos_token_id = 1
-
-        def __call__(self, text, add_special_tokens=True):
-            return type("", (), {"input_ids": [1] * add_special_tokens + [ord(char) for char in text]})
-
-    made = training_windows(Tokenizer(), [Text("a", "".join(map(chr, range(100, 503))))], 4)
-    rows = [tuple(row) for part in (made.train, made.held_out) for row in part.tolist()]
-    assert len(rows) == len(set(rows)) == 100 and len(made.held_out) == 5
-    assert all(row[0] == 1 and row[2:] == (row[1] + 1, row[1] + 2) for row in rows)
-    seen = [tuple(row) for step in range(19) for row in made.batch(step, 5, seed=0).tolist()]
-    assert sorted(seen) == sorted(map(tuple, made.train.tolist()))
-    assert not torch.equal(made.batch(0, 5, seed=0), made.batch(19, 5, seed=0))
-    assert not torch.equal(made.batch(0, 5, seed=0), made.batch(0, 5, seed=1))
-
-
-def test_a_run_ends_with_the_first_limit_and_its_rate_rises_and_falls():
-    both = train.Schedule(1.0, 1, 0, minutes=1, steps=100)
-    assert [both.done(25, 30), both.done(50, 15), both.done(100, 0), both.done(0, 61)] == [0.5, 0.5, 1, 1]
-    assert train.Schedule(1.0, 1, 0, None, 10).done(3, 1e9) == 0.3
-    rates = [both.rate(done) for done in (0, 0.025, 0.05, 0.5, 0.99)]
-    assert rates[0] < rates[1] < rates[2] and rates[2:] == pytest.approx([0.95, 0.5, 0.01])
 
 
 # ---------------------------------------------------------------- the folder

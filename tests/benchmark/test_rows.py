@@ -1,0 +1,80 @@
+"""The rows of a benchmark from made-up times: ratios, predictions, the table and JSON."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from shareatt_export.benchmark import measure as bench
+from shareatt_export.benchmark.rows import Ratio, as_dict, rows
+from shareatt_export.cli import bench_report
+from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.model.costs import read_weights
+from shareatt_export.model.facts import read_facts
+
+ON, OFF, SA = "dense, flash on", "dense, flash off", "SA"
+
+
+@pytest.fixture
+def measured(files):
+    """Three rounds in which everything became twice as slow, one after the other."""
+    headers = [read_header(file) for file in files]
+    pair = bench.ModelPair(*map(read_facts, headers), *map(read_weights, headers))
+    request = bench.BenchRequest(*files, depths=(0, 64), rounds=3)
+    made = bench.Measured(request, pair, bench.settings_of(request))
+    for depth in request.depths:
+        made.seconds["decode", depth] = {ON: [0.10, 0.20, 0.40], OFF: [0.12, 0.30, 0.60], SA: [0.08, 0.16, 0.20]}
+        made.seconds["prefill", depth] = {ON: [3.0, 3.0, 3.0], OFF: [2.0, 2.0, 2.0], SA: [4.0, 1.0, 2.0]}
+    layers = dict.fromkeys(range(12), 0.004)
+    follower = layers | {7: 0.001, 8: 0.001, 9: 0.002}
+    slow = dict.fromkeys(range(12), 0.008)
+    made.attention["decode", 64] = {ON: [layers, layers, slow], OFF: [layers] * 3, SA: [follower] * 3}
+    made.buffers = {name: {"kv": kv, "compute": 10} for name, kv in ((ON, 800), (OFF, 800), (SA, 700))}
+    made.memory = {
+        ON: {"rss": 90, "anonymous": 50},
+        OFF: {"rss": 80, "anonymous": 60},
+        SA: {"rss": 72, "anonymous": 45},
+    }
+    return made
+
+
+def test_ratios_are_of_the_same_round_and_to_the_better_dense_setting(measured):
+    by_name = {(row.what, row.depth): row for row in rows(measured)}
+    decode = by_name["decode", 64]
+    assert (decode.baseline, decode.values[ON], decode.values[SA]) == (ON, 5.0, 1 / 0.16)
+    assert decode.ratios == {SA: Ratio(0.10 / 0.08, 0.10 / 0.08, 2.0)}
+    prefill = by_name["prefill", 64]
+    assert prefill.baseline == OFF and prefill.ratios == {SA: Ratio(1.0, 0.5, 2.0)}
+    attention = by_name["decode attention", 64]
+    assert attention.baseline == ON and attention.ratios == {SA: Ratio(0.25, 0.125, 0.25)}
+    assert by_name["KV cache", None].ratios[SA].median == 700 / 800
+    assert by_name["peak memory", None].ratios[SA].median == 72 / 80
+    assert by_name["peak anonymous memory", None].ratios[SA].median == 45 / 50
+
+
+def test_predictions(measured):
+    by_name = {(row.what, row.depth): row.predicted for row in rows(measured)}
+    # three of twelve layers have no K; K and V are as wide, so an eighth of the cache
+    assert by_name["KV cache", None] == 1 - 3 / 24
+    weights = [info.n_bytes for info in read_header(measured.request.dense).tensors.values()]
+    saved = 3 * 128 * (128 + 64) // 32 * 34
+    assert by_name["decode", 0] == pytest.approx(sum(weights) / (sum(weights) - saved))
+    k, p = 64 * (3 * 64 * 2), 64 * (3 * 4 * 2)
+    kv = 64 * (24 * 64 * 2)
+    assert by_name["decode", 64] == pytest.approx((sum(weights) + kv) / (sum(weights) - saved + kv - k + p))
+    assert by_name["decode attention", 64] == (64 * 2 + 4 * 2) / (2 * 64 * 2)
+    assert by_name["compute buffers", None] is None
+    assert by_name["prefill", 64] > by_name["prefill", 0] > 1
+
+
+def test_the_table_marks_the_better_dense_setting(measured):
+    console = Console(file=io.StringIO(), width=200)
+    bench_report.show(measured, console)
+    lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    assert "decode, tokens/s 64 5.00 * 3.33 6.25 1.25 (1.25-2.00)" in [line.rsplit(" ", 1)[0] for line in lines]
+    assert "decode attention, ms 64 4.00 * 4.00 1.00 0.25 (0.12-0.25) 0.531" in lines
+
+
+def test_json_of_made_up_seconds_is_json(measured):
+    assert json.loads(json.dumps(as_dict(measured)))["cache"] == {"k": "f16", "v": "f16"}

@@ -1,0 +1,258 @@
+"""Answers to tasks, compared with llama-perplexity, sentencepiece and sums over whole texts; eval --tasks."""
+
+import json
+import re
+import struct
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from gguf import GGUFValueType
+
+import shareatt_export
+from shareatt_export.errors import BadInput
+from shareatt_export.evaluation.answers import answer, context_params, encode, generate, log_likelihoods
+from shareatt_export.evaluation.intervals import sign_test, wilson
+from shareatt_export.evaluation.tasks import Choices, Completion, Tasks, read_tasks
+from shareatt_export.exporting.convert import converted
+from shareatt_export.formats.gguf_header import RawValue
+from shareatt_export.llamacpp import runtime
+from shareatt_export.llamacpp.engine import Context, Model, Token, log_softmax
+from tests.support import parity, small_gguf, tiny_models
+
+N_CTX_TRAIN = 512  # of the demo model
+EXACT = {"type_k": 0, "type_v": 0, "n_threads": 1, "n_threads_batch": 1}  # F32 caches
+
+
+@pytest.fixture(scope="module", params=["dense", "shared"])
+def model(request, demo_dense, shared):
+    with Model(parity.lib(), {"dense": demo_dense, "shared": shared}[request.param]) as model:
+        yield model
+
+
+def tasks(*items):
+    return Tasks(Path("tasks.jsonl"), "", items)
+
+
+def write(path, *lines):
+    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
+    return path
+
+
+CHOICES = {"prompt": "import", "choices": [" os", " x"], "answer": 0}
+
+
+@pytest.mark.parametrize("prompt", ["def f(x):\n    ", "import", "class ", ""])
+def test_prompt_and_choice_are_split_where_the_prompt_alone_ends(model, prompt):
+    pieces = sentencepiece.SentencePieceProcessor(str(tiny_models.DEMO / "tokenizer.model"))
+    texts = ("return x", " os.path", "  # é")
+    (encoded,) = encode(model, tasks(Choices(1, prompt, texts, 0)), N_CTX_TRAIN)
+    kept = pieces.encode(prompt.rstrip())
+    assert encoded.prompt == [1, *kept]
+    assert encoded.choices == tuple(pieces.encode(prompt + text)[len(kept) :] for text in texts)
+
+
+def test_a_prompt_that_is_completed_keeps_its_white_space(model):
+    encoded = encode(model, tasks(Completion(1, "x =\n  ", "1"), Completion(2, "<s>x =\n  ", "1")), N_CTX_TRAIN)
+    expected = [1, *model.tokenize("x =\n  ")]
+    assert [item.prompt for item in encoded] == [expected, expected]  # BOS once, also where the text has it
+
+
+def test_a_choice_that_melts_into_the_prompt(model):
+    with pytest.raises(BadInput, match=r"^tasks\.jsonl: line 3: choices: number 1 adds no token to the prompt$"):
+        encode(model, tasks(Choices(3, "pr", ("x = 1", "int"), 0)), N_CTX_TRAIN)
+
+
+def test_items_that_do_not_fit_the_model(model):
+    n = len(model.tokenize("x " * 100)) + 1
+    fits = Completion(1, "x " * 100, "1", max_tokens=512 - n)
+    encode(model, tasks(fits), N_CTX_TRAIN)
+    longer = Completion(2, "x " * 100, "1", max_tokens=513 - n)
+    what = f"prompt: {n} tokens, 513 with max_tokens {513 - n}; the model's context is 512"
+    with pytest.raises(BadInput, match=rf"^tasks\.jsonl: line 2: {re.escape(what)}$"):
+        encode(model, tasks(fits, longer), N_CTX_TRAIN)
+    with pytest.raises(BadInput, match=r"line 1: prompt: 2 tokens, \d+ with its longest choice; the model's"):
+        encode(model, tasks(Choices(1, "x", (" y", " z" * 600), 0)), N_CTX_TRAIN)
+
+
+ITEMS = (
+    Choices(1, "import sys\n\n\ndef main():\n    ", ("return 0", "print(sys.argv)", "x", "raise"), 0),
+    Choices(2, "import", (" os", " unittest.mock as mock"), 0),
+    Choices(3, "", ("import os", "é"), 0),
+    Choices(4, "for name in (", ("x", "y"), 0),
+)
+
+
+def of_whole_text(model, tokens, first):
+    """The log-likelihood of tokens[first:], computed with nothing before."""
+    with Context(model, True, n_ctx=256, **EXACT) as context:
+        rows = log_softmax(context.decode([Token(token, i) for i, token in enumerate(tokens)]))
+    return sum(rows[i - 1, tokens[i]] for i in range(first, len(tokens)))
+
+
+def test_log_likelihoods_are_those_of_whole_texts(model):
+    sheet = encode(model, tasks(*ITEMS), N_CTX_TRAIN)
+    with Context(model, True, **EXACT, **context_params(sheet)) as context:
+        for item in [*sheet, sheet[0]]:
+            found = log_likelihoods(context, item.prompt, item.choices)
+            expected = [of_whole_text(model, item.prompt + choice, len(item.prompt)) for choice in item.choices]
+            assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_log_likelihoods_where_attention_slides(built, tmp_path):
+    """A prompt longer than the window, and choices beside one another in one cache."""
+    with converted(
+        tiny_models.save(tiny_models.build_sliding("gemma2"), tmp_path / "hf"), tmp_path, "auto", None
+    ) as dense:
+        (file,) = shareatt_export.export(dense, "2-7", tmp_path / "sa.gguf").files
+    rng = np.random.default_rng(0)
+    prompt, *choices = (rng.integers(3, 2048, n).tolist() for n in (3 * tiny_models.N_SWA, 5, 40, 1))
+    with Model(parity.lib(), file) as model:
+        with Context(model, True, n_ctx=256, n_seq_max=3, kv_unified=True, **EXACT) as context:
+            found = log_likelihoods(context, prompt, choices)
+        assert found == pytest.approx([of_whole_text(model, prompt + c, len(prompt)) for c in choices], abs=0.02)
+
+
+def right(model, *items):
+    sheet = encode(model, tasks(*items), N_CTX_TRAIN)
+    with Context(model, True, **EXACT, **context_params(sheet)) as context:
+        return answer(context, sheet)
+
+
+def test_accuracy_is_of_the_sum_and_of_the_sum_per_character(model):
+    """Per character, not per byte: éèüöä has five and ten, and is what the model likes better per byte."""
+    mock, odd = (" os", " unittest.mock as mock"), (" qzjxkvw", "éèüöä")
+    found = right(model, *(Choices(i, "import", mock, i) for i in (0, 1)), Choices(2, "x = 'caf", odd, 0))
+    assert found["acc"] == {0: True, 1: False, 2: False}
+    per_character = model.source_layers() == tuple(range(model.n_layer))  # what the dense model says
+    assert found["acc_norm"] == {0: False, 1: True, 2: per_character}
+
+
+def as_upstream(items):
+    """The file that llama-perplexity --multiple-choice reads; it puts a space between question and answer."""
+
+    def text(content):
+        return struct.pack("<I", len(content)) + content
+
+    parts = []
+    for item in items:
+        answers = b"".join(text(choice[1:].encode()) for choice in item.choices)
+        labels = [int(i == item.answer) for i in range(len(item.choices))]
+        block = struct.pack("<I", len(labels)) + answers + struct.pack(f"<{len(labels)}i", *labels)
+        parts.append(text(item.prompt.encode()) + block + block)
+    return struct.pack("<I", len(items)) + bytes(4 * len(items)) + b"".join(parts)
+
+
+def test_accuracy_is_that_of_llama_perplexity(model, demo_tasks, tmp_path):
+    """It takes the mean over tokens, so each choice here has one."""
+    words = sorted(set(re.findall(r" [a-z]{3,12}", (tiny_models.DEMO / "heldout.txt").read_text())))
+    words = [word for word in words if len(model.tokenize(f"1{word}")) == len(model.tokenize("1")) + 1]
+    items = []
+    for i, item in enumerate(read_tasks(demo_tasks / "next-line.jsonl").items[:24]):
+        choices = tuple(words[(37 * i + 11 * j) % len(words)] for j in range(3))
+        items.append(Choices(i + 1, item.prompt.rstrip(), choices, i % 3))
+    path = tmp_path / "tasks.bin"
+    path.write_bytes(as_upstream(items + items))  # it loses the last lines of its log
+    command = [runtime.tool("llama-perplexity"), "-m", model.path, "--multiple-choice", "-bf", path, "-c", 1024]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    running = re.findall(r"^(\d+)\t([0-9.]+)$", done.stdout + done.stderr, re.MULTILINE)[: len(items)]
+    counts = [round(int(n) * float(percent) / 100) for n, percent in running]
+    theirs = [bool(step) for step in np.diff([0, *counts])]
+    assert list(right(model, *items)["acc"].values()) == theirs
+    assert 0 < sum(theirs) < len(theirs)
+
+
+PROMPT = "    def __repr__(self):\n"  # what follows is no close call for either model
+
+
+def greedy(model, n):
+    """Tokens, each of them from the whole text before."""
+    tokens = [1, *model.tokenize(PROMPT)]
+    first = len(tokens)
+    while len(tokens) < first + n:
+        with Context(model, True, n_ctx=256, **EXACT) as context:
+            logits = context.decode([Token(token, i) for i, token in enumerate(tokens)], last_only=True)
+        tokens.append(int(logits[0].argmax()))
+    return tokens[first:]
+
+
+def generated(model, stop, max_tokens, before=()):
+    with Context(model, True, n_ctx=256, **EXACT) as context:
+        for text in before:
+            generate(context, [1, *model.tokenize(text)], (), 4)
+        return generate(context, [1, *model.tokenize(PROMPT)], stop, max_tokens)
+
+
+def test_generation_is_greedy_and_ends_at_max_tokens(model):
+    tokens = greedy(model, 16)
+    assert generated(model, (), 16, before=("import", "class A:")) == model.text(tokens).decode()
+    assert generated(model, (), 1) == model.text(tokens[:1]).decode()
+
+
+def test_generation_ends_where_the_first_stop_begins(model):
+    text = model.text(greedy(model, 16)).decode()
+    early, late = text[10:15], text[20:24]  # inside of tokens and across them
+    assert text.find(early) < text.find(late)
+    assert generated(model, (late, early), 16) == text[: text.find(early)]
+    assert generated(model, ("never that",), 16) == text
+
+
+def test_generation_ends_with_the_end_of_text(demo_dense, model, tmp_path):
+    third = greedy(model, 3)[2]
+    eos = RawValue(GGUFValueType.UINT32, struct.pack("<I", third))
+    changed = small_gguf.with_metadata(model.path, tmp_path / "eos.gguf", tokenizer__ggml__eos_token_id=eos)
+    with Model(parity.lib(), changed) as other:
+        tokens = greedy(other, 3)
+        assert tokens[2] == third and third not in tokens[:2]
+        assert generated(other, (), 16) == other.text(tokens[:2]).decode()
+
+
+def test_white_space_around_the_target_does_not_count(model):
+    line = generated(model, ("\n\n",), 16)
+    items = [
+        Completion(1, PROMPT, f"  {line.strip()} ", ("\n\n",), 16),
+        Completion(2, PROMPT, line.strip()[:-1], ("\n\n",), 16),
+        Completion(3, PROMPT, f"{line.strip()}!", ("\n\n",), 16),
+    ]
+    assert right(model, *items) == {"exact_match": {1: True, 2: False, 3: False}}
+
+
+def test_the_command(run, demo_dense, shared, demo_tasks, tmp_path):
+    some = {name: (demo_tasks / f"{name}.jsonl").read_text().splitlines()[:12] for name in ("next-line", "repeat")}
+    mixed = write(tmp_path / "mixed.jsonl", *some["next-line"], *some["repeat"])
+    only = write(tmp_path / "only.jsonl", *some["repeat"])
+    arguments = ("eval", demo_dense, shared, "--ctx", 64, "--windows", 1, "--tasks", mixed, "--tasks", only)
+    data = json.loads(run(*arguments, "--json").stdout)
+    metrics = [(Path(task["file"]).name, task["metric"], task["items"]) for task in data["tasks"]]
+    assert metrics == [(mixed.name, name, 12) for name in ("acc", "acc_norm", "exact_match")] + [
+        (only.name, "exact_match", 12)
+    ]
+    with Model(parity.lib(), demo_dense) as dense, Model(parity.lib(), shared) as other:
+        theirs, ours = (right(each, *read_tasks(mixed).items) for each in (dense, other))
+    for task in data["tasks"][:3]:
+        before, after = theirs[task["metric"]], ours[task["metric"]]
+        dense, sa, _ = task["models"]
+        assert [each["name"] for each in task["models"]] == ["dense", "sa.gguf", "dense, K cache q8_0"]
+        assert dense["accuracy"] == sum(before.values()) / 12 and sa["accuracy"] == sum(after.values()) / 12
+        assert sa["lost_lines"] == [line for line in before if before[line] and not after[line]]
+        assert sa["won_lines"] == [line for line in before if after[line] and not before[line]]
+        assert dense["lost_lines"] == dense["won_lines"] == [] and dense["p"] == 1
+        assert sa["p"] == sign_test(len(sa["lost_lines"]), len(sa["won_lines"]))
+        assert tuple(sa["ci95"]) == wilson(sum(after.values()), 12)
+    assert any(task["models"][1]["lost_lines"] for task in data["tasks"])
+    shown = run(*arguments, "--no-baselines").stdout
+    rows = [" ".join(line.split()) for line in shown.splitlines()]
+    n = sum(theirs["acc"].values())
+    assert any(row.startswith(f"mixed.jsonl, acc dense {n}/12 {100 * n / 12:.1f} %") for row in rows)
+
+
+def test_a_bad_file_is_refused_before_anything_is_measured(run, demo_dense, shared, tmp_path):
+    path = write(tmp_path / "tasks.jsonl", CHOICES | {"answer": 5})
+    done = run("eval", demo_dense, shared, "--tasks", path)
+    assert done.error == f"Error: {path}: line 1: answer: 5; the choices are 0 to 1"
+    assert "evaluating" not in done.stderr
+    path = write(tmp_path / "long.jsonl", CHOICES, CHOICES | {"prompt": "x " * 600})
+    done = run("eval", demo_dense, shared, "--tasks", path)
+    assert done.error.startswith(f"Error: {path}: line 2: prompt: ") and "evaluating" not in done.stderr

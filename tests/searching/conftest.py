@@ -1,0 +1,12 @@
+"""The demo model with exchangeable weights, for the tests of this folder."""
+
+import pytest
+
+from shareatt_export.fitting.trial_model import TrialModel
+from shareatt_export.formats.gguf_header import read_header
+
+
+@pytest.fixture(scope="module")
+def trial(demo_dense, built):
+    with TrialModel(built, read_header(demo_dense)) as trial:
+        yield trial

@@ -1,0 +1,95 @@
+"""The beam search over maps, compared with brute force on made-up costs."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from shareatt_export.model.spans import n_followers, spans_of
+from shareatt_export.searching.beam import CostedMap, Search, Settings, additions, guess
+
+N_LAYER = 6
+
+
+def every_map(n_layer, n, reach=8):
+    """All source maps with n followers."""
+    choices = (range(max(0, layer - reach), layer + 1) for layer in range(n_layer))
+    for found in itertools.product(*choices):
+        if n_followers(found) == n and all(found[source] == source for source in found):
+            yield found
+
+
+def pair_errors(seed, n_layer=N_LAYER):
+    rng = np.random.default_rng(seed)
+    return {(source, layer): float(rng.random()) for layer in range(n_layer) for source in range(layer)}
+
+
+def is_contiguous(found):
+    return all(span.followers == tuple(range(span.source + 1, span.followers[-1] + 1)) for span in spans_of(found))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("n", range(1, N_LAYER))
+def test_the_first_guess_is_the_cheapest_of_all_contiguous_maps(seed, n):
+    errors = pair_errors(seed)
+
+    def total(found):
+        return sum(errors[source, layer] ** 2 for layer, source in enumerate(found) if source != layer)
+
+    found = guess(N_LAYER, errors, n)
+    assert is_contiguous(found) and n_followers(found) == n
+    assert total(found) == pytest.approx(min(map(total, filter(is_contiguous, every_map(N_LAYER, n)))))
+
+
+def test_no_guess_where_pairs_are_out_of_reach():
+    assert guess(4, {(0, 1): 0.1, (1, 2): 0.1}, 2) is None
+    assert guess(4, {(0, 1): 0.1, (1, 2): 0.2}, 1) == (0, 0, 2, 3)
+
+
+def test_additions_leave_sources_and_followers_alone():
+    errors = pair_errors(0, 5)
+    for found in additions((0, 0, 2, 2, 4), errors):
+        assert n_followers(found) == 3 and all(found[source] == source for source in found)
+        assert found[:4] == (0, 0, 2, 2) and found[4] in (0, 2)
+
+
+def crooked(errors, seed):
+    """A cost that pairs do not add up to: neighbours make each other worse."""
+    rng = np.random.default_rng(seed)
+    together = rng.random((N_LAYER, N_LAYER))
+
+    def cost(found):
+        followers = [layer for layer, source in enumerate(found) if source != layer]
+        alone = sum(errors[found[layer], layer] for layer in followers)
+        return alone + sum(together[a, b] for a, b in itertools.combinations(followers, 2))
+
+    return cost
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_search_comes_close_to_brute_force(n):
+    """With every way followed up, it finds the best of all maps; with the usual few, nearly always."""
+    found_best = 0
+    for seed in range(20):
+        errors = pair_errors(seed)
+        cost = crooked(errors, seed)
+        best = min(map(cost, every_map(N_LAYER, n)))
+        for settings in (Settings(beam=1000, candidates=1000, rounds=9), Settings()):
+            search = Search(N_LAYER, errors, cost, settings)
+            path = search.path(lambda step: step.n_followers >= n)
+            assert [step.n_followers for step in path] == list(range(n + 1))
+            step = search.exchanged(path[-1])
+            assert step.n_followers == n and step.cost == pytest.approx(cost(step.source_layers))
+            assert step.cost <= path[-1].cost
+        found_best += step.cost == pytest.approx(best)
+    assert found_best >= 15
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_exchanges_better_a_bad_map(seed):
+    errors = pair_errors(seed)
+    cost = crooked(errors, seed)
+    worst = max(every_map(N_LAYER, 2), key=cost)
+    search = Search(N_LAYER, errors, cost, Settings())
+    search.path(lambda step: step.n_followers >= 1)
+    assert search.exchanged(CostedMap(worst, cost(worst))).cost < cost(worst) / 2
