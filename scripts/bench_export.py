@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How fast the tool itself is: an export against cp, headers, start, and a checkpoint against the bare converter.
+"""Measure the speed of the tool: an export against cp, header reading, start-up, and a conversion.
 
     python scripts/bench_export.py build/speed
 
-FOLDER gets a random model of --gb (4) in q8_0 and its exports, which are removed again. Programs take turns; ratios are
-medians over --rounds. After cp comes a sync of what it wrote, as an export does before it says that it is done.
-Peak memory is that of the process, without the pages of the files that the system caches for it.
+FOLDER gets a random model of --gb (4) in q8_0 and its exports; the exports are removed again. The programs
+alternate, and ratios are medians over --rounds. cp is followed by a sync of its output, because an export syncs too.
+Peak memory is that of the process, without the pages of files that the system caches.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def in_turns(rounds: int, *programs: Callable[[], Run]) -> list[list[Run]]:
 
 
 def ratio(ours: list[Run], theirs: list[Run]) -> float:
-    """Above 1 where we are faster."""
+    """Return how many times faster our runs are."""
     return statistics.median(b.seconds / a.seconds for a, b in zip(ours, theirs, strict=True))
 
 
@@ -85,7 +85,7 @@ def copying(folder: Path, gb: float, rounds: int) -> str:
 
 
 def checking(folder: Path, rounds: int) -> Iterator[str]:
-    """What it costs to look for NaN and infinity."""
+    """Yield table rows for the check for NaN and infinity."""
     for type in ("Q8_0", "F16", "Q4_K_S"):
         dense, out = folder / f"{type}.gguf", folder / "out.gguf"
         if type == "Q8_0":
@@ -168,7 +168,7 @@ def main() -> None:
 
 
 def random_checkpoint(folder: Path) -> Path:
-    """A Llama of 0.5 GB in bf16, in the demo model's vocabulary."""
+    """Write a random Llama of 0.5 GB in bf16 with the vocabulary of the demo model."""
     import shutil
 
     import torch

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""`shareatt-export bench` on models of real shapes with random q8_0 weights: 16 layers, spans 8-15, f16 cache.
+"""Run `shareatt-export bench` on models of real shapes with random q8_0 weights: 16 layers, spans 8-15, f16 cache.
 
     python scripts/bench_shapes.py build/shapes --json build/shapes/measure.json
 
 FOLDER keeps the models (about 1.1 GB each). The vocabulary is small (32000) and tied, so that the layers are measured
 and not the output matrix. Both the default budget for attention weights and an unlimited one are measured. Shapes can
-run side by side, each with one thread: `--shapes GQA` in one terminal, `--shapes MHA` in another.
+run at the same time, each with one thread: `--shapes GQA` in one terminal, `--shapes MHA` in another.
 
-    python scripts/bench_shapes.py build/shapes --table GQA.json MHA.json    # the README's, from --json files
+    python scripts/bench_shapes.py build/shapes --table GQA.json MHA.json    # the table of the docs, from --json files
 """
 
 import argparse
@@ -37,7 +37,7 @@ SPANS = "8-15"
 
 
 def pair(name: str, folder: Path) -> tuple[Path, Path]:
-    """The dense and the SA model of a shape, written unless they are there."""
+    """Return the dense and the SA model of a shape; write them if they do not exist."""
     dense, sa = folder / f"{name}.gguf", folder / f"{name}-SA{SPANS}.gguf"
     if not sa.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def pair(name: str, folder: Path) -> tuple[Path, Path]:
 
 
 def table(shapes: dict[str, Any]) -> Iterator[str]:
-    """Markdown: the ratio of SA to the better dense setting (default budget / unlimited), and the prediction."""
+    """Yield a Markdown table: SA against the better dense setting (default budget / unlimited), and the prediction."""
     yield "| | " + " | ".join(f"{name} | predicted" for name in shapes) + " |"
     yield "| --- |" + " --- | --- |" * len(shapes)
     for rows in zip(*(shape["rows"] for shape in shapes.values()), strict=True):

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Dense against SA: file, KV cache, held-out perplexity and decode speed of one model with several spans.
+"""Compare dense and SA: file size, KV cache, held-out perplexity and decode speed of one model with several spans.
 
     python scripts/compare.py tests/models/stdlib-5m 6-9 every:2
 
-MODEL is a Hugging Face folder with a heldout.txt. Perplexity is llama-perplexity's, over heldout.txt in windows of 512
-tokens, F32 caches. Decode speed is llama-bench's (64 tokens), dense and SA in alternation; the ratio is the median of
-the rounds. Machines are noisy: read the ratio, not the tokens per second.
+MODEL is a Hugging Face folder with a heldout.txt. llama-perplexity computes the perplexity of heldout.txt in windows of
+512 tokens with F32 caches. llama-bench measures the decode speed (64 tokens), dense and SA in alternation; the ratio is
+the median of the rounds. Tokens per second vary with the load of the machine, so compare the ratio.
 """
 
 import argparse

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Mutated models, for as long as one likes: each is refused by name, or exported to a file that verifies.
+"""Mutate models for a given time: each mutant must be refused with its name, or exported to a file that verifies.
 
     python scripts/fuzz.py --seed 7 --minutes 10 --keep build/findings
-    python scripts/fuzz.py --checkpoints     # Hugging Face folders, as far as they are looked at before the converter
+    python scripts/fuzz.py --checkpoints     # Hugging Face folders, with the checks before conversion
 
-Whatever else happens is a finding: it is printed with the number of the mutant, and the mutant is kept. With --load
-llama.cpp runs each export too, in a process of its own, where it runs the mutant: it must not refuse or crash.
+Any other outcome is a finding: the script prints the number of the mutant and keeps its file. With --load, llama.cpp
+also runs each export in a child process. If it can run the mutant, it must not refuse the export or crash.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from tests.support.faults.gguf_mutants import gguf_mutants
 from tests.support.faults.load_child import try_load
 from tests.support.faults.mutant_outcomes import checkpoint_outcome, gguf_outcome
 
-Mutants = Iterator[tuple[Path, Callable[[], str]]]  # the broken file, and what becomes of it
+Mutants = Iterator[tuple[Path, Callable[[], str]]]  # the broken file, and a function that returns its outcome
 
 
 def ggufs(folder: Path, seed: int, load: bool) -> Mutants:

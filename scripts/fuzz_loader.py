@@ -1,10 +1,10 @@
-"""Bad and mutated SA files in llama.cpp with AddressSanitizer and UndefinedBehaviorSanitizer.
+"""Load bad and mutated SA files in llama.cpp with AddressSanitizer and UndefinedBehaviorSanitizer.
 
     python -m scripts.fuzz_loader --seed 1 --count 1000 --keep build/findings
 
-Each file is loaded, and run if it loads, in a process of its own. A finding is a crash or a sanitizer's report that the
-library without the patch has on none of these files (half of the mutants are dense models that it loads too), or a bad
-file that is not refused with its reason; the file is kept. Builds both libraries in the cache first.
+A child process loads each file, and runs it if it loads. A finding is a crash or a sanitizer report that the unpatched
+library has on none of these files (it can load half of the mutants, which are dense models), or a bad file that is not
+refused with its reason. The file is kept. The script first builds both libraries in the cache.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from tests.support.faults.bad_shared_files import BAD_FILES, shared_mutants
 from tests.support.faults.load_child import OUTCOMES, LoadChild, LoadResult
 
 OPTIONS = {
-    # no leaks of children that end without cleaning up; a model may ask for more memory than there is and be refused
+    # children end without freeing memory; a model may be refused because it needs more memory than there is
     "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=4096:exitcode=99",
     "UBSAN_OPTIONS": "print_stacktrace=0",
 }
@@ -47,7 +47,7 @@ def of_gcc(name: str) -> str:
 
 
 def faults(of: LoadResult) -> set[str]:
-    """What is wrong with a load, in words that are the same without the patch."""
+    """Return the problems of a load in words that are the same without the patch."""
     found = findings(of.said)
     if of.outcome not in OUTCOMES.values() and not found:
         found = {f"{of.outcome}: {file}: {text}" for file, text in ASSERT.findall(of.said)}
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--keep", type=Path, default=Path("build/findings"))
     args = parser.parse_args()
-    # Python itself is not built with them; libasan wraps the throw of a libstdc++ that is there before it
+    # Python is not built with sanitizers, so they are preloaded; libasan needs libstdc++ to be loaded first
     env = OPTIONS | {"LD_PRELOAD": f"{of_gcc('libasan.so')} {of_gcc('libstdc++.so')}"}
     python, start = runtime.require().python, time.monotonic()
     seen, known = collections.Counter[str](), collections.Counter[str]()

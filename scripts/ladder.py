@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""The quality ladder of docs/QUALITY.md: what each step wins back, beside what is usual and what is cheap.
+"""Measure the quality ladder of docs/QUALITY.md: the quality after each step, beside common and cheap alternatives.
 
     python scripts/train_demo_model.py --training-text train.txt
     python scripts/ladder.py tests/models/stdlib-5m train.txt build/ladder-5m --followers 4
     python scripts/ladder.py tests/models/stdlib-5m train.txt build/ladder-5m --followers 4 --no-heal
 
-Fits and searches on the first megabyte of the training text, heals on all of it, scores on the model's held-out text.
-Every file in the work folder is kept and not made again, so an interrupted run goes on.
+It fits and searches on the first megabyte of the training text, heals on all of it, and scores on the held-out text of
+the model. Files in the work folder are kept and not made again, so an interrupted run can be continued.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from shareatt_export.model.facts import read_facts
 
 CALIBRATION_BYTES = 1_000_000
 FIT = ("--align", "--refit")
-N_CTX = 256  # of healing, and so of the scores
+N_CTX = 256  # context length of healing and of the scores
 
 
 class Ladder:
@@ -82,7 +82,7 @@ class Ladder:
         return self.made(f"{name}.gguf", lambda out: self.tool(folder, "--spans", spans, "-q", "-o", out))
 
     def dropped(self, name: str, spans: Path) -> Path:
-        """The dense model without the output of attention in the layers that follow in an SA file."""
+        """Write the dense model without the attention output of the layers that are followers in an SA file."""
         sources = read_facts(read_header(spans)).source_layers
 
         def make(out: Path) -> None:
@@ -125,7 +125,7 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Row:
-    where: str  # late, found, every2, found-half; or what a baseline is called
+    where: str  # late, found, every2, found-half, or the name of a baseline
     step: str
     spans: str
     kv_bytes: int

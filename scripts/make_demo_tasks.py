@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Tasks for the demo model from text that it was not trained on: which line comes next, and repeating a line.
+"""Make tasks for the demo model from held-out text: choosing the next line, and repeating a line.
 
     python scripts/make_demo_tasks.py tests/models/stdlib-5m/heldout.txt FOLDER
     shareatt-export eval DENSE SA --tasks FOLDER/next-line.jsonl --tasks FOLDER/repeat.jsonl
 
-next-line: some 200 tokens of code, and four lines of about the same length of which one follows; the others are from
-elsewhere in the text, and all stand at the same indentation. repeat: as much code, and one of its lines begun once
-more, to be completed as it stood there; no other line begins like it. The same text gives the same files.
+next-line: about 200 tokens of code, and four lines of about the same length and the same indentation. One of them is
+the next line; the others are from elsewhere in the text. repeat: as much code, followed by the beginning of one of its
+lines, which must be completed as before; no other line has this beginning. The same text always gives the same files.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 N_ITEMS = 200
-PROMPT = 540  # characters of whole lines, at most; the demo model takes 2.6 to a token
-LENGTHS = range(20, 70)  # characters of a line that is asked for
-ALIKE = 3  # characters that the lengths of choices differ by, at most
+PROMPT = 540  # maximum number of characters; a token of the demo model has 2.6 on average
+LENGTHS = range(20, 70)  # number of characters in a line to be completed
+ALIKE = 3  # maximum difference between the lengths of choices
 N_DISTRACTORS = 3
 
 Item = dict[str, object]
@@ -30,7 +30,7 @@ def indentation(line: str) -> str:
 
 
 def before(lines: list[str], i: int) -> list[str]:
-    """As many whole lines before line i as a prompt takes."""
+    """Return as many whole lines before line i as fit into a prompt."""
     first, size = i, 0
     while first > 0 and size + len(lines[first - 1]) + 1 <= PROMPT:
         first -= 1

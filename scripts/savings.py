@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What SA can save at most, by arithmetic from a model's shape; prints the table of the README.
+"""Print the table of the largest possible savings of SA, computed from the shape of a model.
 
     python scripts/savings.py
 
@@ -10,7 +10,7 @@ For n followers of L layers, weights of w bits, an f16 KV cache and a context of
     decode    (W + KV) / (W + KV - saved + reread)          bytes read for one token, which bounds its time
 
 W is the bytes of the weights, KV = 2c * L * (n_embd_k + n_embd_v), and reread = 2c * n_head * n: each follower reads
-the f16 attention weights once. It says nothing of prefill, and nothing of quality.
+the f16 attention weights once. The table does not cover prefill or quality.
 """
 
 from shareatt_export.model.costs import decode_bytes, saved_parameters

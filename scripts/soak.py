@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""llama-server with an SA model, and clients at once for half an hour: no error, no growth, the same logits afterwards.
+"""Run a soak test: clients use llama-server with an SA model for half an hour, without errors or growth of memory.
 
     python scripts/soak.py --minutes 30 --seed 1
 
-Uses the trained demo model, exported with --spans, or left as it is with --spans dense, to compare with. Status 1 if a
-request went wrong, if the server's memory grew by more than 2 %, or if a fixed prompt's logits are not bit by bit what
-they were before.
+The model is the trained demo model, exported with --spans, or dense with --spans dense, for comparison. The exit status
+is 1 if a request fails, if the memory of the server grows by more than 2 %, or if the logits of a fixed prompt are not
+bit for bit the same afterwards.
 """
 
 import argparse

@@ -7,9 +7,9 @@
     python scripts/train_demo_model.py --out tests/models/stdlib-5m --evaluate
     python scripts/train_demo_model.py --training-text train.txt
 
-Reads only the standard library of the running interpreter. One epoch of the first takes 60 to 90 minutes on two cores,
-the half epoch of the second one hour on one core; a checkpoint every few minutes makes it resumable. With the same
---work they have the same tokenizer. Needs torch, transformers and sentencepiece.
+It reads only the standard library of the running interpreter. One epoch of the first model takes 60 to 90 minutes on
+two cores, the half epoch of the second model one hour on one core. A checkpoint every few minutes allows --resume.
+Models with the same --work have the same tokenizer. torch, transformers and sentencepiece are needed.
 """
 
 import argparse
@@ -76,7 +76,7 @@ SHAPES = {
 
 
 def stdlib_files() -> tuple[list[Path], list[Path]]:
-    """Training and held-out files; the split hangs on each file's path, so it is the same on every machine."""
+    """Return the training and held-out files. The path of a file decides, so the split is the same on every machine."""
     root = Path(sysconfig.get_paths()["stdlib"])
     train, heldout = [], []
     for path in sorted(root.rglob("*.py")):
@@ -89,7 +89,7 @@ def stdlib_files() -> tuple[list[Path], list[Path]]:
 
 
 def read_texts(paths: list[Path]) -> list[str]:
-    """Texts of the files that are UTF-8 (a few test inputs of the standard library are not)."""
+    """Return the texts of the files that are UTF-8; a few test inputs of the standard library are not."""
     texts = []
     for path in paths:
         try:
@@ -100,7 +100,7 @@ def read_texts(paths: list[Path]) -> list[str]:
 
 
 def heldout_sample(texts: list[str]) -> str:
-    """The first whole held-out files that fit in SAMPLE_BYTES; very long files would crowd out the rest."""
+    """Return the first whole held-out files that fit in SAMPLE_BYTES, without very long files."""
     sample = ""
     for text in texts:
         if len(text) < SAMPLE_BYTES // 5 and len((sample + text).encode()) <= SAMPLE_BYTES:
@@ -109,7 +109,7 @@ def heldout_sample(texts: list[str]) -> str:
 
 
 def train_tokenizer(texts: list[str], prefix: Path) -> None:
-    """SentencePiece BPE that keeps code as it is: no normalisation, runs of spaces, bytes for the rest."""
+    """Train a SentencePiece BPE tokenizer that keeps code unchanged: no normalisation, runs of spaces, bytes."""
     lines = (line for text in texts for line in text.split("\n") if line)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=lines,
@@ -130,7 +130,7 @@ def train_tokenizer(texts: list[str], prefix: Path) -> None:
 
 
 def tokenize(texts: list[str], tokenizer: sentencepiece.SentencePieceProcessor) -> np.ndarray:
-    """One uint16 stream: BOS, a file's tokens, EOS, BOS, the next file ..."""
+    """Return one uint16 stream: BOS, the tokens of a file, EOS, BOS, the next file ..."""
     rng = np.random.default_rng(SEED)
     order = rng.permutation(len(texts))
     parts = [[BOS, *tokenizer.encode(texts[i]), EOS] for i in order]
@@ -151,7 +151,7 @@ def build_model(shape: Shape) -> LlamaForCausalLM:
 
 
 def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for the embedding and the norms."""
+    """Return Muon for the matrices in the layers, and AdamW for the embedding and the norms."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "layers" not in n]
     return [
@@ -238,7 +238,10 @@ def save(model: LlamaForCausalLM, tokenizer_model: Path, sample: str, out: Path)
 
 @torch.no_grad()
 def bits_per_byte(model_dir: Path) -> float:
-    """Of heldout.txt; every token but the first few is predicted from 256 to 511 tokens before it."""
+    """Return the bits per byte of heldout.txt.
+
+    Tokens are predicted from 256 to 511 tokens before them, except the first.
+    """
     model = LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(model_dir / "tokenizer.model"))
     text = (model_dir / "heldout.txt").read_text(encoding="utf-8")

@@ -3,7 +3,8 @@
 
     python scripts/update_patch.py TREE
 
-TREE has the stock source committed and the hooks as uncommitted changes. See cpp_patch/README.md, 'Moving the pin'.
+In TREE, the stock source is committed, and the hooks are uncommitted changes. See 'Moving the pin' in
+cpp_patch/README.md.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The tool as a library."""
+"""The Python API."""
 
 import inspect
 

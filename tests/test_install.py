@@ -1,4 +1,4 @@
-"""The wheel of this project in a new environment outside of the repository."""
+"""The wheel of this project, installed in a new environment outside the repository."""
 
 import os
 import subprocess

@@ -1,12 +1,12 @@
-"""llama.cpp's own tests on the unpatched library, on the patched one, and on the patched one with SA models.
+"""Run llama.cpp's own tests on the unpatched library, on the patched one, and on the patched one with SA models.
 
     python -m scripts.upstream                      # the normal build
     python -m scripts.upstream --sanitize address   # with AddressSanitizer and UndefinedBehaviorSanitizer
     python -m scripts.upstream --sanitize thread    # test-thread-safety with ThreadSanitizer
 
-Prints a table of unpatched, patched and SA results. Exit status 1 if the patch changes what a test says of a dense
-model, if an SA model has a problem that its dense twin has not without the patch, or if the unpatched results are not
-those recorded in docs/upstream-tests.json. --write records them there and in docs/upstream-tests.md.
+It prints a table of unpatched, patched and SA results. The exit status is 1 if the patch changes the result of a dense
+model, if an SA model has a problem that its dense model does not have without the patch, or if the unpatched results
+differ from docs/upstream-tests.json. --write records them there and in docs/upstream-tests.md.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def progress_of(tree: str) -> Step:
 
 
 class Bench:
-    """The programs, the models, and a folder for everything that is written."""
+    """The programs, the models, and a folder for all output."""
 
     def __init__(self, sanitize: str, programs: set[str], work: Path) -> None:
         targets = tuple(name for name in TESTS if name in programs | {ARCHS})
@@ -61,7 +61,7 @@ class Bench:
         self.models = list(make_models(self.kitchen))
 
     def row(self, case: Case) -> Row:
-        """Every model on every build; a test without a model has the same columns but SA."""
+        """Run a test with every model on every build; a test without a model has no SA column."""
 
         def outcome(bin: Path, model: Model | None) -> Outcome:
             dummies = self.kitchen.dummies() if case.dummies else None
@@ -89,12 +89,15 @@ class Bench:
 
 
 def same(one: Outcome, other: Outcome) -> bool:
-    """Programs that log in a thread of their own may end before their last line, so a count can be missing."""
+    """Return whether two outcomes are the same. A program may lose its last log line, so a missing count is ignored."""
     return one.problems == other.problems and (one.count == other.count or not (one.count and other.count))
 
 
 def regressions(rows: dict[str, Row], exact: bool, twins: dict[str, str]) -> Iterator[str]:
-    """What is worse than unpatched; `exact` if two runs of one program say the same, as they do without a sanitizer."""
+    """Yield results that are worse than unpatched.
+
+    `exact`: two runs of one program must be equal, as without a sanitizer.
+    """
     for command, row in rows.items():
         unpatched, patched = row.columns["unpatched"], row.columns["patched"]
         for model, outcome in patched.items():
@@ -109,7 +112,7 @@ def regressions(rows: dict[str, Row], exact: bool, twins: dict[str, str]) -> Ite
 
 
 def moved(rows: dict[str, Row], recorded: Results | None) -> Iterator[str]:
-    """Where the unpatched results are not the recorded ones."""
+    """Yield unpatched results that differ from the recorded ones."""
     for command, row in rows.items() if recorded and recorded.llama_cpp == pin().llama_cpp_commit else ():
         if command in recorded.rows:
             before = recorded.rows[command].columns["unpatched"]

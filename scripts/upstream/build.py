@@ -1,6 +1,7 @@
-"""llama.cpp's own tests, built from the unpatched and from the patched source in folders of the cache.
+"""Build llama.cpp's own tests from the unpatched and from the patched source, in folders of the cache.
 
-One source tree each, one build folder for each sanitizer: <cache>/upstream-tests/{unpatched,patched}-*/build*.
+There is one source tree for each, and one build folder for each sanitizer:
+<cache>/upstream-tests/{unpatched,patched}-*/build*.
 """
 
 from pathlib import Path
@@ -50,7 +51,10 @@ OPTIONS = {
 
 
 def build(patched: bool, sanitize: str, targets: tuple[str, ...], progress: Step) -> Path:
-    """The folder with the programs. Builds what is missing; needs the runtime, which knows whether AMX works here."""
+    """Build what is missing, and return the folder of the programs.
+
+    Needs the runtime, to know whether AMX works here.
+    """
     name = f"patched-{patch_id()}" if patched else f"unpatched-{pin().llama_cpp_commit}"
     root = cache_dir() / "upstream-tests" / name
     if not (root / "llama.cpp").is_dir():

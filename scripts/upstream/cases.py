@@ -1,4 +1,7 @@
-"""The tests, as they are typed. MODEL stands for each model in turn, DUMMIES for the folder of upstream's dummies."""
+"""The tests, as command lines.
+
+MODEL stands for each model in turn, DUMMIES for the folder of llama.cpp's dummy models.
+"""
 
 import shlex
 from dataclasses import dataclass
@@ -12,7 +15,10 @@ EVERYWHERE = (PLAIN, ADDRESS, THREAD)
 
 @dataclass(frozen=True)
 class Case:
-    """`command` may begin with variables. `sanitize`: the builds it is run in. `note`: what is known of it."""
+    """A test.
+
+    `command` may begin with environment variables, `sanitize` lists its builds, and `note` explains its results.
+    """
 
     command: str
     sanitize: tuple[str, ...] = (PLAIN, ADDRESS)
@@ -51,7 +57,7 @@ BIG_VOCABULARY = "upstream's own: its part cpu_mixed, the last but one, decodes 
 # and with seed 1 that makes the dense model fail.
 STATE = "test-save-load-state -m MODEL --seed 2"
 THREADS = 'test-thread-safety -m MODEL -p "The meaning of life is" -n 64 -c 256 -ub 32 -np 4 -t 1'
-# With flash attention on, where the followers' probabilities go: nowhere, into all layers, into the layers of spans.
+# With flash attention on: recompute in all followers, reuse in all layers, reuse in the layers of spans.
 RECOMPUTE = "LLAMA_SHARED_ATTN_P_BYTES=0"
 REUSE = "LLAMA_SHARED_ATTN_P_BYTES=9999999999"
 HYBRID = f"LLAMA_SHARED_ATTN_HYBRID=1 {REUSE}"
@@ -87,7 +93,7 @@ CASES = (
     Case("test-model-load-cancel MODEL"),
     Case("test-autorelease MODEL"),
     Case("test-backend-sampler MODEL", (PLAIN,), bos=True, note=BIG_VOCABULARY),
-    Case("test-backend-sampler MODEL --test top_p", (PLAIN,), bos=True),  # what comes after the abort
+    Case("test-backend-sampler MODEL --test top_p", (PLAIN,), bos=True),  # the tests after the abort
     Case("test-recurrent-state-rollback -m MODEL", (PLAIN,), note="skips itself: it is for recurrent models"),
 )
-REFUSED = "test-autorelease BAD"  # of these programs the one that logs at once, so that no message is lost at its end
+REFUSED = "test-autorelease BAD"  # this program logs without a thread, so that no message is lost at its end

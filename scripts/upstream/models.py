@@ -1,6 +1,6 @@
-"""The models that the tests run on: dense ones, SA exports of each, and SA files that must be refused.
+"""The models for the tests: dense models, SA exports of each, and SA files that must be refused.
 
-Adding an architecture is adding rows to MODELS: a dense file from whatever makes it, and spans to export it with.
+A new architecture needs a row in MODELS: a function that makes the dense file, and the spans of its exports.
 """
 
 import os
@@ -19,7 +19,7 @@ SEED = "1"
 
 @dataclass(frozen=True)
 class Kitchen:
-    """What dense models are made with."""
+    """Makes the dense models in a folder."""
 
     folder: Path
     archs: Path  # the program test-llama-archs, which writes upstream's dummy models
@@ -43,12 +43,12 @@ class Kitchen:
         return self.dummies(arch) / name
 
     def dummies(self, arch: str | None = None) -> Path:
-        """Upstream's dummy models of one architecture, or of all of them."""
+        """Make llama.cpp's dummy models of one architecture, or of all, and return their folder."""
         folder = self.folder / f"dummies-{arch or 'all'}"
         if not folder.is_dir():
             folder.mkdir()
             command = [str(self.archs), "-s", SEED, "-o", str(folder), *(["-a", arch] if arch else [])]
-            # this makes input, it tests nothing: a leak here would be the finding of another case
+            # this only makes input; another case finds leaks in this program
             env = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
             subprocess.run(command, check=True, capture_output=True, env=env)
         return folder
@@ -56,7 +56,10 @@ class Kitchen:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`text`: it has a tokenizer; `bos`: with a beginning of sequence; `blocks`: its heads are whole blocks of 32."""
+    """A dense model and its spans.
+
+    `text`: it has a tokenizer; `bos`: with a BOS token; `blocks`: head sizes are multiples of 32.
+    """
 
     name: str
     make: Callable[[Kitchen], Path]
@@ -87,7 +90,7 @@ class Model:
 
 
 def make_models(kitchen: Kitchen) -> Iterator[tuple[Model, list[Model]]]:
-    """Each dense model with its SA exports."""
+    """Yield each dense model with its SA exports."""
     for recipe in MODELS:
         dense = recipe.make(kitchen)
         shared = []
@@ -98,7 +101,7 @@ def make_models(kitchen: Kitchen) -> Iterator[tuple[Model, list[Model]]]:
 
 
 def make_bad(folder: Path) -> Iterator[tuple[str, Path, str]]:
-    """Broken SA files: what is wrong, the file, and what the loader must say."""
+    """Yield broken SA files: the mistake, the file, and the message of the loader."""
     good = export(small_gguf.write_dense(folder / "good-dense.gguf"), folder / "good.gguf")
     for name, (make, message) in BAD_FILES.items():
         make(good, bad := folder / f"bad-{name}.gguf")

@@ -1,4 +1,4 @@
-"""What one run of a test program comes to: its own count, and its problems in words that do not change between runs."""
+"""The outcome of a run of a test program: its count of tests, and problems in words that are the same in every run."""
 
 import os
 import re
@@ -7,15 +7,15 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-TIMEOUT = 1800  # seconds; nothing takes a tenth of it without a sanitizer
+TIMEOUT = 1800  # seconds; without a sanitizer, every test takes less than a tenth of it
 FOUND = 99  # exit status of a program in which a sanitizer found something
 ENV = dict.fromkeys(("ASAN_OPTIONS", "LSAN_OPTIONS", "TSAN_OPTIONS"), f"exitcode={FOUND}")
-ENV["GGML_NO_BACKTRACE"] = "1"  # at an abort; gdb would print it, in ten seconds
+ENV["GGML_NO_BACKTRACE"] = "1"  # gdb would print it at an abort, which takes ten seconds
 ENV["OMP_WAIT_POLICY"] = "passive"  # threads that spin at barriers take minutes on a busy machine
 COUNT = re.compile(r"\d+/\d+ tests passed|all \d+ test\(s\) passed|\d+ passed(?:, \d+ skipped)?, \d+ failed \(of \d+\)")
 SUB_TEST = re.compile(r"^=== Test (\d+): .*?(?=^=== Test |\Z)", re.MULTILINE | re.DOTALL)
 ROW = re.compile(r"^(\S+\.gguf) .*\bFAIL\b", re.MULTILINE)
-ABORT = re.compile(r"^\S+\.(?:c|cpp|h|hpp):\d+: (.+)$", re.MULTILINE)  # of GGML_ABORT and GGML_ASSERT
+ABORT = re.compile(r"^\S+\.(?:c|cpp|h|hpp):\d+: (.+)$", re.MULTILINE)  # the output of GGML_ABORT and GGML_ASSERT
 UNDEFINED = re.compile(r"([\w.+-]+):\d+:\d+: runtime error: (.*)")
 HEAD = r"ERROR: AddressSanitizer: |WARNING: ThreadSanitizer: |(?:Direct|Indirect) (?=leak )"
 REPORT = re.compile(rf"(?:{HEAD})([A-Za-z-]+(?: race| leak)?)(.*?)(?={HEAD}|^SUMMARY: |\Z)", re.MULTILINE | re.DOTALL)
@@ -66,9 +66,9 @@ def run(command: list[str], folder: Path) -> Run:
 
 
 def _failure(status: int, output: str) -> str:
-    """A crash is of the sub-test that ran last; without one, the sub-tests that do not say PASS failed.
+    """Name a failure: the sub-test that ran last before a crash, or the sub-tests without PASS.
 
-    A spoilt heap dies of another signal or assertion each time, so those do not name the crash of a sub-test.
+    With a corrupted heap, signals and assertions differ from run to run, so they are not part of the name of a crash.
     """
     sub_tests = list(SUB_TEST.finditer(output))
     if status < 0:
@@ -82,7 +82,7 @@ def _failure(status: int, output: str) -> str:
 
 
 def findings(output: str) -> set[str]:
-    """Each thing a sanitizer found, by kind and by the first place in llama.cpp; no line, address or value."""
+    """Return the sanitizer findings by kind and first function in llama.cpp, without lines, addresses and values."""
     found = {f"UBSan: {file}: {NUMBER.sub('N', text)}" for file, text in UNDEFINED.findall(output)}
     for report in REPORT.finditer(output):
         frame = FRAME.search(report[2])

@@ -1,4 +1,4 @@
-"""What was measured: docs/upstream-tests.json, and docs/upstream-tests.md made from it."""
+"""The recorded results: docs/upstream-tests.json, and docs/upstream-tests.md, which is made from it."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ each model in turn: the demo model, tiny attention-dominant Llamas (MHA, GQA, MQ
 dummies of the llama architecture. `DUMMIES` is the folder of upstream's dummies of all architectures, all of them
 dense. `BAD` are SA files with a bad source map, which must be refused with the message that names key and layer.
 """
-Column = dict[str, Outcome]  # by model; "" where a test takes none
+Column = dict[str, Outcome]  # by model; "" for a test without a model
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass
 class Results:
-    """Of one kind of build."""
+    """The results of one kind of build."""
 
     date: str
     command: str
@@ -107,7 +107,7 @@ def _markdown(results: dict[str, Results]) -> Iterator[str]:
 
 
 def table(rows: dict[str, Row]) -> Iterator[str]:
-    """The table, and what its numbers in brackets mean."""
+    """Yield the table, and the meaning of its numbers in brackets."""
     problems = sorted({problem for row in rows.values() for name in COLUMNS for problem in row.problems(name)})
     number = {problem: index for index, problem in enumerate(problems, 1)}
     yield f"| test | {' | '.join(COLUMNS)} |"

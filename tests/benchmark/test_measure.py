@@ -1,4 +1,4 @@
-"""`shareatt-export bench`: its statistics on made-up seconds, its worker, and the command on a small model."""
+"""`shareatt-export bench` on a small model: settings, JSON, plot, table and refusals."""
 
 import json
 

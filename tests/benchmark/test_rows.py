@@ -18,7 +18,7 @@ ON, OFF, SA = "dense, flash on", "dense, flash off", "SA"
 
 @pytest.fixture
 def measured(files):
-    """Three rounds in which everything became twice as slow, one after the other."""
+    """Three rounds of made-up times; most become twice as long from round to round."""
     headers = [read_header(file) for file in files]
     pair = bench.ModelPair(*map(read_facts, headers), *map(read_weights, headers))
     request = bench.BenchRequest(*files, depths=(0, 64), rounds=3)
@@ -55,7 +55,7 @@ def test_ratios_are_of_the_same_round_and_to_the_better_dense_setting(measured):
 
 def test_predictions(measured):
     by_name = {(row.what, row.depth): row.predicted for row in rows(measured)}
-    # three of twelve layers have no K; K and V are as wide, so an eighth of the cache
+    # three of twelve layers have no K, which has the size of V: an eighth of the cache
     assert by_name["KV cache", None] == 1 - 3 / 24
     weights = [info.n_bytes for info in read_header(measured.request.dense).tensors.values()]
     saved = 3 * 128 * (128 + 64) // 32 * 34

@@ -1,4 +1,4 @@
-"""Models by their hub id: the real huggingface_hub against a stand-in of the hub on this machine."""
+"""Models named by their hub id: the real huggingface_hub client with a local HTTP server in place of the hub."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ FILES = {path.name: path for path in tiny_models.DEMO.iterdir() if path.is_file(
 
 @dataclass
 class Hub:
-    """Knows org/demo with the demo model (and a pickle) in its branch main, a gated model, and a GGUF one."""
+    """A local hub with org/demo (the demo model and a pickle, branch main), a gated model and a GGUF model."""
 
     url: str
     asked: list[str] = field(default_factory=list)

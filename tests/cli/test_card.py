@@ -1,4 +1,4 @@
-"""The model card: read back by huggingface_hub, which the hub uses too, and refused where it would overwrite."""
+"""The model card: huggingface_hub can read it, and it never overwrites a file."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The command line: exit statuses, the one error line, what goes to stdout, and the acceptance commands."""
+"""The command line: exit status, error line, stdout, and the acceptance commands."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ def test_three_ways_to_say_the_same(run, demo_dense, tmp_path):
 
 
 def test_relative_paths(run, tmp_path, monkeypatch):
-    """The converter runs in another folder than the user."""
+    """The converter runs in another working directory than the command, so paths must be resolved first."""
     shutil.copytree(tiny_models.DEMO, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     done = run("model", "--spans", "6-9", "-o", "out.gguf")
@@ -81,7 +81,7 @@ def test_bad_paths(run, dense, tmp_path):
     assert run(dense, "--spans", "6-9", "-o", dense, "--force").status == 1
 
 
-NAME = re.compile(  # of the GGUF naming convention, less what these models have not
+NAME = re.compile(  # the parts of the GGUF naming convention that these models have
     r"(?P<BaseName>[A-Za-z][A-Za-z0-9]*)-(?P<SizeLabel>\d+(\.\d+)?[KMB])-(?P<FineTune>[A-Za-z0-9-]+)"
     r"-(?P<Version>v\d+(\.\d+)*)-(?P<Encoding>\w+)\.gguf"
 )
@@ -240,7 +240,7 @@ def test_names_of_strangers_cannot_command_the_terminal(run, dense, tmp_path):
 
 
 def test_run_writes_python(demo_dense, built, tmp_path):
-    """The demo model, dense, goes on with a function as Python does: an indented body that compiles line by line."""
+    """The dense demo model continues a function with an indented body that compiles line by line."""
     command = [sys.executable, "-m", "shareatt_export", "run", str(demo_dense), "-n", "48"]
     prompt = "import os\n\nclass Cache:\n    def __init__(self, size):\n"
     done = subprocess.run(

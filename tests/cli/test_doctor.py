@@ -1,4 +1,4 @@
-"""`doctor` on machines that lack a thing: it names the thing and the command that brings it, and builds nothing."""
+"""`doctor` on a machine that lacks something: it names what is missing and the command that installs it."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_nothing_is_missing(built):
 
 
 def test_no_compiler_and_no_runtime(tmp_path):
-    """An empty PATH: only the programs beside the interpreter are found."""
+    """With an empty PATH, only the programs beside the Python interpreter are found."""
     text = doctor({"PATH": str(tmp_path), "SHAREATT_EXPORT_HOME": str(tmp_path)})
     found = steps(text)
     assert "shareatt-export runtime build" in found

@@ -1,4 +1,4 @@
-"""Folders that are named as an output and do not exist yet: they are made, and go again if nothing comes of it."""
+"""Output folders that do not exist yet: the command makes them, and removes them if it fails."""
 
 import json
 import re

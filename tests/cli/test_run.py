@@ -1,4 +1,4 @@
-"""What `run` and `serve` give to the programs of the runtime."""
+"""The arguments and the environment that `run` and `serve` give to the programs of the runtime."""
 
 import os
 
@@ -9,7 +9,7 @@ from tests.support import small
 
 @pytest.fixture
 def became(monkeypatch):
-    """The arguments and the environment of the program that took the place of the process."""
+    """Return the arguments and the environment of the program that replaced the process."""
     calls = []
     monkeypatch.setattr(os, "execve", lambda path, arguments, env: calls.append((arguments, env)))
     return calls

@@ -1,4 +1,4 @@
-"""`shareatt-export analyze`: its errors are those of the model that shares, its similarities those of plain numpy."""
+"""`shareatt-export analyze`: its errors are those of the SA model, and its similarities are those of numpy."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ TEXT = read_text(tiny_models.DEMO / "heldout.txt")
 
 
 def seen(model: Path, names: list[str], source_layers: tuple[int, ...] | None = None):
-    """The named tensors of the text's first window, by name and layer."""
+    """Return the named tensors for the first window of the text, by name and layer."""
     found = {}
     lib, bin = parity.lib(), runtime.require().bin
     taps = GraphCallback(
@@ -43,7 +43,7 @@ def analysis(demo_dense, built):
 
 @pytest.mark.parametrize("span", ["0:1", "2:5", "6:9", "10:11"])
 def test_errors_are_those_of_the_model_that_shares(analysis, demo_dense, span):
-    """Up to its attention a first follower computes what it does in the dense model."""
+    """The input of a first follower is the same in the dense model and in the SA model."""
     n_layer = analysis.facts.n_layer
     (shared,) = parse_spans(span, n_layer)
     follower = shared.followers[0]
@@ -58,7 +58,7 @@ def test_errors_are_those_of_the_model_that_shares(analysis, demo_dense, span):
 
 
 def cosine(a, b):
-    """Of rows; rows of zeros do not count."""
+    """Return the mean cosine similarity of the rows, without rows of zeros."""
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return ((a * b).sum(-1) / np.where(norms > 0, norms, 1))[norms > 0].mean()
 

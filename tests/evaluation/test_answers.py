@@ -22,7 +22,7 @@ from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model, Token, log_softmax
 from tests.support import parity, small_gguf, tiny_models
 
-N_CTX_TRAIN = 512  # of the demo model
+N_CTX_TRAIN = 512  # context length of the demo model
 EXACT = {"type_k": 0, "type_v": 0, "n_threads": 1, "n_threads_batch": 1}  # F32 caches
 
 
@@ -57,7 +57,7 @@ def test_prompt_and_choice_are_split_where_the_prompt_alone_ends(model, prompt):
 def test_a_prompt_that_is_completed_keeps_its_white_space(model):
     encoded = encode(model, tasks(Completion(1, "x =\n  ", "1"), Completion(2, "<s>x =\n  ", "1")), N_CTX_TRAIN)
     expected = [1, *model.tokenize("x =\n  ")]
-    assert [item.prompt for item in encoded] == [expected, expected]  # BOS once, also where the text has it
+    assert [item.prompt for item in encoded] == [expected, expected]  # one BOS, also if the text contains it
 
 
 def test_a_choice_that_melts_into_the_prompt(model):
@@ -86,7 +86,7 @@ ITEMS = (
 
 
 def of_whole_text(model, tokens, first):
-    """The log-likelihood of tokens[first:], computed with nothing before."""
+    """Return the log-likelihood of tokens[first:], computed in an empty context."""
     with Context(model, True, n_ctx=256, **EXACT) as context:
         rows = log_softmax(context.decode([Token(token, i) for i, token in enumerate(tokens)]))
     return sum(rows[i - 1, tokens[i]] for i in range(first, len(tokens)))
@@ -102,7 +102,7 @@ def test_log_likelihoods_are_those_of_whole_texts(model):
 
 
 def test_log_likelihoods_where_attention_slides(built, tmp_path):
-    """A prompt longer than the window, and choices beside one another in one cache."""
+    """The prompt is longer than the window, and the choices share one cache."""
     with converted(
         tiny_models.save(tiny_models.build_sliding("gemma2"), tmp_path / "hf"), tmp_path, "auto", None
     ) as dense:
@@ -122,16 +122,16 @@ def right(model, *items):
 
 
 def test_accuracy_is_of_the_sum_and_of_the_sum_per_character(model):
-    """Per character, not per byte: éèüöä has five and ten, and is what the model likes better per byte."""
+    """acc_norm divides by characters, not bytes: éèüöä has five characters and ten bytes, which matters here."""
     mock, odd = (" os", " unittest.mock as mock"), (" qzjxkvw", "éèüöä")
     found = right(model, *(Choices(i, "import", mock, i) for i in (0, 1)), Choices(2, "x = 'caf", odd, 0))
     assert found["acc"] == {0: True, 1: False, 2: False}
-    per_character = model.source_layers() == tuple(range(model.n_layer))  # what the dense model says
+    per_character = model.source_layers() == tuple(range(model.n_layer))  # true for the dense model only
     assert found["acc_norm"] == {0: False, 1: True, 2: per_character}
 
 
 def as_upstream(items):
-    """The file that llama-perplexity --multiple-choice reads; it puts a space between question and answer."""
+    """Return the file format of llama-perplexity --multiple-choice, which puts a space between question and answer."""
 
     def text(content):
         return struct.pack("<I", len(content)) + content
@@ -146,7 +146,7 @@ def as_upstream(items):
 
 
 def test_accuracy_is_that_of_llama_perplexity(model, demo_tasks, tmp_path):
-    """It takes the mean over tokens, so each choice here has one."""
+    """llama-perplexity takes the mean over tokens, so each choice here has one token."""
     words = sorted(set(re.findall(r" [a-z]{3,12}", (tiny_models.DEMO / "heldout.txt").read_text())))
     words = [word for word in words if len(model.tokenize(f"1{word}")) == len(model.tokenize("1")) + 1]
     items = []
@@ -154,7 +154,7 @@ def test_accuracy_is_that_of_llama_perplexity(model, demo_tasks, tmp_path):
         choices = tuple(words[(37 * i + 11 * j) % len(words)] for j in range(3))
         items.append(Choices(i + 1, item.prompt.rstrip(), choices, i % 3))
     path = tmp_path / "tasks.bin"
-    path.write_bytes(as_upstream(items + items))  # it loses the last lines of its log
+    path.write_bytes(as_upstream(items + items))  # llama-perplexity may lose the last lines of its log
     command = [runtime.tool("llama-perplexity"), "-m", model.path, "--multiple-choice", "-bf", path, "-c", 1024]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     running = re.findall(r"^(\d+)\t([0-9.]+)$", done.stdout + done.stderr, re.MULTILINE)[: len(items)]
@@ -164,11 +164,11 @@ def test_accuracy_is_that_of_llama_perplexity(model, demo_tasks, tmp_path):
     assert 0 < sum(theirs) < len(theirs)
 
 
-PROMPT = "    def __repr__(self):\n"  # what follows is no close call for either model
+PROMPT = "    def __repr__(self):\n"  # both models are sure of the next tokens
 
 
 def greedy(model, n):
-    """Tokens, each of them from the whole text before."""
+    """Return n tokens; each is computed from the whole text before it."""
     tokens = [1, *model.tokenize(PROMPT)]
     first = len(tokens)
     while len(tokens) < first + n:

@@ -1,4 +1,4 @@
-"""`shareatt-export eval`: against llama-perplexity, which computes the same, and against numpy."""
+"""`shareatt-export eval`: its scores are those of llama-perplexity."""
 
 import json
 import math
@@ -23,7 +23,7 @@ N_CTX, N_WINDOWS = 128, 6
 
 @pytest.fixture(scope="module")
 def beginning(tmp_path_factory):
-    """So little text that N_WINDOWS windows are all of it, as llama-perplexity takes them from the start."""
+    """A text of exactly N_WINDOWS windows, because llama-perplexity takes windows from the start of the text."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(TEXT.content[:2600])
     return path
@@ -31,14 +31,17 @@ def beginning(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def more(tmp_path_factory):
-    """The same and on: llama-perplexity loses the last lines of its log when it ends, so it gets more windows."""
+    """A longer text with the same beginning.
+
+    llama-perplexity may lose the last lines of its log, so it gets more windows.
+    """
     path = tmp_path_factory.mktemp("text") / "more.txt"
     path.write_text(TEXT.content[:6000])
     return path
 
 
 def upstream(pattern: str, *arguments: object) -> list[float]:
-    """What llama-perplexity has found after N_WINDOWS windows."""
+    """Return the numbers that llama-perplexity printed after N_WINDOWS windows."""
     command = [runtime.tool("llama-perplexity"), "-c", N_CTX, "--chunks", 2 * N_WINDOWS, "-b", N_CTX, *arguments]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     found = re.search(pattern.replace("#", "([0-9.]+)"), done.stdout + done.stderr, re.MULTILINE)
@@ -56,7 +59,7 @@ def test_perplexity_and_kl_are_those_of_llama_perplexity(demo_dense, shared, beg
     columns = rf"^ +{N_WINDOWS} +[^±]+±[^±]+± +[0-9.]+ +# ±[^±]+±[^±]+% +# ±"  # perplexity, ratio, KL, change, same top
     kl, top = upstream(columns, "-m", shared, "--kl-divergence-base", base, "--kl-divergence", "-f", more)
     dense, ours = done.scores
-    assert ours.kl.value == pytest.approx(kl, rel=5e-3)  # upstream keeps log probabilities in 16 bits
+    assert ours.kl.value == pytest.approx(kl, rel=5e-3)  # llama-perplexity stores log probabilities in 16 bits
     assert 100 * ours.same_top == pytest.approx(top, abs=0.3)
     assert dense.kl.value == dense.kl_max == 0 and dense.same_top == 1
     assert ours.kl.value > 0.05 and ours.kl_p99 < ours.kl_max
@@ -76,14 +79,14 @@ def test_bits_per_byte(demo_dense, shared, beginning):
 @pytest.mark.parametrize(
     "n_layer, head_dim, spans, expected",
     [
-        (12, 64, "", "F16"),  # shares nothing
+        (12, 64, "", "F16"),  # no layer shares
         (12, 64, "0-1", "Q8_0"),
         (12, 64, "every:2", "Q5_1"),
-        (32, 64, "0-21", "Q5_0"),  # to the byte
+        (32, 64, "0-21", "Q5_0"),  # exactly as many bytes
         (12, 64, "every:3", "Q4_1"),
         (24, 64, "0-17", "IQ4_NL"),
         (12, 64, "every:4", None),
-        (12, 48, "0-1", None),  # no type of blocks of 32 has such heads
+        (12, 48, "0-1", None),  # not a multiple of the block size 32
     ],
 )
 def test_the_baseline_is_the_best_that_takes_no_more_bytes(n_layer, head_dim, spans, expected):

@@ -1,4 +1,4 @@
-"""Confidence intervals and the sign test, compared with scipy and by hand."""
+"""Confidence intervals and the sign test, compared with their definitions."""
 
 import math
 
@@ -16,7 +16,7 @@ def test_the_interval_is_over_windows():
 
 
 def test_wilson_interval():
-    """Against the two solutions p of (share - p)^2 = z^2 p (1 - p) / n."""
+    """The bounds are the two solutions p of (share - p)^2 = z^2 p (1 - p) / n."""
     for n_right, n in ((8, 10), (0, 10), (10, 10), (62, 200)):
         for p in wilson(n_right, n):
             assert (n_right / n - p) ** 2 == pytest.approx(1.96**2 * p * (1 - p) / n, abs=1e-12)

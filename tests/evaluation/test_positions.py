@@ -28,7 +28,7 @@ def test_buckets_double(n_ctx, expected):
 
 
 def test_positions_are_those_of_the_predicted_tokens(demo_dense, shared):
-    """Against whole windows at once; the evaluation decodes them in two pieces."""
+    """Compare with whole windows in one batch; the evaluation decodes each window in two pieces."""
     n_ctx, n_windows = 600, 2
     done = evaluate(EvaluateRequest(demo_dense, (shared,), TEXT, n_ctx, n_windows, baselines=False))
     assert [(bucket.first, bucket.last) for bucket in done.positions] == [(1, 127), (128, 255), (256, 511), (512, 599)]

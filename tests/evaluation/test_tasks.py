@@ -1,4 +1,4 @@
-"""Task files: what is refused, and answers against llama-perplexity, sentencepiece, and plain sums over whole texts."""
+"""Reading of task files: both kinds of items, and the field that an error names."""
 
 import json
 from pathlib import Path

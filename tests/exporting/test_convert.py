@@ -1,4 +1,4 @@
-"""Hugging Face folders through the converter; tests/faults/test_checkpoint.py has what is refused before it."""
+"""Conversion of Hugging Face folders. tests/faults/test_checkpoint.py has the folders that are refused before it."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from tests.support.faults.checkpoint_folders import checkpoint
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Looks like a checkpoint; nothing in it would convert."""
+    """A folder that passes the checks before conversion; the converter cannot convert it."""
     return checkpoint(tmp_path / "model")
 
 
@@ -44,7 +44,9 @@ def test_outtype_reaches_the_converter(run, tmp_path):
 def test_a_copy_of_the_checkpoint_gives_the_same_file(run, tmp_path):
     copy = tmp_path / tiny_models.DEMO.name
     shutil.copytree(tiny_models.DEMO, copy)
-    (copy / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")  # beside safetensors no one reads it
+    (copy / "pytorch_model.bin").write_bytes(
+        b"cos\nsystem\n(S'false'\ntR."
+    )  # not read, because the folder has safetensors
     for model, out in ((tiny_models.DEMO, tmp_path / "a.gguf"), (copy, tmp_path / "b.gguf")):
         assert run(model, "--spans", "6-9", "-o", out).status == 0
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
@@ -63,7 +65,7 @@ def test_a_checkpoint_in_shards_gives_the_same_file(run, tmp_path):
 
 
 def test_a_checkout_of_the_users_own(run, tmp_path):
-    """--llama-cpp DIR takes the converter of that checkout."""
+    """--llama-cpp DIR uses the converter of that checkout."""
     for name, extra in (("a", []), ("b", ["--llama-cpp", stock_source()])):
         assert run(tiny_models.DEMO, "--spans", "6-9", "-o", tmp_path / name, *extra).status == 0
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

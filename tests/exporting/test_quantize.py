@@ -1,4 +1,4 @@
-"""--outtype: weight types by llama-quantize, predicted to the byte, loaded and decoded by the runtime."""
+"""--outtype: llama-quantize changes the weight types; the plan predicts the file size; the runtime runs the file."""
 
 import json
 import subprocess
@@ -17,12 +17,12 @@ from shareatt_export.model.facts import read_facts
 from tests.support import dummy_models, graph_taps, small_gguf, tiny_models
 
 SPANS, MAP = "1-3", (0, 1, 1, 1)
-NEED_IMATRIX = ("IQ1_S", "IQ2_XXS", "IQ2_XS")  # of those that we try
+NEED_IMATRIX = ("IQ1_S", "IQ2_XXS", "IQ2_XS")  # the tested types that need an importance matrix
 
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory, built: runtime.RuntimeStatus) -> Path:
-    """Rows of 256, which every block size divides; a vocabulary, so that llama-imatrix could run it."""
+    """A model with rows of 256, which every block size divides, and with a vocabulary, which llama-imatrix needs."""
     path = tmp_path_factory.mktemp("dense") / "dense.gguf"
     dummy_models.make("llama", path)
     return path
@@ -52,7 +52,7 @@ def test_every_kind_is_predicted_and_runs(run, dense, tmp_path, outtype, with_im
 
 
 def test_a_checkpoint_to_q4_k_m_in_shards(run, tmp_path):
-    """Hugging Face folder -> converter -> spans -> llama-quantize -> shards -> the runtime."""
+    """A Hugging Face folder goes through the converter, spans, llama-quantize, shards and the runtime."""
     out = tmp_path / "out.gguf"
     options = ["--spans", "6-9", "--outtype", "Q4_K_M", "--split-max-size", "1M"]
     plan = json.loads(run(tiny_models.DEMO, "--dry-run", "--json", *options).stdout)
@@ -70,7 +70,9 @@ def test_a_checkpoint_to_q4_k_m_in_shards(run, tmp_path):
 def test_a_quantised_gguf_is_given_spans_byte_for_byte(run, dense, tmp_path):
     quantised = tmp_path / "q4.gguf"
     subprocess.run([runtime.tool("llama-quantize"), dense, quantised, "Q4_K_M"], check=True, capture_output=True)
-    assert run(quantised, "--spans", SPANS, "-o", tmp_path / "out.gguf").status == 0  # which compares the bytes
+    assert (
+        run(quantised, "--spans", SPANS, "-o", tmp_path / "out.gguf").status == 0
+    )  # the export itself compares the bytes
     types = {info.type for info in read_header(tmp_path / "out.gguf").tensors.values()}
     assert types >= {GGMLQuantizationType.F32, GGMLQuantizationType.Q4_K, GGMLQuantizationType.Q6_K}
     assert np.isfinite(graph_taps.run(tmp_path / "out.gguf").output).all()
@@ -79,7 +81,7 @@ def test_a_quantised_gguf_is_given_spans_byte_for_byte(run, dense, tmp_path):
 
 
 def test_the_order_does_not_matter(run, dense, tmp_path):
-    """Spans and then quantisation, or the other way round: the same tensors."""
+    """Quantisation before the spans and after them gives the same tensors."""
     quantised = tmp_path / "q8.gguf"
     subprocess.run([runtime.tool("llama-quantize"), dense, quantised, "Q8_0"], check=True, capture_output=True)
     run(quantised, "--spans", SPANS, "-o", tmp_path / "a.gguf")

@@ -35,7 +35,9 @@ def test_verify_sees_one_flipped_bit(dense, tmp_path):
 
 def test_verify_sees_another_dense_file(dense, tmp_path):
     out = export(dense, tmp_path / "out.gguf")
-    query = read_header(dense).tensors["blk.8.attn_q.weight"]  # dropped: only the identity can tell
+    query = read_header(dense).tensors[
+        "blk.8.attn_q.weight"
+    ]  # a dropped tensor, so only the hash of the source can show it
     flip(dense, query.offset)
     with pytest.raises(VerifyFailed, match=r"shareatt\.source\.sha256.*another dense file"):
         verify(out, dense)

@@ -1,4 +1,4 @@
-"""From dense GGUF to SA GGUF: what is dropped, what is kept to the byte, and that nothing is ever harmed."""
+"""Export of a dense GGUF: which tensors are dropped, which stay byte for byte, and that the input never changes."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def dense(tmp_path: Path) -> Path:
 
 
 def test_inventory_by_the_oracle(dense, tmp_path):
-    """gguf's own reader sees the dense file less Q and K of layers 7, 8, 9, and every kept tensor byte-equal."""
+    """The reader of the gguf package finds all tensors but Q and K of layers 7, 8 and 9, with the same bytes."""
     before = {t.name: t for t in gguf.GGUFReader(dense).tensors}
     after = {t.name: t for t in gguf.GGUFReader(export(dense, tmp_path / "out.gguf")).tensors}
     dropped = {f"blk.{i}.attn_{x}.{s}" for i in (7, 8, 9) for x in "qk" for s in ("weight", "bias")}
@@ -48,7 +48,7 @@ def test_metadata_by_the_oracle(dense, tmp_path):
 
 @pytest.mark.parametrize("q8_0", [False, True])
 def test_fused_qkv_keeps_the_rows_of_v(tmp_path, q8_0):
-    """Row slices of quantised data are byte exact."""
+    """Rows are cut out of quantised data byte for byte."""
     dense = small_gguf.write_dense(tmp_path / "dense.gguf", fused=True, q8_0=q8_0, bias=True)
     before = {t.name: t.data for t in gguf.GGUFReader(dense).tensors}
     after = {t.name: t.data for t in gguf.GGUFReader(export(dense, tmp_path / "out.gguf")).tensors}
@@ -69,7 +69,7 @@ def test_every_tensor_type_goes_through(dense, tmp_path):
     every = tmp_path / "every.gguf"
     head = header_bytes(3, header.metadata, [*header.tensors.values(), *extra], 32)
     every.write_bytes(head + dense_bytes + b"".join(data.ljust(pad(len(data), 32), b"\0") for data in extra.values()))
-    out = export(every, tmp_path / "out.gguf", allow_nonfinite=True)  # of random bytes, some are
+    out = export(every, tmp_path / "out.gguf", allow_nonfinite=True)  # some of the random bytes are NaN or infinite
     after = {tensor.name: tensor.data for tensor in gguf.GGUFReader(out).tensors}
     assert all(after[tensor.name].tobytes() == data for tensor, data in extra.items())
 
@@ -100,7 +100,7 @@ def test_more_spans_make_the_file_that_all_at_once_make(dense, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path):
-    """A sparse model of 1 GiB goes through in the memory of a small one."""
+    """The export of a sparse model of 1 GiB needs as much memory as that of a small one."""
     script = (
         "import resource, sys; from tests.support.exports import export; from pathlib import Path;"
         "export(Path(sys.argv[1]), Path(sys.argv[2])); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"

@@ -1,4 +1,4 @@
-"""What every refusal must look like."""
+"""The properties that every refusal must have."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.support.faults.folder_state import folder_state
 
 @pytest.fixture
 def refuses(run: Callable[..., object], tmp_path: Path) -> Callable[..., str]:
-    """refuses(*arguments): one error line, status 1, and every file is as it was before."""
+    """refuses(*arguments) runs a command, expects one error line and unchanged files, and returns the line."""
 
     def refuses(*arguments: object, status: int = 1) -> str:
         before = folder_state(tmp_path)

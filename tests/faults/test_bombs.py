@@ -1,6 +1,6 @@
-"""Small files that ask for much: refused in a child process that may take 256 MB of memory and 2 s of processor time.
+"""Small files that claim huge contents. A child process with limited memory and processor time must refuse them.
 
-A child starts with some 90 MB; what it may allocate beside that is what the limit leaves.
+A child starts with about 90 MB; it may allocate what the limit leaves beside that.
 """
 
 import json
@@ -37,7 +37,7 @@ def whole(data: bytes) -> object:
 
 
 def of_json(**texts: str) -> object:
-    """A checkpoint some of whose JSON files have these texts."""
+    """Write a checkpoint in which some JSON files have the given texts."""
 
     def build(path: Path) -> None:
         checkpoint(path)

@@ -1,4 +1,4 @@
-"""Hugging Face folders that are broken, or would have us read or run what is not theirs: refused before conversion."""
+"""Broken Hugging Face folders, and folders that name files or code outside the model: refused before conversion."""
 
 import json
 import os
@@ -26,7 +26,7 @@ Build = Callable[[Path], object]
 
 
 def header(change: Callable[[dict[str, Any]], object], extra: int = 0) -> Build:
-    """A shard whose header is sound but for a change, and which has `extra` bytes more."""
+    """A shard with a correct header but for one change, and with `extra` more bytes."""
 
     def build(folder: Path) -> None:
         head = header_of(tensors())
@@ -83,7 +83,7 @@ def pickle(name: str) -> Build:
 
 
 def swap(*offsets: tuple[int, int]) -> Build:
-    """The first tensors at other places, of their own size."""
+    """Exchange the places of the first tensors, which keep their sizes."""
 
     def change(head: dict[str, Any]) -> None:
         for name, (begin, end) in zip(tensors(), offsets, strict=False):
@@ -98,7 +98,7 @@ CODE = "brings code of its own"
 TRUST = "if you trust it, add --trust-remote-code"
 BEGIN_AND_END = f"'{NAME}': data_offsets: expected a begin and an end"
 TO_CONVERT = "convert them to safetensors first"
-ONE_FILE: dict[str, tuple[Build, str, str, str]] = {  # what is wrong, the file, the field, the next step
+ONE_FILE: dict[str, tuple[Build, str, str, str]] = {  # by the mistake: the change, the file, the field, the next step
     "no config": (lambda folder: (folder / "config.json").unlink(), "", "not a model", "folder with a config.json"),
     "config is empty": (text("config.json", ""), "config.json", "JSON: not JSON", AGAIN),
     "config is a list": (text("config.json", "[]"), "config.json", "JSON: expected a JSON object", AGAIN),
@@ -262,7 +262,7 @@ def test_two_files(refuses, tmp_path, name):
 
 
 def test_files_of_the_hubs_cache_are_links(tmp_path):
-    """snapshots/COMMIT/config.json -> ../../blobs/..."""
+    """The cache of the hub has links: snapshots/COMMIT/config.json -> ../../blobs/..."""
     repo, folder = tmp_path / "models--org--name", tmp_path / "models--org--name" / "snapshots" / "0123"
     folder.mkdir(parents=True)
     checkpoint(repo / "blobs")

@@ -1,4 +1,4 @@
-"""The contract of the command line: what is usage (2), what an error (1), and where each word goes."""
+"""The contract of the command line: usage errors (status 2), errors (status 1), stdout and stderr."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def test_usage_of_the_other_commands(refuses, arguments):
     ids=lambda arguments: arguments[0],
 )
 def test_each_command_refuses_a_broken_file_itself(refuses, tmp_path, monkeypatch, built, arguments):
-    """Before the runtime is asked: in one line, and nothing of its log."""
+    """The refusal comes before the runtime is used: one line, without its log."""
     monkeypatch.chdir(tmp_path)
     small_gguf.write_dense(tmp_path / "sound.gguf")
     (tmp_path / "bad.gguf").write_bytes((tmp_path / "sound.gguf").read_bytes()[:4000])
@@ -83,7 +83,7 @@ def test_help_is_no_error(run, arguments):
 
 @pytest.mark.parametrize("name", ["with space.gguf", "line\nbreak.gguf", "ünïcödé.gguf", "-dash.gguf", "\udcff.gguf"])
 def test_odd_names(run, tmp_path, monkeypatch, name):
-    """They work, and if they do not exist, the one line stays one."""
+    """Odd file names work; if the file does not exist, the error is still one line."""
     monkeypatch.chdir(tmp_path)
     small_gguf.write_dense(Path(name))
     done = run("export", "--spans", "6-9", "-o", f"./out {name}", "--", f"./{name}")
@@ -93,7 +93,7 @@ def test_odd_names(run, tmp_path, monkeypatch, name):
 
 
 def test_a_closed_pipe_is_no_traceback(dense):
-    """As in 'shareatt-export ... | head -0'."""
+    """A reader that closes the pipe early, as in 'shareatt-export ... | head -0'."""
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "shareatt_export", str(dense), "--spans", "6-9", "--dry-run"]

@@ -1,4 +1,4 @@
-"""Files that are no GGUF, broken ones, and GGUFs of other kinds."""
+"""Files that are not GGUF, broken GGUF files, and GGUF files of other kinds."""
 
 import struct
 from collections.abc import Callable

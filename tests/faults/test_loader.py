@@ -1,4 +1,4 @@
-"""Bad SA files in llama.cpp: no model, and one line in the log that names the key and the layer; never a crash."""
+"""Bad SA files in llama.cpp: the load fails with one log line that names the key and the layer, and never crashes."""
 
 from collections import Counter
 from pathlib import Path
@@ -39,9 +39,9 @@ def test_bad_files(shared, tmp_path, name):
 
 @pytest.mark.fault("C")
 def test_mutants(built, tmp_path, record_property):
-    """Refused with a reason or run, in a process of its own; one that dies is one of which llama.cpp dies unpatched.
+    """llama.cpp refuses or runs each mutant in a child process. It may crash only if it crashes without the patch.
 
-    scripts/fuzz_loader.py has sanitizers look.
+    scripts/fuzz_loader.py repeats this with sanitizers.
     """
     path, seen = tmp_path / "mutant.gguf", Counter[str]()
     unpatched = runtime.require(patched=False)
@@ -68,7 +68,7 @@ def test_mutants(built, tmp_path, record_property):
     ],
 )
 def test_maps_that_are_set(shared, bad, message):
-    """On a dense model, which goes on as it was."""
+    """A bad map that is set on a loaded dense model is refused, and the model runs as before."""
     with Model(parity.lib(), shared.with_name("dense.gguf")) as model:
         with pytest.raises(RuntimeProblem, match=SOURCE_LAYERS_KEY) as error:
             model.share(bad)

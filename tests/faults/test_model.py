@@ -1,4 +1,4 @@
-"""Sound GGUFs whose model cannot be what the metadata says, or cannot share attention: refused by file and field."""
+"""GGUF files whose tensors contradict the metadata, or that cannot share attention: refused with file and field."""
 
 import struct
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Weights that are NaN or infinite: refused with tensor and place, in floats and in the scales of every block type."""
+"""Weights that are NaN or infinite, in floats and in the scales of all block types: refused with tensor and place."""
 
 import ctypes
 import struct
@@ -29,7 +29,7 @@ def encoded(type: Type, number: float) -> bytes:
 
 
 def model(folder: Path, type: Type) -> Path:
-    """One of whose tensors has that type, and zeros."""
+    """Write a model in which one tensor has the given type, filled with zeros."""
     path = small_gguf.write_dense(folder / "f32.gguf")
     return with_tensors(path, folder / "dense.gguf", [TENSOR], **{TENSOR.replace(".", "__"): (SHAPE, type)})
 
@@ -43,7 +43,7 @@ def put(path: Path, at: int, data: bytes) -> None:
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("type", [Type.F32, Type.F16, Type.BF16, Type.F64], ids=lambda type: type.name)
 def test_floats(run, refuses, tmp_path, type, bad):
-    """In the first element, behind a chunk, in the last."""
+    """The bad value is the first element, just after a chunk, or the last element."""
     path, last = model(tmp_path, type), SHAPE[0] * SHAPE[1] - 1
     for element in (0, 700_001, last):
         n_bytes = GGML_QUANT_SIZES[type][1]
@@ -70,7 +70,7 @@ def test_scales(refuses, tmp_path, type, at, bad):
 
 @pytest.mark.parametrize("type", [type for type in Type if type != Type.Q8_1], ids=lambda type: type.name)
 def test_every_type_as_llama_cpp_sees_it(built, type):
-    """ggml_validate_row_data is the oracle, on 2,000 blocks of random bytes; it knows no Q8_1 in files."""
+    """Compare with ggml_validate_row_data on 2,000 blocks of random bytes. It does not know Q8_1 in files."""
     block, block_bytes = GGML_QUANT_SIZES[type]
     validate = ggml_base(built.bin).ggml_validate_row_data
     validate.argtypes, validate.restype = [ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t], ctypes.c_bool

@@ -1,4 +1,4 @@
-"""Outputs that cannot or must not be written, and exports that are stopped: no file is harmed, none is half there."""
+"""Outputs that cannot or must not be written, and exports that are stopped: no file is changed or incomplete."""
 
 import errno
 import os
@@ -85,7 +85,7 @@ def test_a_disk_that_is_too_small(refuses, dense, tmp_path, monkeypatch):
 
 
 def test_a_file_that_may_not_grow(dense, tmp_path):
-    """RLIMIT_FSIZE; Python ignores its signal."""
+    """RLIMIT_FSIZE limits the size; Python ignores the signal of it."""
     before = folder_state(tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "shareatt_export", dense, "--spans", "6-9", "-o", tmp_path / "out.gguf"],
@@ -96,7 +96,7 @@ def test_a_file_that_may_not_grow(dense, tmp_path):
     assert folder_state(tmp_path) == before
 
 
-# In a mount namespace of its own: a disk in memory with an old file on it; then what is on it after a command.
+# In its own mount namespace: a disk in memory with an old file on it; it prints the files after the command.
 ON_A_SMALL_DISK = """
 mount -t tmpfs -o size=1m none "$0" && printf old > "$0/old.gguf" || exit 99
 "$@"; status=$?
@@ -104,7 +104,7 @@ ls -A "$0"; cat "$0/old.gguf"
 exit $status
 """
 UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
-# As where a quota, or another program that writes too, leaves less than there seems to be.
+# A quota, or another program that writes, may leave less space than the file system reports.
 MORE_THAN_THERE_IS = """
 import shutil
 from shareatt_export.cli import main as cli
@@ -186,7 +186,7 @@ def test_an_input_that_becomes_shorter(refuses, dense, tmp_path, monkeypatch):
 
 
 def forked(*arguments: object) -> int:
-    """The process of a command line, without what Python takes to start; signals wait for main()."""
+    """Run a command line in a forked process, without the start-up time of Python; signals wait until main() runs."""
     signals = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     child = os.fork()
@@ -200,7 +200,7 @@ def forked(*arguments: object) -> int:
         return command(**options)
 
     cli.cli = unblocked
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     sys.argv = ["shareatt-export", *map(str, arguments)]
     weakref.finalize._registry.clear()  # temporary folders of the parent
     code = 99
@@ -208,7 +208,7 @@ def forked(*arguments: object) -> int:
         cli.main()
     except SystemExit as exit:
         code = int(exit.code or 0)
-    except KeyboardInterrupt:  # behind the last line of main(), where a program is at its end
+    except KeyboardInterrupt:  # after the last line of main(), when a program ends
         code = 130
     finally:
         weakref.finalize._exitfunc()  # as a program does at its end
@@ -221,13 +221,13 @@ def status(child: int) -> int:
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
-    """A folder that syncs at once, however busy the disk is; also another file system than the usual one."""
+    """A folder in memory, which syncs at once even if the disk is busy, and is on another file system."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         yield Path(folder)
 
 
 def test_two_writers_at_once(memory):
-    """One of them gets the name, and the file is whole."""
+    """One of the two gets the name, and its file is complete."""
     dense = small_gguf.write_dense(memory / "dense.gguf")
     out = memory / "out.gguf"
     for _ in range(5):
@@ -243,8 +243,10 @@ def test_two_writers_at_once(memory):
     ("number", "expected", "times"), [(signal.SIGKILL, -9, 50), (signal.SIGINT, 130, 20), (signal.SIGTERM, 143, 20)]
 )
 def test_stopped_at_any_time(request, memory, record_property, number, expected, times, force):
-    """No output or a whole one, with --force the old or the new; only SIGKILL leaves a folder, which the next run
-    removes."""
+    """There is no output or a complete one; with --force, the old or the new one.
+
+    Only SIGKILL leaves a temporary folder, which the next run removes.
+    """
     dense = small_gguf.write_dense(memory / "dense.gguf")
     out, chance = memory / "out.gguf", random.Random(int(number))
     before = dense.read_bytes()
@@ -275,7 +277,10 @@ def test_stopped_at_any_time(request, memory, record_property, number, expected,
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_within_a_lock(memory, monkeypatch, number):
-    """One of Python's own, which nobody gives back if an exception comes out of taking it: threads wait for ever."""
+    """A signal may come while Python acquires one of its own locks.
+
+    An exception there would leave the lock taken for ever.
+    """
     dense, out, parent = small_gguf.write_dense(memory / "dense.gguf"), memory / "out.gguf", os.getpid()
     enter, taken, main = threading.Condition.__enter__, [], threading.get_ident()
 
@@ -296,7 +301,7 @@ def test_stopped_within_a_lock(memory, monkeypatch, number):
 
 
 def test_copying_stops_soon_after_a_signal(dense, tmp_path):
-    """Not after the last tensor, of which a model may have for minutes."""
+    """The export does not copy the rest of the tensors first, which can take minutes."""
     plan, told = plan_of(dense), []
 
     def advance(n_bytes: int) -> None:
@@ -311,7 +316,7 @@ def test_copying_stops_soon_after_a_signal(dense, tmp_path):
 
 
 def test_folders_in_use_and_of_others_are_left_alone(dense, tmp_path):
-    """Those of a running program are locked, those of a young one may not be yet, and a link is none of ours."""
+    """Folders of running programs are locked, new folders may not be locked yet, and a link is not one of ours."""
     (tmp_path / "theirs").mkdir()
     (tmp_path / ".shareatt-link").symlink_to("theirs")
     (tmp_path / ".shareatt-young").mkdir()
@@ -432,7 +437,7 @@ def test_new_files_follow_the_umask(dense, tmp_path):
 
 
 ALIGN = ("--align", "--text", tiny_models.DEMO / "heldout.txt")
-STAGES = {  # and the options, beside --spans, of an export that comes to it
+STAGES = {  # and the options, beside --spans, of an export with this stage
     "converting": (),
     "fitting": ALIGN,
     "writing": (),
@@ -444,14 +449,14 @@ STAGES = {  # and the options, beside --spans, of an export that comes to it
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 @pytest.mark.parametrize("stage", STAGES)
 def test_stopped_in_each_stage(built, demo_dense, memory, monkeypatch, stage, number, expected):
-    """Where the stage first tells of its progress; a child process of the stage is stopped too."""
+    """The signal comes when the stage first reports progress; a child process of the stage is stopped too."""
     told = []
 
     @contextmanager
     def stopping(*_: object) -> Iterator[Step]:
         def step(what: str, fraction: float | None) -> None:
             told.append(what)
-            if told.count(stage) == 2:  # the first is its beginning
+            if told.count(stage) == 2:  # the first report is the beginning of the stage
                 os.kill(os.getpid(), number)
 
         yield step

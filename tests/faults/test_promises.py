@@ -1,4 +1,4 @@
-"""Promises of SECURITY.md that no other test holds: what an export opens, and that a template is bytes to it."""
+"""Promises of SECURITY.md that no other test checks: the files that an export opens, and chat templates."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from tests.support.exports import export
 
 ROOT = Path(__file__).parent.parent.parent
 
-# Python runs it when it starts, in the converter's process too.
+# Python runs this sitecustomize.py when it starts, also in the converter's process.
 AUDIT = """
 import os, sys
 log = os.open(os.environ["AUDIT_LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -26,7 +26,7 @@ def look(event, args):
         say("writes" if args[2] & WRITES else "reads", args[0])
     elif event in ("os.link", "os.rename"):
         say("writes", args[1])
-    elif event in ("os.remove", "os.rmdir", "os.mkdir"):  # with the folder that a name is in
+    elif event in ("os.remove", "os.rmdir", "os.mkdir"):  # the name may be relative to an open folder
         folder = os.readlink(f"/proc/self/fd/{args[-1]}") if args[-1] >= 0 else ""
         say("writes", os.path.join(folder, os.fsdecode(args[0])))
     elif event in ("os.truncate", "os.chmod") and not isinstance(args[0], int):
@@ -44,13 +44,13 @@ if any(word.endswith("convert_hf_to_gguf.py") for word in sys.orig_argv):
 
 
 def opened(tmp_path: Path, *arguments: object) -> list[tuple[str, Path]]:
-    """What an export into tmp_path / out opens, connects to and changes, and how."""
+    """Return the files that an export into tmp_path / out reads and writes, and its network access, as (kind, path)."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(AUDIT)
     (tmp_path / "out").mkdir()
     env = {"PYTHONPATH": str(tmp_path / "site"), "AUDIT_LOG": str(tmp_path / "log"), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "shareatt_export", *map(str, arguments), "-o", str(tmp_path / "out" / "out.gguf")]
-    # torch, once imported by a test, names its cache to child processes
+    # if a test has imported torch, an environment variable names the cache of torch
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCH")}
     subprocess.run(command, env=inherited | env, check=True, capture_output=True)
     lines = (tmp_path / "log").read_text(errors="surrogateescape").splitlines()
@@ -72,7 +72,7 @@ def test_an_export_writes_beside_its_output_alone_and_asks_no_network(built, tmp
 
 
 def test_a_chat_template_is_bytes(tmp_path):
-    """Nothing of a template is looked at: no error of what would end every renderer, and the same bytes."""
+    """The template is copied byte for byte, even if no renderer could parse or run it."""
     template = "{{ ''.__class__.__mro__[1].__subclasses__() }}{% endif %}\x00{{ 1 / 0 }}"
     dense = small_gguf.with_metadata(
         small_gguf.write_dense(tmp_path / "a.gguf"), tmp_path / "b.gguf", tokenizer__chat_template=raw_string(template)

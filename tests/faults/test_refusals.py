@@ -1,4 +1,4 @@
-"""What a context of an SA model cannot do is refused with a reason; what it can do gives the same logits each way."""
+"""Operations that a context of an SA model cannot do are refused with a reason; the others give the same logits."""
 
 import subprocess
 
@@ -51,7 +51,7 @@ def test_what_works_says_the_same(shared, flash_attn, options, tolerance):
 
 @pytest.mark.parametrize("pooling", [0, 1, 3], ids=["of each token", "mean", "last"])
 def test_embeddings_are_those_of_the_last_layer(shared, pooling):
-    """On the way with flash attention and the one without."""
+    """With flash attention and without it."""
     seen = []
     for flash_attn in (False, True):
         options = F32_CACHE | {"embeddings": True, "pooling_type": pooling}
@@ -64,7 +64,7 @@ def test_embeddings_are_those_of_the_last_layer(shared, pooling):
 
 
 def test_a_split_by_rows_of_tensors_is_no_crash(shared):
-    """Upstream does not run this mode on one processor either."""
+    """llama.cpp does not support this mode on one processor either."""
     command = [runtime.tool("llama-completion"), "-m", shared, "-p", "x", "-n", 8, "-no-cnv", "-sm", "tensor"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr  # it loses the end of its log now and then
+    assert done.returncode == 1, done.stderr  # the program sometimes loses the end of its log

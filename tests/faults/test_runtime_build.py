@@ -1,4 +1,4 @@
-"""`runtime build`: an archive is known by its hash, unpacked inside its folder, and built where only we write."""
+"""`runtime build`: it checks the hash of the archive, unpacks only into its folder, and uses only private folders."""
 
 import io
 import os
@@ -17,7 +17,7 @@ BACKEND = "open({marker!r}, 'w').close()\n"
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A cache folder that is not there yet."""
+    """A cache folder that does not exist yet."""
     monkeypatch.setenv("SHAREATT_EXPORT_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
@@ -61,7 +61,7 @@ def test_a_sound_archive(tmp_path):
 
 
 def test_an_archive_of_another_hash_is_not_even_looked_into(run, home, tmp_path, monkeypatch):
-    """pip would run its build backend to learn its metadata."""
+    """pip would run the build backend of the archive to read its metadata."""
     stem, marker = f"{pin().package.replace('-', '_')}-{pin().version}", tmp_path / "was run"
     texts = {
         "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',

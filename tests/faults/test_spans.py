@@ -1,4 +1,4 @@
-"""Texts of --spans that cannot be read or do not fit a model of 12 layers."""
+"""Values of --spans that cannot be parsed or do not fit a model of 12 layers."""
 
 import pytest
 
@@ -20,7 +20,7 @@ TEXTS = {
     "6 - 9": f"span '6 - 9': {UNREAD}",
     "6\u20139": f"span '6\u20139': {UNREAD}",
     "٦-٩": f"span '٦-٩': {UNREAD}",
-    "6-9\n": None,  # spaces around a span mean nothing
+    "6-9\n": None,  # spaces around a span are ignored
     "0x6-9": f"span '0x6-9': {UNREAD}",
     "6.0-9": f"span '6.0-9': {UNREAD}",
     "+6-9": f"span '+6-9': {UNREAD}",
@@ -78,7 +78,7 @@ def test_texts_of_the_papers_code(refuses, tmp_path, text):
 
 
 def test_a_million_layers_a_thousand_times(refuses, tmp_path):
-    """In no memory: no model has so many."""
+    """Such spans must be refused without much memory."""
     dense = small_gguf.write_dense(tmp_path / "dense.gguf")
     error = refuses(dense, "--spans", ",".join(["0-999999"] * 10_000), "-o", tmp_path / "out.gguf")
     assert "span '0-999999': layer 12 is out of range" in error

@@ -1,4 +1,4 @@
-"""States of other kinds of models, and broken ones: refused, and what the context holds goes on as if nothing were."""
+"""States of other kinds of models, and broken states: refused, and the context continues unchanged."""
 
 import ctypes
 import struct
@@ -28,7 +28,7 @@ def models(built, tmp_path_factory) -> dict[str, Path]:
     return {"dense": dense, "shared": shared, "other": other, "more": more, "deeper": deeper}
 
 
-# the model and context that a state is of, and those that it is given to
+# the model and context of a state, and those that it is restored to
 OTHERS = {
     "dense to SA": (("dense", None, F32_CACHE), ("shared", None, F32_CACHE)),
     "SA to dense": (("shared", None, F32_CACHE), ("dense", None, F32_CACHE)),
@@ -55,7 +55,10 @@ def sequence_of(models, model, flash_attn, cache) -> bytes:
 
 
 def goes_on(models, target, bad: bytes | Path) -> None:
-    """Sequence 0 holds tokens; a bad state for sequence 1 must not be taken, nor change what sequence 0 says next."""
+    """Sequence 0 holds tokens.
+
+    A bad state for sequence 1 must be refused, and must not change the next logits of sequence 0.
+    """
     model, flash_attn, cache = target
     logits = []
     with Model(parity.lib(), models[model]) as loaded:
@@ -92,19 +95,19 @@ def test_cut(models, state, length):
 
 @pytest.mark.parametrize("at", [0, 4, 8, 12, 16])
 def test_overwritten(models, state, at):
-    """0xff where the state says how many there are of what."""
+    """Counts and sizes in the state are overwritten with 0xff."""
     goes_on(models, ("shared", None, F32_CACHE), state[:at] + b"\xff" * 4 + state[at + 4 :])
 
 
 def test_a_follower_given_a_k(models, state):
-    """The marker of a layer without K, type -1, becomes that of f32 rows."""
+    """The type of a layer without K, -1, is changed to that of F32 rows."""
     marker = struct.pack("<iQ", -1, 0)
     assert state.count(marker) == 3
     goes_on(models, ("shared", None, F32_CACHE), state.replace(marker, struct.pack("<iQ", 0, 128), 1))
 
 
 def file_of(models, model: str, path: Path) -> Path:
-    """As llama-server's slots are saved."""
+    """Save a sequence in a file, as llama-server does with its slots."""
     with Model(parity.lib(), models[model]) as loaded, Context(loaded, **F32_CACHE) as context:
         context.decode(tokens(30))
         ids = (ctypes.c_int32 * 30)(*(token.id for token in tokens(30)))
@@ -147,7 +150,7 @@ def test_a_file_that_is_not_there(models, tmp_path):
 
 
 def test_whole_states(models):
-    """Of all sequences at once, as a file holds them; the refused one leaves nothing behind."""
+    """The state of all sequences, as a file holds it; a refused one leaves nothing behind."""
     states = {}
     for name in ("dense", "shared", "other"):
         with Model(parity.lib(), models[name]) as model, Context(model, **F32_CACHE) as context:

@@ -1,6 +1,6 @@
-"""Every truncation, and thousands of mutations: a file is refused with its name, or exported to one that is right.
+"""Every truncation, and thousands of mutations: each file is refused with its name, or exported to a correct file.
 
-scripts/fuzz.py mutates for longer.
+scripts/fuzz.py runs more mutations.
 """
 
 import numpy as np
@@ -34,7 +34,7 @@ def test_every_prefix_of_a_gguf(tmp_path, record_property):
 
 @pytest.mark.fault("B")
 def test_cuts_of_a_model(tmp_path, record_property):
-    """Every prefix of what stands before the tensors, and 200 anywhere; read as an export begins."""
+    """Cut the model at every byte before the tensors, and at 200 random places; read_header must refuse it."""
     path, whole = tmp_path / "cut.gguf", small_gguf.write_dense(tmp_path / "dense.gguf", n_layer=2).read_bytes()
     n_header = read_header(tmp_path / "dense.gguf").data_offset
     lengths = [*range(n_header), *np.random.default_rng(0).integers(n_header, len(whole), 200).tolist()]
@@ -55,7 +55,7 @@ def test_mutants(tmp_path, record_property):
     for data in gguf_mutants(dense, seed=1, count=N_MUTANTS):
         path.write_bytes(data)
         seen[gguf_outcome(path, out)] += 1
-    assert min(seen.values()) > N_MUTANTS / 20, seen  # or it would test one of the two only
+    assert min(seen.values()) > N_MUTANTS / 20, seen  # otherwise this would test only one of the two
     assert {file.name for file in tmp_path.iterdir()} <= {"dense.gguf", "mutant.gguf", "out.gguf"}
     record_property("cases", N_MUTANTS)
 

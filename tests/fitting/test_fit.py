@@ -1,4 +1,4 @@
-"""--align and --refit: moved heads compute what an explicit head map would, refits are those of plain least squares."""
+"""--align and --refit: moved heads compute what an explicit head map computes, and refitting reduces the error."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ RNG = np.random.default_rng(5)
 
 
 def explicit(maps: dict[int, heads.Heads]) -> type[SharedReference]:
-    """Shared Attention with the weights of a chosen head for each head of a follower."""
+    """Return a reference in which each head of a follower uses the attention weights of a chosen head."""
 
     class HeadMap(SharedReference):
         def reused(self, index):
@@ -76,7 +76,7 @@ def test_rows_of_v_in_a_fused_tensor_and_its_bias_move_along(family, tmp_path, b
 
 
 def quantised(dense, out, type):
-    """A dense GGUF of another type, by llama-quantize."""
+    """Quantise a dense GGUF with llama-quantize."""
     from shareatt_export.llamacpp import runtime
     from shareatt_export.system import child_process
 
@@ -138,7 +138,7 @@ def test_types_that_need_an_importance_get_one(demo_dense, built, type):
 
 
 def test_heads_behind_a_norm_are_not_moved(tmp_path, built):
-    """BitNet normalises what its heads bring, with a weight for each number."""
+    """BitNet normalises the output of its heads with one weight per number, so heads cannot be exchanged."""
     dummy_models.make("bitnet", tmp_path / "bitnet.gguf")
     plan = planned(tmp_path / "bitnet.gguf", "0-1")
     with TrialModel(built, plan.dense) as trial_model, pytest.raises(Unsupported, match="between the heads of layer 1"):

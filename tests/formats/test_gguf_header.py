@@ -1,4 +1,4 @@
-"""The header reader agrees with the gguf package on sound files; tests/faults/test_container.py has the others."""
+"""The header reader agrees with the gguf package on correct files. tests/faults/test_container.py has broken files."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""Models in several files: those of llama-gguf-split go in, ours go out, and each reads what the other writes."""
+"""Models in several files: shards of llama-gguf-split can be exported, and llama-gguf-split can merge our shards."""
 
 import subprocess
 from pathlib import Path
@@ -32,7 +32,7 @@ def dense(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards(dense: Path, built: runtime.RuntimeStatus) -> list[Path]:
-    """The dense model in four files, by llama-gguf-split."""
+    """The dense model in four files, split by llama-gguf-split."""
     gguf_split("--split", "--split-max-tensors", "40", dense, dense.with_name("part"))
     return sorted(dense.parent.glob("part-*.gguf"))
 
@@ -89,7 +89,7 @@ def export_shards(model: Path, out: Path) -> tuple[Path, ...]:
 
 
 def test_our_shards_are_those_of_llama_gguf_split(dense, shards, tmp_path):
-    """In the runtime, after a merge by its tool, and tensor by tensor."""
+    """Compare in the runtime, after a merge by llama-gguf-split, and tensor by tensor."""
     whole = shareatt_export.export(dense, "6-9", tmp_path / "whole.gguf").files[0]
     files = export_shards(shards[0], tmp_path / "out.gguf")
     assert [file.name for file in files] == [f"out-{i + 1:05}-of-{len(files):05}.gguf" for i in range(len(files))]

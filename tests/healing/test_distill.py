@@ -17,7 +17,7 @@ TOKENS = torch.from_numpy(parity.TOKENS[:, :24])
 
 
 def qwen3() -> torch.nn.Module:
-    """With norms of Q and K, which are left as they are."""
+    """Return a tiny Qwen3, which has norms of Q and K; healing does not train them."""
     torch.manual_seed(3)
     config = AutoConfig.for_model("qwen3", **tiny_models.shape(2, 32), use_sliding_window=False, attention_bias=True)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -59,12 +59,12 @@ def gradients(made: Distiller) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("family", MODELS)
 def test_every_trained_parameter_gets_a_gradient_and_no_other_with_checkpointing_too(family):
-    """The paper's published fine-tuning, checkpointed, reaches the final norm and the head only."""
+    """With checkpointing, the published code of arXiv 2407.12866 trains only the final norm and the head."""
     plain, checkpointed = (gradients(distiller(family, checkpointing=on)) for on in (False, True))
     names = [name.replace("model.layers.", "").replace("self_attn.", "") for name in plain]
     assert names == TRAINED[family]
     for name, gradient in plain.items():
-        # The same number added to all keys changes no softmax, so the bias of K has none but for qwen3's norm.
+        # A number added to all keys does not change the softmax; the bias of K has a gradient because of qwen3's norm.
         assert gradient.abs().max() > 1e-6, name
         assert torch.equal(gradient, checkpointed[name]), name
 
@@ -82,7 +82,7 @@ def test_checkpointing_computes_layers_again(monkeypatch):
 
 @pytest.mark.parametrize("name", ["2.self_attn.q_proj", "2.self_attn.k_proj", "4.self_attn.v_proj"])
 def test_gradients_are_those_of_the_loss(name):
-    """Against differences: the source's come through its followers as well."""
+    """Compare with finite differences. The gradients of the source include those through its followers."""
     made = distiller()
     leaf = made.weights.leaves[f"model.layers.{name}.weight"]
     made.backward(TOKENS)

@@ -1,4 +1,4 @@
-"""Healing: what gets gradients, what is written, and that an interrupted run ends as if it had not been."""
+"""`shareatt-export heal`: the folder that it writes, resuming, its refusals, and runs that are interrupted."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def healed(model: Path) -> tuple[Path, dict]:
-    """By three steps, and what the record says of it."""
+    """The folder after three steps, and the record in it."""
     out = model.parent / "healed"
     heal.heal(planned(request(model, out, steps=3)))
     return out, json.loads((out / RECORD).read_text())
@@ -84,7 +84,7 @@ def test_the_demo_models_loss_falls_on_text_it_was_not_trained_with(tmp_path):
 
 
 def test_the_exported_model_is_the_student(model, healed, built, tmp_path):
-    """What the runtime computes with the healed folder, and what the student did with the values it has there."""
+    """The runtime with the healed folder computes what the student computes with the weights of that folder."""
     out, said = healed
     (file,) = shareatt_export.export(out, SPANS, tmp_path / "sa.gguf", outtype="f32").files
     tensors = load_file(out / "model.safetensors")
@@ -154,7 +154,7 @@ def converted_to(folder, out, outtype="f32"):
 
 
 def test_it_begins_where_a_fit_ended(model, tmp_path, built):
-    """With next to no training, the healed model is the one that was aligned and refitted."""
+    """With almost no training, the healed model equals the aligned and refitted one."""
     dense = converted_to(model, tmp_path / "dense.gguf")
     fitted = tmp_path / "fitted.gguf"
     shareatt_export.export(dense, SPANS, fitted, align=True, refit=True, text=tiny_models.DEMO / "heldout.txt")
@@ -268,7 +268,7 @@ def save_family(folder: Path, kind: str, **fields: object) -> None:
 
 
 def drop_tensor(folder: Path) -> None:
-    """The header of a safetensors file is JSON: give a tensor another name of the same length."""
+    """Rename a tensor in the JSON header of a safetensors file, with a name of the same length."""
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes().replace(b"3.self_attn.v_proj", b"3.self_attn.u_proj"))
 

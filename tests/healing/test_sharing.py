@@ -1,4 +1,4 @@
-"""The torch reference on many architectures: exact where nothing is shared, blind to a follower's own Q and K."""
+"""Sharing in torch for many architectures: equal to the model without followers; a follower's Q and K do not matter."""
 
 import sys
 
@@ -72,7 +72,7 @@ def test_a_followers_own_query_and_key_do_not_matter(arch):
 
 
 def test_followers_reuse_what_the_source_does_to_its_v(monkeypatch):
-    """Not only the weights that it returns: a gate or a sink may scale the output afterwards."""
+    """The source may scale its output after the softmax, by a gate or a sink. Followers must reuse that as well."""
     module = sys.modules["transformers.models.llama.modeling_llama"]
     eager = module.eager_attention_forward
 
@@ -92,7 +92,7 @@ def test_followers_reuse_what_the_source_does_to_its_v(monkeypatch):
 
 
 def scramble(model: torch.nn.Module, layer: int) -> None:
-    """Other Q and K projections; of a fused one (Phi-3), other rows of Q and K."""
+    """Replace the Q and K projections; in a fused tensor (Phi-3), the rows of Q and K."""
     attention = model.model.layers[layer].self_attn
     if hasattr(attention, "qkv_proj"):
         weights = [attention.qkv_proj.weight.data[: 64 + 32]]

@@ -1,4 +1,4 @@
-"""The learning rate and the end of a training."""
+"""The learning-rate schedule and the limits of a training run."""
 
 import pytest
 

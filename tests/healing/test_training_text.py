@@ -1,4 +1,4 @@
-"""Windows of the training text."""
+"""Windows of the training text: they do not overlap, and an epoch uses each of them once."""
 
 import torch
 

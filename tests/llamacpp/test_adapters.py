@@ -1,4 +1,4 @@
-"""LoRA adapters and control vectors on SA models: the same logits as with the change in the weights."""
+"""LoRA adapters and control vectors on SA models give the logits of a model with the same change in its weights."""
 
 import ctypes
 
@@ -59,7 +59,7 @@ def test_a_lora_is_the_merged_weights(dense, shared, tmp_path, names, flash_attn
 @pytest.mark.fault("M")
 @pytest.mark.parametrize("role", ["attn_q", "attn_k"])
 def test_a_lora_of_a_followers_query_or_key_is_refused(shared, tmp_path, role):
-    """With the name of the tensor; the model stays usable."""
+    """The refusal names the tensor, and the model stays usable."""
     adapter = write_lora(tmp_path / "lora.gguf", ["blk.6.attn_q", f"blk.8.{role}"])
     with Model(parity.lib(), shared) as model:
         with Log(parity.lib()) as log:
@@ -72,7 +72,7 @@ def test_a_lora_of_a_followers_query_or_key_is_refused(shared, tmp_path, role):
 @pytest.mark.parametrize("flash_attn", [False, True])
 @pytest.mark.parametrize("layer", [6, 8], ids=["source", "follower"])
 def test_a_control_vector_is_a_bias(dense, shared, tmp_path, layer, flash_attn):
-    """Added to what a layer leaves behind it, as the bias of its last projection is."""
+    """It is added to the output of a layer, like a bias of the last projection in the layer."""
     vector = np.random.default_rng(layer).standard_normal(small_gguf.N_EMBD, dtype=np.float32)
     directions = np.zeros((small_gguf.N_LAYER - 1, small_gguf.N_EMBD), np.float32)  # layer 0 has none
     directions[layer - 1] = vector

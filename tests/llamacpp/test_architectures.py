@@ -1,4 +1,4 @@
-"""Every architecture of the table by the tap oracle: a dozen that differ, and all of them with --full."""
+"""Every supported architecture, checked in its running graph: a dozen of them, and all with --full."""
 
 from pathlib import Path
 
@@ -36,14 +36,14 @@ def test_a_follower_takes_the_weights_of_its_source(arch: str, built: runtime.Ru
     assert max(proof.product, proof.value) <= architecture_proofs.PRODUCT
     assert proof.own_weights >= architecture_proofs.DIFFERENT and proof.dense >= architecture_proofs.DIFFERENT
     flash = 2 * proof.dense_flash
-    # GELU looks f16 values up in a table, so rounding shows more than f32 would let one expect
+    # ggml's GELU uses a table of F16 values, so the rounding error is larger than that of F32
     assert proof.paths["reuse"] <= (1e-7 if ARCHITECTURES[arch].causal else flash)
     assert proof.paths["recompute"] <= flash
 
 
 def test_a_temperature_that_only_followers_would_have_used(built: runtime.RuntimeStatus, monkeypatch, tmp_path: Path):
     one_class = {"attention.sliding_window": None, "attention.sliding_window_pattern": 8}
-    monkeypatch.setitem(dummy_models.SPECIAL, "llama4", one_class)  # of its 4 layers, Llama 4 scales Q in the last one
+    monkeypatch.setitem(dummy_models.SPECIAL, "llama4", one_class)  # Llama 4 scales Q in the last of its 4 layers
     assert architecture_proofs.prove("llama4", tmp_path).product <= architecture_proofs.PRODUCT
 
 

@@ -1,4 +1,4 @@
-"""The memory that the probabilities may take: what the followers save of the K cache, or what the user says."""
+"""The memory for attention weights: by default what the followers save of the K cache, or what the user sets."""
 
 import ctypes
 import re
@@ -27,19 +27,19 @@ def cases(folder: Path, built: runtime.RuntimeStatus) -> dict[str, parity.Case]:
 
 
 def n_ubatch(file: Path, variables: dict[str, str], **params: object) -> tuple[int, str]:
-    """The tokens whose probabilities a context holds, of 512; and its log."""
+    """Return the number of tokens, of 512, in a ubatch whose attention weights fit the budget; and the log."""
     params = {"n_ctx": N_CTX, "n_ubatch": 512} | params
     with parity.environment(variables), Model(parity.lib(), file) as model, Context(model, True, **params) as context:
         said = re.findall(r"followers reuse the attention weights of up to (\d+) tokens", context.log)
         return min([512, *map(int, said)]), context.log
 
 
-# of the last two, two sets of probabilities are alive at once: those of layer 1, which shares nothing; of another span
+# With the last two spans, the attention weights of two layers are in use at once: a second source, or layer 1.
 @pytest.mark.parametrize("params", [{}, {"n_ctx": 1024}, {"n_seq_max": 2}], ids=["", "context", "streams"])
 @pytest.mark.parametrize("spans", ["2-5", "0-7", "0-3,4-7", "every:2", "0:2-7", "0:2+4+6,1:3+5+7"])
 @pytest.mark.parametrize("heads", tiny_models.HEADS)
 def test_the_probabilities_take_what_the_followers_save(cases, folder, heads, spans, params):
-    """Per cell: 2 bytes of f16 for each head and token of the ubatch, of all that is alive; and K of the followers."""
+    """Per cache cell: 2 bytes (F16) for each head and token of the ubatch, times the spans that are alive at once."""
     file = cases[heads].shared(spans, folder)
     facts = read_facts(read_header(file))
     n_followers = sum(source != layer for layer, source in enumerate(facts.source_layers))
@@ -74,7 +74,7 @@ def test_what_is_no_number_of_bytes_is_refused(cases, folder, monkeypatch, text)
 
 
 def buffers(file: Path, **params: object) -> float:
-    """MiB of the KV cache and of the compute buffers."""
+    """Return the MiB of the KV cache and of the compute buffers."""
     _, log = n_ubatch(file, {}, n_ctx=16384, **params)
     return sum(map(float, re.findall(r"(?:KV|compute) buffer size = +([0-9.]+) MiB", log)))
 
@@ -88,7 +88,7 @@ def test_never_more_memory_than_the_dense_model(cases, folder, heads, spans):
 
 @pytest.mark.parametrize("mode", parity.MODES)
 def test_within_the_budget_the_logits_are_the_same(cases, folder, mode):
-    """At the cut ubatch; the default budget is the only one here."""
+    """The budget cuts the ubatch; only this test uses the default budget."""
     case, way = cases["GQA"], parity.MODES[mode]
     params = {"n_ctx": 512, "n_ubatch": 256} | way.params
     with Model(parity.lib(), case.shared("0-7", folder)) as model, Context(model, True, **params) as context:
@@ -98,7 +98,7 @@ def test_within_the_budget_the_logits_are_the_same(cases, folder, mode):
 
 
 def test_batches_are_split_by_it(cases, folder):
-    """A graph with more tokens would need more memory than the context has set aside for it."""
+    """A graph with more tokens would need more memory than the context has reserved."""
     file, sizes = cases["GQA"].shared("0-7", folder), []
     lib = parity.lib()
     name, rows = lib._lib.ggml_get_name, lib._lib.ggml_nrows

@@ -1,4 +1,4 @@
-"""Families of Hugging Face models, converted by the real converter: the runtime against the torch reference."""
+"""Models of many transformers families, converted by the real converter: the runtime against the torch reference."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def case(family: str, tmp_path_factory: pytest.TempPathFactory, built: runtime.R
 
 def test_the_runtime_is_the_reference(family: str, case: Case, tmp_path: Path):
     dense_error = parity.nmse(parity.logits(case.dense), model_families.reference(case))
-    assert dense_error <= parity.TOLERANCE["f32"]  # else the rest would prove nothing
+    assert dense_error <= parity.TOLERANCE["f32"]  # otherwise the rest would prove nothing
     shared = case.shared(FAMILIES[family].spans, tmp_path)
     source_layers = read_facts(read_header(shared)).source_layers
     expected = model_families.reference(case, source_layers)

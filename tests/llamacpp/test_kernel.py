@@ -1,4 +1,4 @@
-"""The attention kernels against ggml's operators, on every instruction set that this processor has."""
+"""The attention kernels against the operators of ggml, with every instruction set of this processor."""
 
 import pytest
 
@@ -10,14 +10,14 @@ N_SHAPES = 24
 
 @pytest.fixture(scope="module")
 def errors(tmp_path_factory: pytest.TempPathFactory, built: runtime.RuntimeStatus) -> dict[tuple[str, ...], float]:
-    """By shape, kernel, instruction set and number of threads."""
+    """The errors by shape, kernel, instruction set and number of threads."""
     lines = kernel.output(kernel.build(tmp_path_factory.mktemp("kernel")), "check")
     return {tuple(case): float(error) for *case, error in map(str.split, lines)}
 
 
 @pytest.mark.parametrize("what", ["weights", "product"])
 def test_the_kernels_are_the_operators(errors, what):
-    """The weights are softmax(QK), the product is that with V."""
+    """One kernel computes softmax(QK), the other the product with V."""
     errors = {case: error for case, error in errors.items() if case[1] == what}
     assert len({shape for shape, *_ in errors}) == N_SHAPES
     for (shape, *where), error in errors.items():
@@ -29,5 +29,5 @@ def test_threads_and_instruction_sets_are_tried(errors):
 
 
 def test_f16_is_rounded(errors):
-    """Else the error of the other shapes would say nothing."""
+    """Otherwise the errors of the other shapes would prove nothing."""
     assert all(error > 1e-9 for (shape, what, *_), error in errors.items() if (shape, what) == ("f16", "weights"))

@@ -1,4 +1,4 @@
-"""llama-cpp-python's own OpenAI server on an SA file: `python -m llama_cpp.server` with the runtime's library."""
+"""The OpenAI server of llama-cpp-python (python -m llama_cpp.server) on an SA file, with the runtime's library."""
 
 import os
 import sys

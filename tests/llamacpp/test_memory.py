@@ -1,4 +1,4 @@
-"""What users do to a model and its cache beside decoding: ways to load it, threads, embeddings, kept sequences."""
+"""Uses of a model and its cache other than decoding: ways to load, threads, embeddings, removed sequences."""
 
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +33,7 @@ def model(shared):
 
 @pytest.mark.parametrize("q8_0", [False, True])
 def test_every_way_to_load_gives_the_same_logits(built, tmp_path, q8_0):
-    """Also of a file that holds tensors which are not loaded."""
+    """Also for a file with tensors that are not loaded."""
     dense = small_gguf.write_dense(tmp_path / "dense.gguf", q8_0=q8_0)
     marked = small_gguf.with_metadata(
         dense, tmp_path / "marked.gguf", **{SOURCE_LAYERS_ARGUMENT: raw_array_i32(SOURCE_LAYERS)}
@@ -59,14 +59,14 @@ def test_threads_change_nothing(model, flash_attn):
 
 @pytest.mark.parametrize("flash_attn", [False, True])
 def test_two_contexts_at_once(shared, tmp_path, flash_attn):
-    """What a source leaves for its followers is of one context, also while another builds its graphs."""
+    """The attention weights of a source belong to one context, also while another context builds its graphs."""
     path = export(shared.with_name("dense.gguf"), tmp_path / "shared.gguf", "0-11")  # a long way to the last follower
 
     def generate(model, first):
         at, logits = 0, []
         with Context(model, flash_attn, **F32_CACHE) as context:
             for i in range(60):
-                n = 1 + (first + i) % 4  # never the same twice, so that graphs are built anew
+                n = 1 + (first + i) % 4  # never the same number twice, so that graphs are rebuilt
                 logits.append(context.decode([Token((first * k + 3) % 32, k) for k in range(at, at + n)]))
                 at += n
         return np.concatenate(logits)
@@ -82,7 +82,7 @@ def test_two_contexts_at_once(shared, tmp_path, flash_attn):
 
 
 def embeddings(model, flash_attn, pooling, n_sequences):
-    """Of sequences of 9 and 14 tokens; a row for each token, or each sequence."""
+    """Return the embeddings of sequences of 9 and 14 tokens: a row for each token, or for each sequence."""
     batch = [token for sequence in range(n_sequences) for token in tokens(9 + 5 * sequence, sequence=sequence)]
     # one stream, because llama.cpp pools each ubatch by itself, and streams of unequal length take several
     params = {"embeddings": True, "pooling_type": pooling, "n_seq_max": n_sequences, "kv_unified": True}
@@ -118,8 +118,8 @@ def test_pooled_embeddings(model, flash_attn):
 
 
 def test_only_one_sequence_is_kept(model):
-    """The kept one goes on as it was; the cells of the other are free for a new one."""
-    params = F32_CACHE | {"n_seq_max": 2, "kv_unified": True}  # llama.cpp drops the others of the same stream only
+    """The kept sequence continues unchanged, and the cells of the other are free for a new one."""
+    params = F32_CACHE | {"n_seq_max": 2, "kv_unified": True}  # llama.cpp removes only sequences of the same stream
     with Context(model, False, **params) as context:
         context.decode(tokens(30, sequence=1))
         expected = context.decode(tokens(4, 30, sequence=1))
@@ -133,7 +133,7 @@ def test_only_one_sequence_is_kept(model):
 
 
 def complete(built, model, cache):
-    """Exit status, text, and what llama-completion says of its work."""
+    """Return the exit status of llama-completion, its text, and its log."""
     command = [built.bin / "llama-completion", "-m", model, "--prompt-cache", cache, "-lv", "4", "-t", "1", "-no-cnv"]
     command += ["-p", "import os\n\ndef read(path):", "-n", "12", "--temp", "0", "--ignore-eos"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, stdin=subprocess.DEVNULL)
@@ -141,7 +141,7 @@ def complete(built, model, cache):
 
 
 def test_prompt_cache(demo_dense, built, tmp_path):
-    """llama-completion goes on from its cache file with the same text; the dense model does not take it."""
+    """llama-completion continues from its cache file with the same text; the dense model refuses the file."""
     shared, cache = export(demo_dense, tmp_path / "shared.gguf"), tmp_path / "prompt.cache"
     status, text, said = complete(built, shared, cache)
     assert status == 0 and len(text.split("def read(path):")[1]) > 12 and "will create" in said

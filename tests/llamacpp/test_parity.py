@@ -1,6 +1,6 @@
-"""The runtime computes Shared Attention and nothing else: held against the torch reference, case by case.
+"""The runtime computes Shared Attention: its logits are compared with the torch reference.
 
-The measured figures stand in docs/parity.md (python -m tests.parity).
+docs/parity.md has the measured errors (python -m tests.support.parity).
 """
 
 import re
@@ -57,7 +57,7 @@ def test_with_flash_attention_it_is_as_good_as_dense(cases, folder, heads, mode,
 
 @pytest.mark.parametrize("mode", parity.MODES)
 def test_hybrid_has_no_flash_attention_within_spans(cases, folder, mode):
-    """Blocks of two leave no layer outside a span, so nothing is rounded to f16 any more."""
+    """With blocks of two, all layers are in a span, so no layer rounds to F16."""
     case = cases["GQA", "f32"]
     error = parity.error(case, case.shared("every:2", folder), "every:2", mode, "f32", "hybrid")
     assert error <= parity.TOLERANCE["f32"]
@@ -75,7 +75,7 @@ def test_cache_types_cost_what_they_cost_dense(wide, folder, kv, path):
 
 
 def test_quantised_caches_are_rotated(wide):
-    """Else the test above would not try the Hadamard rotations."""
+    """Otherwise the test above would not cover the Hadamard rotations."""
     with Model(parity.lib(), wide.dense) as model, Context(model, True, type_k=8, type_v=8) as context:
         assert "attn_rot_k = 1" in context.log and "attn_rot_v = 1" in context.log
 
@@ -96,7 +96,7 @@ def test_a_wrong_map_in_the_runtime_is_caught(cases):
 
 
 def test_zeroing_the_query_of_the_source_is_seen(cases, folder):
-    """Upstream's dummy models do not see this; ours must, or parity would prove nothing."""
+    """llama.cpp's dummy models do not show this mistake. Ours must, or parity would prove nothing."""
     case = cases["GQA", "f32"]
     file = case.shared(ONE_SPAN, folder)
     before = parity.logits(file)
@@ -119,7 +119,7 @@ def test_setting_spans_on_the_dense_file_is_the_exported_file(cases, folder, spa
 @pytest.mark.parametrize("path", ["plain", "recompute"])  # flash attention off and on
 @pytest.mark.parametrize("kv", parity.TOLERANCE)
 def test_dense_logits_are_bit_equal_without_the_patch(cases, folder, built, kv, path):
-    """A process loads one library, so the unpatched one runs in a child."""
+    """A process can load one library only, so the unpatched one runs in a child process."""
     unpatched = runtime.status(patched=False)
     assert unpatched.ready, "run 'shareatt-export runtime build --unpatched'"
     case, out = cases["GQA", kv], folder / "unpatched.npz"
@@ -143,7 +143,7 @@ def test_dense_logits_are_bit_equal_without_the_patch(cases, folder, built, kv, 
 @pytest.mark.parametrize("path", parity.PATHS)
 @pytest.mark.parametrize("spans", parity.SPANS.values(), ids=parity.SPANS)
 def test_kv_cache_has_the_planned_size(cases, folder, spans, path):
-    """At 8192 cells a layer's K of this model is 1 MiB, so llama.cpp's two decimals are exact."""
+    """At 8192 cells, the K of a layer is 1 MiB, so the two decimals in llama.cpp's log are exact."""
     file = cases["GQA", "f32"].shared(spans, folder)
     facts = read_facts(read_header(file))
     flash_attn, variables = parity.PATHS[path]

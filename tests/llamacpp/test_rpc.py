@@ -1,4 +1,4 @@
-"""Layers on several machines: a source and its followers need not lie on the same device."""
+"""Layers on several machines: a source and its followers may be on different devices."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from tests.support.parity import nmse
 from tests.support.rpc_child import all_logits
 from tests.support.server import free_port
 
-# Layer 6 is the source of 7, 8 and 9. By layers on the first and the second server; the rest stays on the CPU.
+# Numbers of layers on the first and the second server; the rest stays on the CPU. Layer 6 is the source of 7, 8 and 9.
 BORDERS = {
     "outside the span": (6, 6),
     "behind the source": (7, 5),
@@ -72,7 +72,7 @@ def local(shared):
 def test_layers_on_two_servers_compute_what_one_machine_does(built, endpoints, shared, local, tmp_path, border):
     first, second = BORDERS[border]
     out = tmp_path / "logits.npz"
-    # the output layer counts too, and goes where the last layer is
+    # the output layer counts as a layer, and is on the device of the last layer
     arguments = [built.python, built.bin, shared, out, first + second + 1, f"{first},{second + 1}", *endpoints]
     command = [sys.executable, "-m", "tests.support.rpc_child", *map(str, arguments)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
@@ -85,7 +85,7 @@ def test_layers_on_two_servers_compute_what_one_machine_does(built, endpoints, s
 
 
 def test_run_with_rpc(built, endpoints, demo_dense, tmp_path):
-    """Through the command line, as the README says: what follows -- goes to llama.cpp."""
+    """`run` gives the arguments after -- to llama.cpp, as the documentation says."""
     shared = export(demo_dense, tmp_path / "shared.gguf")
 
     def generate(*options):

@@ -30,7 +30,7 @@ def files(built, tmp_path_factory):
 
 @pytest.fixture(params=parity.PATHS)
 def path(request):
-    """One of the ways in which followers get the weights, for the contexts of the test."""
+    """A way in which followers get the attention weights, set for the contexts of the test."""
     with parity.environment(parity.PATHS[request.param][1]):
         yield request.param
 
@@ -41,7 +41,7 @@ def flash_attn(path):
 
 
 def test_a_dense_file_with_a_map_alone_runs_like_the_export(files, tmp_path):
-    """Its Q and K of followers are there but not loaded."""
+    """The file has Q and K of the followers, but they are not loaded."""
     dense, shared, _ = files
     marked = small_gguf.with_metadata(
         dense, tmp_path / "marked.gguf", **{SOURCE_LAYERS_ARGUMENT: raw_array_i32(SOURCE_LAYERS)}
@@ -55,7 +55,7 @@ def test_a_dense_file_with_a_map_alone_runs_like_the_export(files, tmp_path):
 
 
 def test_fused_qkv_runs_like_its_parts(built, tmp_path):
-    """The same rows as one fused tensor and as three: dense with spans set, and exported."""
+    """The same rows as one fused tensor and as three: the dense file with spans set at run time, and the export."""
     dense = small_gguf.write_dense(tmp_path / "fused.gguf", fused=True, bias=True)
     logits = []
     for path, share in ((dense, SOURCE_LAYERS), (export(dense, tmp_path / "shared.gguf"), None)):
@@ -78,7 +78,7 @@ def test_set_checks_the_map(files):
 
 
 def test_followers_compute_neither_query_nor_key_nor_scores(files, built, path, flash_attn):
-    """What the graph really runs, by the names of its nodes."""
+    """Read from the names of the nodes in the running graph."""
     get_name = ctypes.CDLL(str(built.bin / "libggml-base.so")).ggml_get_name
     get_name.argtypes, get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
     seen = set()
@@ -117,7 +117,7 @@ def test_state_goes_on_where_it_was(files, flash_attn):
 
 
 def test_a_state_fits_where_v_lies_the_same_way(files):
-    """With flash attention off V is transposed; how followers get their weights does not matter."""
+    """With flash attention off, V is transposed. How followers get their weights makes no difference."""
     with Model(parity.lib(), files[1]) as model:
         states, logits = {}, {}
         for path, (flash_attn, variables) in parity.PATHS.items():
@@ -134,7 +134,7 @@ def test_a_state_fits_where_v_lies_the_same_way(files):
 
 
 def test_k_shift(files, flash_attn):
-    """Rotary positions are relative: everything moved by 50 gives the same next logits."""
+    """Rotary positions are relative, so a shift of all positions by 50 gives the same next logits."""
     logits = []
     for shift in (0, 50):
         with Model(parity.lib(), files[1]) as model, Context(model, flash_attn, **F32_CACHE) as context:
@@ -146,7 +146,7 @@ def test_k_shift(files, flash_attn):
 
 @pytest.mark.parametrize("unified", [False, True])
 def test_sequence_copy_and_remove(files, unified, flash_attn):
-    """With a stream per sequence the copy is a copy of K and V tensors, which followers have only half of."""
+    """With one stream per sequence, a copy copies the tensors of K and V; followers have only V."""
     with (
         Model(parity.lib(), files[1]) as model,
         Context(model, flash_attn, n_seq_max=2, kv_unified=unified, **F32_CACHE) as context,
@@ -178,7 +178,7 @@ def test_the_patch_applies_to_the_pinned_source_only(tmp_path):
 
 
 def test_the_patch_is_thin():
-    """Call sites only, with one line of context, and every touched file is recorded."""
+    """The patch only adds calls, with one line of context, and PIN.toml lists every touched file."""
     lines = (patch_dir() / "hooks.patch").read_text().splitlines()
     assert {line.removeprefix("+++ b/") for line in lines if line.startswith("+++ ")} == set(pin().touched)
     added = [line for line in lines if line.startswith("+") and not line.startswith("+++")]
@@ -187,7 +187,7 @@ def test_the_patch_is_thin():
 
 
 def test_the_saver_keeps_the_map(files, tmp_path):
-    """llama_model_save_to_file writes a file that loads as what it was."""
+    """llama_model_save_to_file writes a file that loads with the same map."""
     saved = tmp_path / "saved.gguf"
     with Model(parity.lib(), files[1]) as model:
         parity.lib().llama_model_save_to_file(model.handle, str(saved).encode())
@@ -213,7 +213,7 @@ def test_quantize_and_split_keep_the_map(files, built, tmp_path):
 
 
 def test_llama_cpp_python_runs_it(demo_dense, tmp_path):
-    """The high-level API of llama-cpp-python: the same logits, and text."""
+    """The high-level API of llama-cpp-python gives the same logits, and text."""
     path = export(demo_dense, tmp_path / "shared.gguf")
     lib = parity.lib()
     llama = importlib.import_module("llama_cpp").Llama(

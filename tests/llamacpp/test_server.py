@@ -1,4 +1,4 @@
-"""`shareatt-export serve` with an SA model, asked by the real OpenAI client; two slots with a stream each."""
+"""`shareatt-export serve` with an SA model and the OpenAI client; two slots with a stream each."""
 
 import sys
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def client(server) -> openai.OpenAI:
 
 
 def chat(client: openai.OpenAI, text: str) -> tuple[str, float]:
-    """The streamed answer, and by how much its closest choice between two tokens was won, in nats."""
+    """Return the streamed answer, and the smallest difference between the best two tokens of a step, in nats."""
     stream = client.chat.completions.create(
         model="any",
         messages=[{"role": "user", "content": text}],
@@ -64,7 +64,7 @@ def chat(client: openai.OpenAI, text: str) -> tuple[str, float]:
 
 
 def test_two_chats_at_once_say_what_each_says_alone(client):
-    """Who shares a batch changes logits by up to 0.05, dense or not, so the choices must be clearer than that."""
+    """Other sequences in a batch change logits by up to 0.05, dense or SA, so each choice must be clearer than that."""
     texts = ["# Copyright", "print("]
     alone = [chat(client, text) for text in texts]
     assert alone[0][0] != alone[1][0] and min(margin for _, margin in alone) > 0.15
@@ -74,7 +74,7 @@ def test_two_chats_at_once_say_what_each_says_alone(client):
 
 
 def test_a_context_shift_goes_on(client):
-    """More tokens than a slot holds: K of the sources is shifted, followers have none to shift."""
+    """The text is longer than a slot: K of the sources is shifted; followers have no K."""
     answer = client.completions.create(
         model="any", prompt="import os\n\ndef ", max_tokens=400, temperature=0, extra_body={"ignore_eos": True}
     )
@@ -82,7 +82,7 @@ def test_a_context_shift_goes_on(client):
 
 
 def test_a_saved_slot_goes_on_in_another(server):
-    """The text that slot 0 would have gone on with, from its file, without a look at the prompt but its last token."""
+    """The other slot continues from the file with the same text, and decodes only the last token of the prompt."""
 
     def complete(prompt, slot, n):
         question = {"prompt": prompt, "id_slot": slot, "n_predict": n, "temperature": 0, "ignore_eos": True}

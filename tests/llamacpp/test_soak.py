@@ -1,4 +1,4 @@
-"""The soak of scripts/soak.py, for seconds: every kind of turn works, and a fixed prompt's logits stay the same."""
+"""A soak test of a few seconds: every kind of turn works, and the logits of a fixed prompt stay the same."""
 
 from tests.support import tiny_models
 from tests.support.exports import export

@@ -1,4 +1,4 @@
-"""Speculative decoding: with a draft the text is that of the target alone, whichever of the two shares attention."""
+"""Speculative decoding gives the text of the target model, whether the target or the draft shares attention."""
 
 import pytest
 
@@ -49,7 +49,7 @@ def alone(built, files):
 
 @pytest.mark.parametrize(("target", "draft"), [("shared", "dense"), ("dense", "shared")])
 def test_a_draft_model_changes_nothing(built, files, alone, target, draft):
-    """Some of its tokens are taken and some are not, so that both caches are cut back."""
+    """Some draft tokens are accepted and some are not, so that both caches are cut back."""
     tokens, timings = complete(built, files, target, "-md", files[draft], "--spec-type", "draft-simple", "-td", "1")
     assert 0 < timings["draft_n_accepted"] < timings["draft_n"]
     assert tokens == alone[target]

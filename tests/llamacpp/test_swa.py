@@ -1,4 +1,4 @@
-"""Models that mix sliding-window with full attention: a span shares within each kind, in its own KV cache."""
+"""Models with sliding-window and full attention: a span shares within each kind, in the KV cache of that kind."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from shareatt_export.model.facts import read_facts
 from tests.support import parity, tiny_models
 from tests.support.parity import Case
 
-# of each architecture: the spans, and the source map that they mean in it
+# by architecture: the spans, and their source map
 SPANS = {
     "gemma2": ("2-7", (0, 1, 2, 3, 2, 3, 2, 3)),
     "gemma3": ("4-11", (0, 1, 2, 3, 4, 5, 4, 4, 4, 4, 4, 5)),
@@ -51,7 +51,7 @@ def test_a_range_shares_within_each_kind(arch, shared):
 
 
 def test_the_dense_model_is_the_reference(arch, case):
-    """Else what follows would prove nothing about Shared Attention."""
+    """Otherwise the following tests would prove nothing about Shared Attention."""
     expected = case.reference(tuple(range(tiny_models.SLIDING[arch])))
     assert parity.nmse(parity.logits(case.dense), expected) <= parity.TOLERANCE["f32"]
 

@@ -1,4 +1,4 @@
-"""llama-cpp-python with the patch in it, as a wheel that a fresh environment installs."""
+"""The wheel of llama-cpp-python with the patch, installed in a fresh environment."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def test_the_version_tells_it_from_the_stock_one(tmp_path):
 
 @pytest.mark.slow
 def test_a_fresh_environment_runs_sa_files(run, built, demo_dense, tmp_path):
-    """What it says there is what the runtime's own bindings say."""
+    """Its logits there are those of the runtime's own bindings."""
     shared = export(demo_dense, tmp_path / "shared.gguf")
     done = run("runtime", "wheel", "-o", tmp_path, "--json")
     assert done.status == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The arithmetic of what SA saves, against numbers worked out by hand, and models of a given shape."""
+"""The arithmetic of the savings, compared with numbers computed by hand, and models of a given shape."""
 
 import pytest
 from gguf import GGMLQuantizationType
@@ -18,7 +18,7 @@ Q8_0 = GGMLQuantizationType.Q8_0
 def test_decode_reads_weights_cache_and_attention_weights():
     facts = SHAPE.facts()
     assert costs.decode_bytes(facts, DENSE, 1000, 10) == 1000 + 10 * (3 * (32 + 32) * 2)
-    # one K less in each follower, four attention weights of two bytes more
+    # each follower reads no K, and four attention weights of two bytes instead
     assert costs.decode_bytes(facts, SHARED, 1000, 10) == 1000 + 10 * ((3 * 32 + 32) * 2 + 2 * 4 * 2)
     # a row of 32 numbers in q8_0 is 34 bytes
     assert costs.decode_bytes(facts, DENSE, 0, 1, Q8_0, Q8_0) == 3 * 2 * 34
@@ -26,7 +26,7 @@ def test_decode_reads_weights_cache_and_attention_weights():
 
 def test_prefill_computes_projections_scores_and_values():
     weights = costs.WeightSizes(n_bytes=0, n_elements=5000, n_elements_output=700)
-    seen = (7 + 1) + (7 + 2) + (7 + 3)  # tokens that each of three tokens attends to, behind 7 others
+    seen = (7 + 1) + (7 + 2) + (7 + 3)  # positions that the three tokens after 7 others attend to
     both_sides, values_alone = 2 * 4 * (16 + 16), 2 * 4 * 16
     linear = 2 * 3 * 5000 + 2 * 700
     facts = SHAPE.facts()
@@ -54,7 +54,7 @@ def test_a_file_of_a_shape(tmp_path, tied):
     assert matrices == {f"{name}.weight": (columns, rows) for name, rows, columns in shape.matrices()}
     attention, ffn = 64 * (64 + 32 + 32 + 64), 3 * 64 * 96
     assert shape.parameters == 3 * (attention + ffn) + 32 * 64 * (1 if tied else 2)
-    weights = costs.read_weights(header)  # of an untied embedding a token reads one row only
+    weights = costs.read_weights(header)  # a token reads only one row of an untied embedding
     assert weights.n_elements_output == 32 * 64
     assert weights.n_elements == 3 * (attention + ffn) + 7 * 64
     assert weights.n_bytes == (3 * (attention + ffn) + 32 * 64) // 32 * 34 + 7 * 64 * 4

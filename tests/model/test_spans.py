@@ -1,4 +1,4 @@
-"""The span syntax, as a table of texts and what they mean; tests/faults/test_spans.py has those that mean nothing."""
+"""The span syntax: texts and their meaning. tests/faults/test_spans.py has the texts that are refused."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The bytes that a plan predicts."""
+"""The numbers of bytes that a plan predicts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""scripts/upstream: what it makes of a test program's output, and what it calls a regression."""
+"""scripts/upstream: the outcome of a test program's output, and the regressions."""
 
 import pytest
 
@@ -65,10 +65,10 @@ def row(unpatched: Outcome, patched: Outcome, shared: Outcome) -> dict[str, Row]
     ("rows", "n"),
     [
         (row(PASS, PASS, PASS), 0),
-        (row(CRASH, CRASH, CRASH), 0),  # upstream's own
+        (row(CRASH, CRASH, CRASH), 0),  # a crash of llama.cpp itself
         (row(PASS, CRASH, PASS), 1),
         (row(PASS, PASS, CRASH), 1),
-        (row(CRASH, PASS, PASS), 1),  # the patch changed a result, if for the better
+        (row(CRASH, PASS, PASS), 1),  # the patch changed a result, although to a better one
         (row(Outcome("9 passed", frozenset()), Outcome("8 passed", frozenset()), PASS), 1),
         (row(Outcome("9 passed", frozenset()), PASS, PASS), 0),  # its last line was lost
     ],

@@ -12,7 +12,7 @@ N_LAYER = 6
 
 
 def every_map(n_layer, n, reach=8):
-    """All source maps with n followers."""
+    """Yield all source maps with n followers."""
     choices = (range(max(0, layer - reach), layer + 1) for layer in range(n_layer))
     for found in itertools.product(*choices):
         if n_followers(found) == n and all(found[source] == source for source in found):
@@ -54,7 +54,7 @@ def test_additions_leave_sources_and_followers_alone():
 
 
 def crooked(errors, seed):
-    """A cost that pairs do not add up to: neighbours make each other worse."""
+    """Return a cost in which neighbouring followers make each other worse, so that the costs of pairs do not add up."""
     rng = np.random.default_rng(seed)
     together = rng.random((N_LAYER, N_LAYER))
 
@@ -68,7 +68,7 @@ def crooked(errors, seed):
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_a_search_comes_close_to_brute_force(n):
-    """With every way followed up, it finds the best of all maps; with the usual few, nearly always."""
+    """An exhaustive search finds the best map; the default settings find it nearly always."""
     found_best = 0
     for seed in range(20):
         errors = pair_errors(seed)

@@ -26,13 +26,13 @@ def test_costs_are_those_of_eval(demo_dense, trial, tmp_path):
         sa = shareatt_export.export(demo_dense, spans, tmp_path / f"{spans}.gguf").files[0]
         done = evaluate(EvaluateRequest(demo_dense, (sa,), HELDOUT, 64, 4, baselines=False))
         quality = meter.quality(source_map(parse_spans(spans, 12), 12))
-        assert quality.kl.value == pytest.approx(done.scores[1].kl.value, rel=1e-2)  # other kernels
+        assert quality.kl.value == pytest.approx(done.scores[1].kl.value, rel=1e-2)  # eval uses other kernels
         assert quality.perplexity == pytest.approx(done.scores[1].perplexity, rel=1e-3)
     assert meter.cost(tuple(range(12))) == 0
 
 
 def test_fitted_weights_are_in_the_cost(demo_dense, trial, tmp_path):
-    """And they are gone when another map is measured."""
+    """The fitted weights are removed again before another map is measured."""
     output = trial.header.tensors["blk.7.attn_output.weight"]
     from shareatt_export.plan.projections import projections
 
@@ -53,7 +53,7 @@ def meter_zeros(trial, copy):
 
 
 def test_the_search_finds_what_brute_force_finds(demo_dense, trial, tmp_path):
-    """All maps of two followers from the twelve pairs that cost least, sources at most two layers before them."""
+    """Compare with all maps of two followers from the twelve best pairs, with sources at most two layers before."""
     facts = read_facts(trial.header)
     meter = MapCosts(trial, {}, token_windows(trial.model, HELDOUT, 64, 2), tmp_path / "logits", 64, 2)
     pairs = candidates(facts, 2)

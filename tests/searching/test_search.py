@@ -1,4 +1,4 @@
-"""`shareatt-export search`: its parts against brute force, its figures against eval, and the command."""
+"""`shareatt-export search` and `--spans auto` on the demo model."""
 
 import json
 
@@ -104,7 +104,7 @@ def test_spans_auto(run, demo_dense, tmp_path):
 
 
 def test_models_whose_layers_slide_by_turns(run, built, text, tmp_path):
-    """Blocks of two would pair layers that attend differently, so there are none to compare with."""
+    """Blocks of two would pair layers of different kinds, so there is no such baseline."""
     dense = tmp_path / "gemma.gguf"
     with convert.converted(
         tiny_models.save(tiny_models.build_sliding("gemma2"), tmp_path / "gemma"), tmp_path, "f32", None

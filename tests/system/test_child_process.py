@@ -1,4 +1,4 @@
-"""Child processes that are watched."""
+"""Child processes whose output is watched."""
 
 import os
 import sys
@@ -21,6 +21,6 @@ def test_a_child_is_stopped_with_what_watches_it(tmp_path, error):
 
     with pytest.raises(error):
         child_process.run([sys.executable, "-c", SLOW, str(tmp_path / "ended")], stop)
-    with suppress(ChildProcessError):  # Popen does not wait where it was interrupted
+    with suppress(ChildProcessError):  # Popen does not wait after an interrupt
         os.waitpid(int(lines[0]), 0)
     assert not (tmp_path / "ended").exists()

@@ -1,4 +1,4 @@
-"""Progress on a terminal and elsewhere."""
+"""Progress of several stages as one fraction."""
 
 from shareatt_export.system.progress import Stages, counted
 

@@ -1,4 +1,4 @@
-"""Signals that wait."""
+"""Signals that wait for the end of a block."""
 
 import signal
 from concurrent.futures import ThreadPoolExecutor
