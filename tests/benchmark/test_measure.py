@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from shareatt_export.benchmark import measure as bench
+from shareatt_export.benchmark.request import BenchRequest
+from shareatt_export.benchmark.settings import UNLIMITED, settings_of
 from shareatt_export.cli import output
 from shareatt_export.llamacpp import runtime
 from shareatt_export.model.synthetic import ModelShape, write_random
@@ -20,10 +21,10 @@ ON, OFF, SA = "dense, flash on", "dense, flash off", "SA"
 
 def test_settings():
     def names(**options):
-        return [setting.name for setting in bench.settings_of(bench.BenchRequest("dense.gguf", "sa.gguf", **options))]
+        return [setting.name for setting in settings_of(BenchRequest("dense.gguf", "sa.gguf", **options))]
 
     assert names() == [ON, OFF, SA]
-    assert names(p_bytes=(3 << 20, bench.UNLIMITED)) == [ON, OFF, SA, "SA, P 3 MiB", "SA, P unlimited"]
+    assert names(p_bytes=(3 << 20, UNLIMITED)) == [ON, OFF, SA, "SA, P 3 MiB", "SA, P unlimited"]
     assert names(type_v="q8_0") == [ON, SA]
 
 

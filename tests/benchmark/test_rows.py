@@ -6,8 +6,10 @@ import json
 import pytest
 from rich.console import Console
 
-from shareatt_export.benchmark import measure as bench
+from shareatt_export.benchmark.measure import Measured
+from shareatt_export.benchmark.request import BenchRequest
 from shareatt_export.benchmark.rows import Ratio, as_dict, rows
+from shareatt_export.benchmark.settings import ModelPair, settings_of
 from shareatt_export.cli import bench_report
 from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.model.costs import read_weights
@@ -20,23 +22,29 @@ ON, OFF, SA = "dense, flash on", "dense, flash off", "SA"
 def measured(files):
     """Three rounds of made-up times; most become twice as long from round to round."""
     headers = [read_header(file) for file in files]
-    pair = bench.ModelPair(*map(read_facts, headers), *map(read_weights, headers))
-    request = bench.BenchRequest(*files, depths=(0, 64), rounds=3)
-    made = bench.Measured(request, pair, bench.settings_of(request))
+    pair = ModelPair(*map(read_facts, headers), *map(read_weights, headers))
+    request = BenchRequest(*files, depths=(0, 64), rounds=3)
+    seconds = {}
     for depth in request.depths:
-        made.seconds["decode", depth] = {ON: [0.10, 0.20, 0.40], OFF: [0.12, 0.30, 0.60], SA: [0.08, 0.16, 0.20]}
-        made.seconds["prefill", depth] = {ON: [3.0, 3.0, 3.0], OFF: [2.0, 2.0, 2.0], SA: [4.0, 1.0, 2.0]}
+        seconds["decode", depth] = {ON: [0.10, 0.20, 0.40], OFF: [0.12, 0.30, 0.60], SA: [0.08, 0.16, 0.20]}
+        seconds["prefill", depth] = {ON: [3.0, 3.0, 3.0], OFF: [2.0, 2.0, 2.0], SA: [4.0, 1.0, 2.0]}
     layers = dict.fromkeys(range(12), 0.004)
     follower = layers | {7: 0.001, 8: 0.001, 9: 0.002}
     slow = dict.fromkeys(range(12), 0.008)
-    made.attention["decode", 64] = {ON: [layers, layers, slow], OFF: [layers] * 3, SA: [follower] * 3}
-    made.buffers = {name: {"kv": kv, "compute": 10} for name, kv in ((ON, 800), (OFF, 800), (SA, 700))}
-    made.memory = {
+    memory = {
         ON: {"rss": 90, "anonymous": 50},
         OFF: {"rss": 80, "anonymous": 60},
         SA: {"rss": 72, "anonymous": 45},
     }
-    return made
+    return Measured(
+        request,
+        pair,
+        settings_of(request),
+        seconds,
+        attention={("decode", 64): {ON: [layers, layers, slow], OFF: [layers] * 3, SA: [follower] * 3}},
+        buffers={name: {"kv": kv, "compute": 10} for name, kv in ((ON, 800), (OFF, 800), (SA, 700))},
+        memory=memory,
+    )
 
 
 def test_ratios_are_of_the_same_round_and_to_the_better_dense_setting(measured):

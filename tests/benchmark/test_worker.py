@@ -4,8 +4,10 @@ import time
 
 import pytest
 
-from shareatt_export.benchmark import measure as bench
-from shareatt_export.benchmark.worker import PIECE, NodeClock, Worker, whole
+from shareatt_export.benchmark.request import BenchRequest
+from shareatt_export.benchmark.settings import settings_of
+from shareatt_export.benchmark.worker import PIECE, NodeClock, Worker, whole_call_timer
+from shareatt_export.benchmark.worker_process import WorkerProcess
 from shareatt_export.errors import RuntimeProblem
 from shareatt_export.llamacpp.engine import Context, Model, Token
 from tests.benchmark.conftest import SHAPE
@@ -23,7 +25,7 @@ def test_a_filled_cache_is_as_full_as_a_computed_one_and_measuring_leaves_it_so(
             context.decode([Token(i % SHAPE.n_vocab, i) for i in range(3 * PIECE + 20)])
             computed = len(context.sequence_state())
         with Context(model, flash_attn, **params) as context:
-            worker = Worker(context, whole(time.perf_counter))
+            worker = Worker(context, whole_call_timer(time.perf_counter))
             worker.fill(2 * PIECE)
             worker.fill(3 * PIECE + 20)
             filled = context.sequence_state()
@@ -46,12 +48,12 @@ def test_the_clock_sees_the_attention_of_each_layer(files, flash_attn):
 
 
 def test_a_dead_worker_is_an_error(files):
-    request = bench.BenchRequest(*files, depths=(0,), threads=1)
-    child = bench.WorkerProcess(bench.settings_of(request)[0], request, clock=False)
+    request = BenchRequest(*files, depths=(0,), threads=1)
+    worker = WorkerProcess(settings_of(request)[0], request, clock=False)
     try:
-        child.process.kill()
-        child.process.wait()
+        worker.process.kill()
+        worker.process.wait()
         with pytest.raises(RuntimeProblem, match=r"dense\.gguf: 'dense, flash on' died \(status -9\)"):
-            child.ask("prefill", n=16)
+            worker.run_command("prefill", n=16)
     finally:
-        child.close()
+        worker.close()

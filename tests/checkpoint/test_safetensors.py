@@ -6,7 +6,7 @@ import pytest
 
 from shareatt_export.checkpoint.safetensors import MAX_HEADER, StoredTensor, read_tensors
 from shareatt_export.errors import BadInput
-from tests.faults.checkpoints import header_of, safetensors
+from tests.support.faults.checkpoint_folders import header_of, safetensors
 
 
 def test_tensors_have_their_place_in_the_file(tmp_path):

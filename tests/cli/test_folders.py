@@ -5,12 +5,12 @@ import re
 
 import pytest
 
-from tests.support import small, tiny
+from tests.support import small_gguf, tiny_models
 
 
 @pytest.fixture
 def dense(tmp_path):
-    return small.write_dense(tmp_path / "dense.gguf")
+    return small_gguf.write_dense(tmp_path / "dense.gguf")
 
 
 def test_a_name_that_ends_in_a_slash_is_a_folder(run, dense, tmp_path):
@@ -44,7 +44,7 @@ def test_a_file_is_no_folder(run, dense, tmp_path):
 
 
 def test_analyze_and_search_make_their_folder(run, demo_dense, tmp_path):
-    options = ["--text", tiny.DEMO / "heldout.txt", "--ctx", 64, "--windows", 2, "-q"]
+    options = ["--text", tiny_models.DEMO / "heldout.txt", "--ctx", 64, "--windows", 2, "-q"]
     done = run("analyze", demo_dense, *options, "--reach", 1, "-o", tmp_path / "a" / "b")
     assert done.status == 0 and json.loads((tmp_path / "a" / "b" / "analysis.json").read_text())
     search = [

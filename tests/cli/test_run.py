@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.support import small
+from tests.support import small_gguf
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def became(monkeypatch):
 
 @pytest.mark.parametrize("command", [["run", "-p", "x"], ["serve"]])
 def test_threads_sleep_at_barriers_unless_the_user_says_otherwise(run, became, monkeypatch, tmp_path, command):
-    dense = small.write_dense(tmp_path / "dense.gguf")
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf")
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     run(*command, dense, "--threads", 3)
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from shareatt_export.checkpoint.checks import check_checkpoint
-from shareatt_export.errors import BadInput
+from shareatt_export.checkpoint.checks import check_files, check_no_code
+from shareatt_export.errors import BadInput, Unsupported
 from tests.support import tiny_models
 from tests.support.faults.checkpoint_folders import checkpoint, header_of, n_bytes, safetensors, tensors, write
 

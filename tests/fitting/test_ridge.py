@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from shareatt_export.fitting.ridge import RIDGES, Normal, solve
+from shareatt_export.fitting.ridge import RIDGES, NormalEquations, solve
 
 RNG = np.random.default_rng(5)
 
@@ -11,7 +11,7 @@ RNG = np.random.default_rng(5)
 def test_refits_are_those_of_least_squares():
     features, before = RNG.standard_normal((50, 8)), RNG.standard_normal((3, 8))
     targets = RNG.standard_normal((50, 3))
-    normal = Normal.empty(8, 3)
+    normal = NormalEquations.empty(8, 3)
     for part in range(0, 50, 10):
         normal.add(features[part : part + 10], targets[part : part + 10])
     ridge = 0.3
@@ -26,7 +26,7 @@ def test_refits_are_those_of_least_squares():
 
 
 def sums(features, targets):
-    normal = Normal.empty(features.shape[1], targets.shape[1])
+    normal = NormalEquations.empty(features.shape[1], targets.shape[1])
     normal.add(features, targets)
     return normal
 

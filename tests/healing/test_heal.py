@@ -78,7 +78,7 @@ def test_the_record(healed):
 
 def test_the_demo_models_loss_falls_on_text_it_was_not_trained_with(tmp_path):
     asked = request(tiny_models.DEMO, tmp_path / "out", spans="6-9", n_ctx=128, steps=5)
-    first, *_, last = heal.heal(heal.planned(asked)).result.curve
+    first, *_, last = heal.heal(planned(asked)).result.curve
     assert last.scores.kl < 0.9 * first.scores.kl
     assert first.scores.nll_teacher == last.scores.nll_teacher < last.scores.nll < first.scores.nll
 
@@ -101,9 +101,9 @@ def test_the_exported_model_is_the_student(model, healed, built, tmp_path):
     assert parity.nmse(teacher(tokens).logits[0].detach().numpy(), expected) > 1e-2
 
 
-def request(model: Path, out: Path | None, **changes: object) -> heal.HealRequest:
+def request(model: Path, out: Path | None, **changes: object) -> HealRequest:
     texts = (read_text(tiny_models.DEMO / "LICENSE"),)
-    asked = heal.HealRequest(model, SPANS, out, texts, n_ctx=16, batch=2, steps=6, dtype="f32")
+    asked = HealRequest(model, SPANS, out, texts, n_ctx=16, batch=2, steps=6, dtype="f32")
     return replace(asked, **changes)
 
 

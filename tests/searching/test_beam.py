@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from shareatt_export.model.spans import n_followers, spans_of
-from shareatt_export.searching.beam import CostedMap, Search, Settings, additions, guess
+from shareatt_export.model.spans import followers, spans_of
+from shareatt_export.searching.beam import BeamSearch, CostedMap, Settings, additions, guess
 
 N_LAYER = 6
 
@@ -15,7 +15,7 @@ def every_map(n_layer, n, reach=8):
     """Yield all source maps with n followers."""
     choices = (range(max(0, layer - reach), layer + 1) for layer in range(n_layer))
     for found in itertools.product(*choices):
-        if n_followers(found) == n and all(found[source] == source for source in found):
+        if len(followers(found)) == n and all(found[source] == source for source in found):
             yield found
 
 
@@ -37,7 +37,7 @@ def test_the_first_guess_is_the_cheapest_of_all_contiguous_maps(seed, n):
         return sum(errors[source, layer] ** 2 for layer, source in enumerate(found) if source != layer)
 
     found = guess(N_LAYER, errors, n)
-    assert is_contiguous(found) and n_followers(found) == n
+    assert is_contiguous(found) and len(followers(found)) == n
     assert total(found) == pytest.approx(min(map(total, filter(is_contiguous, every_map(N_LAYER, n)))))
 
 
@@ -49,7 +49,7 @@ def test_no_guess_where_pairs_are_out_of_reach():
 def test_additions_leave_sources_and_followers_alone():
     errors = pair_errors(0, 5)
     for found in additions((0, 0, 2, 2, 4), errors):
-        assert n_followers(found) == 3 and all(found[source] == source for source in found)
+        assert len(followers(found)) == 3 and all(found[source] == source for source in found)
         assert found[:4] == (0, 0, 2, 2) and found[4] in (0, 2)
 
 
@@ -59,9 +59,9 @@ def crooked(errors, seed):
     together = rng.random((N_LAYER, N_LAYER))
 
     def cost(found):
-        followers = [layer for layer, source in enumerate(found) if source != layer]
-        alone = sum(errors[found[layer], layer] for layer in followers)
-        return alone + sum(together[a, b] for a, b in itertools.combinations(followers, 2))
+        layers = followers(found)
+        alone = sum(errors[found[layer], layer] for layer in layers)
+        return alone + sum(together[a, b] for a, b in itertools.combinations(layers, 2))
 
     return cost
 
@@ -75,7 +75,7 @@ def test_a_search_comes_close_to_brute_force(n):
         cost = crooked(errors, seed)
         best = min(map(cost, every_map(N_LAYER, n)))
         for settings in (Settings(beam=1000, candidates=1000, rounds=9), Settings()):
-            search = Search(N_LAYER, errors, cost, settings)
+            search = BeamSearch(N_LAYER, errors, cost, settings)
             path = search.path(lambda step: step.n_followers >= n)
             assert [step.n_followers for step in path] == list(range(n + 1))
             step = search.exchanged(path[-1])
@@ -90,6 +90,6 @@ def test_exchanges_better_a_bad_map(seed):
     errors = pair_errors(seed)
     cost = crooked(errors, seed)
     worst = max(every_map(N_LAYER, 2), key=cost)
-    search = Search(N_LAYER, errors, cost, Settings())
+    search = BeamSearch(N_LAYER, errors, cost, Settings())
     search.path(lambda step: step.n_followers >= 1)
     assert search.exchanged(CostedMap(worst, cost(worst))).cost < cost(worst) / 2

@@ -12,7 +12,7 @@ from shareatt_export.llamacpp.token_windows import token_windows
 from shareatt_export.model.candidate_pairs import candidates
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import parse_spans, source_map
-from shareatt_export.searching.beam import Search, Settings, with_follower
+from shareatt_export.searching.beam import BeamSearch, Settings, with_follower
 from shareatt_export.searching.map_cost import MapCosts
 from shareatt_export.searching.pair_fits import PairFit
 from tests.support import tiny_models
@@ -21,7 +21,7 @@ HELDOUT = read_text(tiny_models.DEMO / "heldout.txt")
 
 
 def test_costs_are_those_of_eval(demo_dense, trial, tmp_path):
-    meter = MapCosts(trial, {}, token_windows(trial.model, HELDOUT, 64, 4), tmp_path / "logits", 64, 2)
+    meter = MapCosts(trial, {}, token_windows(trial.model, HELDOUT, 64, 4), tmp_path / "logits", n_ctx=64, n_threads=2)
     for spans in ("6-9", "1-2,4-5"):
         sa = shareatt_export.export(demo_dense, spans, tmp_path / f"{spans}.gguf").files[0]
         done = evaluate(EvaluateRequest(demo_dense, (sa,), HELDOUT, 64, 4, baselines=False))
@@ -39,8 +39,10 @@ def test_fitted_weights_are_in_the_cost(demo_dense, trial, tmp_path):
     copy = projections(trial.header, read_facts(trial.header), 7).output
     assert copy.origin == output
     parts = token_windows(trial.model, HELDOUT, 64, 2)
-    meter = MapCosts(trial, {(6, 7): PairFit(0.1, meter_zeros(trial, copy))}, parts, tmp_path / "a", 64, 2)
-    plain = MapCosts(trial, {}, parts, tmp_path / "b", 64, 2)
+    meter = MapCosts(
+        trial, {(6, 7): PairFit(0.1, meter_zeros(trial, copy))}, parts, tmp_path / "a", n_ctx=64, n_threads=2
+    )
+    plain = MapCosts(trial, {}, parts, tmp_path / "b", n_ctx=64, n_threads=2)
     found = source_map(parse_spans("6-7", 12), 12)
     dropped = plain.quality(tuple(range(12)), changes=meter_zeros(trial, copy)).kl.value
     assert meter.cost(found) == pytest.approx(dropped, rel=1e-3)
@@ -55,7 +57,7 @@ def meter_zeros(trial, copy):
 def test_the_search_finds_what_brute_force_finds(demo_dense, trial, tmp_path):
     """Compare with all maps of two followers from the twelve best pairs, with sources at most two layers before."""
     facts = read_facts(trial.header)
-    meter = MapCosts(trial, {}, token_windows(trial.model, HELDOUT, 64, 2), tmp_path / "logits", 64, 2)
+    meter = MapCosts(trial, {}, token_windows(trial.model, HELDOUT, 64, 2), tmp_path / "logits", n_ctx=64, n_threads=2)
     pairs = candidates(facts, 2)
     singles = {pair: meter.cost((*range(pair[1]), pair[0], *range(pair[1] + 1, 12))) for pair in pairs}
     likely = sorted(singles, key=singles.__getitem__)[:12]
@@ -67,6 +69,6 @@ def test_the_search_finds_what_brute_force_finds(demo_dense, trial, tmp_path):
     ]
     best = min(map(meter.cost, every))
     errors = {pair: singles[pair] ** 0.5 for pair in pairs}
-    search = Search(12, errors, meter.cost, Settings())
+    search = BeamSearch(12, errors, meter.cost, Settings())
     found = search.exchanged(search.path(lambda step: step.n_followers >= 2)[-1])
     assert found.cost <= best * 1.0001

@@ -16,7 +16,7 @@ from tests.support import parity
 def main(python: str, bin: str, model: str, out: str, kv: str, path: str) -> None:
     """Write the logits; `kv` and `path` are those of parity.logits."""
     lib = load(Path(python), Path(bin))
-    assert SharedAttention.of(lib) is None, "this library is patched"
+    assert SharedAttention.from_bindings(lib) is None, "this library is patched"
     logits: dict[str, Any] = {mode: parity.logits(Path(model), mode, kv, path, library=lib) for mode in parity.MODES}
     np.savez(out, **logits)
 

@@ -42,7 +42,7 @@ def write(path: Path, tensors: Tensors) -> None:
 
 
 def checkpoint(folder: Path, shards: int = 1) -> Path:
-    """Write a folder that check_checkpoint accepts, and return it. The converter would refuse it."""
+    """Write a folder that check_files accepts, and return it. The converter would refuse it."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(
         json.dumps({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": LAYERS})

@@ -6,7 +6,7 @@ import gguf
 from safetensors import safe_open
 
 import shareatt_export
-from shareatt_export.checkpoint.checks import check_checkpoint
+from shareatt_export.checkpoint.checks import check_files, check_no_code
 from shareatt_export.errors import BadSpans, ShareattError
 from shareatt_export.exporting.verify import verify
 from shareatt_export.formats.gguf_header import read_header
@@ -37,7 +37,8 @@ def checkpoint_outcome(broken: Path) -> str:
     that the check accepts.
     """
     try:
-        check_checkpoint(broken.parent, trust_remote_code=False)
+        check_files(broken.parent)
+        check_no_code(broken.parent)
     except ShareattError as error:
         assert str(broken.parent) in str(error), error
         return "refused"
