@@ -1,4 +1,4 @@
-"""Shared fixtures. Nothing here skips: without the runtime the tests that need it fail and say how to build it."""
+"""Fixtures of all tests. No fixture skips: without the runtime, the tests that need it fail and say how to build it."""
 
 import subprocess
 import sys
@@ -21,19 +21,21 @@ from tests.support.fault_counts import (  # noqa: F401  (hooks)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="all architectures, not a dozen of them")
-    parser.addoption("--kills", type=int, default=1, help="so many times more signals at random times")
+    parser.addoption("--full", action="store_true", help="Test all architectures, not only a dozen.")
+    parser.addoption("--kills", type=int, default=1, help="Factor for the number of signals at random times.")
 
 
 @dataclass(frozen=True)
 class Result:
+    """The exit status and the output of a command."""
+
     status: int
     stdout: str
     stderr: str
 
     @property
     def error(self) -> str:
-        """The one error line; there must be no other."""
+        """The error line; AssertionError if there is none, more than one, or a traceback."""
         lines = [line for line in self.stderr.splitlines() if line.startswith("Error:")]
         assert len(lines) == 1 and "Traceback" not in self.stderr, self.stderr
         return lines[0]
@@ -41,7 +43,7 @@ class Result:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """The command line, as a user types it: run("inspect", path)."""
+    """Return a function that runs the command line in this process: run("inspect", path)."""
 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["shareatt-export", *map(str, arguments)])
@@ -56,13 +58,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 
 @pytest.fixture(scope="session")
 def built() -> runtime.RuntimeStatus:
-    """The patched runtime; fails, never skips, where it is not built."""
+    """The patched runtime. The test fails if it is not built."""
     return runtime.require()
 
 
 @pytest.fixture(scope="session")
 def demo_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained demo model as dense GGUF, by the real converter."""
+    """The trained demo model as dense GGUF, made by the real converter."""
     from shareatt_export.exporting.convert import converted
 
     folder = tmp_path_factory.mktemp("demo")
