@@ -20,7 +20,7 @@ from ..errors import Unsupported
 from ..fitting.observer import ObservedLayer, head_outputs, observing
 from ..formats.gguf_header import Header
 from ..formats.shards import read_model
-from ..formats.tensor_copies import read_f32
+from ..formats.tensor_copies import FloatRows, read_f32
 from ..formats.texts import Text, read_text
 from ..llamacpp import runtime
 from ..llamacpp.token_windows import token_windows
@@ -103,12 +103,12 @@ def analyze(request: AnalyzeRequest, step: Step = silent) -> Analysis:
     return sums.analysis(request, text, len(windows))
 
 
-def _output_weights(header: Header):  # type: ignore[no-untyped-def]
+def _output_weights(header: Header) -> Callable[[int], FloatRows]:
+    """Return a function that reads W_O of a layer, [n_embd, n_head * head_dim], and keeps some of them in memory."""
     largest = max(math.prod(info.shape) for name, info in header.tensors.items() if ".attn_output." in name)
 
     @lru_cache(max(1, WEIGHTS_KEPT // (4 * largest)))
-    def weights(layer: int) -> npt.NDArray[np.float32]:
-        """[n_embd, n_head * head_dim]"""
+    def weights(layer: int) -> FloatRows:
         return read_f32(header.tensors[f"blk.{layer}.attn_output.weight"])
 
     return weights
@@ -117,9 +117,7 @@ def _output_weights(header: Header):  # type: ignore[no-untyped-def]
 class _Sums:
     """Sums over windows. `output_weights` gives W_O of a layer, [n_embd, n_head * head_dim]."""
 
-    def __init__(
-        self, facts: Facts, pairs: Sequence[Pair], output_weights: Callable[[int], npt.NDArray[np.float32]]
-    ) -> None:
+    def __init__(self, facts: Facts, pairs: Sequence[Pair], output_weights: Callable[[int], FloatRows]) -> None:
         n = facts.n_layer
         self.facts, self.pairs, self.output_weights = facts, pairs, output_weights
         self.similarities = np.zeros((3, n, n))

@@ -18,7 +18,7 @@ from gguf import GGML_QUANT_SIZES
 
 from ..errors import Unsupported
 from ..formats.gguf_header import TensorInfo
-from ..formats.tensor_copies import FloatRows, RawRows, TensorCopy, float_rows, raw_rows
+from ..formats.tensor_copies import RawRows, TensorCopy, float_rows, raw_rows, read_f32
 from ..formats.texts import Text
 from ..llamacpp.engine import Model
 from ..llamacpp.runtime import RuntimeStatus
@@ -138,7 +138,7 @@ def _aligned(
 ) -> dict[int, heads.Heads]:
     """Return the order of heads of each follower."""
     facts = plan.facts
-    weights = {layer: _numbers(raw_rows(each.output), each.output) for layer, each in tensors.items()}
+    weights = {layer: read_f32(each.output) for layer, each in tensors.items()}
     costs = {layer: np.zeros((facts.n_head[layer],) * 2) for layer in tensors}
 
     def add(observed: Mapping[int, ObservedLayer]) -> None:
@@ -211,7 +211,7 @@ def _refitted(
     The features are what the follower's heads compute in the trial model. The targets are what the dense model's W_O
     makes of the dense model's features.
     """
-    projection = _numbers(raw_rows(output), output)
+    projection = read_f32(output)
     fitted, held_out = (ridge.NormalEquations.empty(output.shape[0], output.shape[1]) for _ in range(2))
     n_tokens = 0
     sizes = {"n_ctx": request.n_ctx, "n_threads": request.n_threads}
@@ -227,11 +227,7 @@ def _refitted(
             equations.add(features, theirs.read(layer, tokens) @ projection.T)
     importance = (np.diag(fitted.gram + held_out.gram) / n_tokens).astype(np.float32)
     chooses = held_out if len(windows) >= HELD_OUT else fitted  # too few windows to hold one out
-    solution = ridge.solve(fitted, chooses, _numbers(before, output).astype(np.float64))
+    solution = ridge.solve(fitted, chooses, float_rows(before, output.type).astype(np.float64))
     if solution.ridge is None:
         return solution, before
     return solution, trial_model.encoded(solution.weights.astype(np.float32), output.type, importance)
-
-
-def _numbers(raw: RawRows, copy: TensorCopy) -> FloatRows:
-    return float_rows(raw, copy.type)

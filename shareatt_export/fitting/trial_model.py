@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -14,32 +14,37 @@ from ..formats.gguf_header import Header
 from ..formats.tensor_copies import FloatRows, RawRows, TensorCopy, raw_rows
 from ..llamacpp.bindings import load
 from ..llamacpp.engine import Context, Model, Token
-from ..llamacpp.graph_callback import GraphCallback, Tensor, ggml_base
+from ..llamacpp.graph_callback import Tensor, ggml_base
 from ..llamacpp.runtime import RuntimeStatus
 
 
-class _WeightFinder(GraphCallback):
-    """Finds the weights that the nodes of a graph read, and what each is multiplied with."""
+@dataclass(frozen=True)
+class _Operands:
+    """What the nodes of a graph read.
 
-    def __init__(self, model: Model, bin: Path) -> None:
-        super().__init__(model.lib, bin, [], lambda *_: None)
-        self.addresses: dict[str, int] = {}  # of ggml_tensor structures, by name
-        self.inputs: dict[str, str] = {}  # the second operand of a node, by the name of the first one
+    `addresses`: of ggml_tensor structures, by name. `inputs`: the second operand of a node, by the name of the first.
+    """
 
-    def _look(self, address: int, ask: bool, data: object) -> bool:
+    addresses: Mapping[str, int]
+    inputs: Mapping[str, str]
+
+
+def _find_operands(model: Model) -> _Operands:
+    addresses: dict[str, int] = {}
+    inputs: dict[str, str] = {}
+
+    def on_node(address: int, ask: bool, data: object) -> bool:
         operands = [operand for operand in Tensor.from_address(address).src if operand]
         operand_names = [Tensor.from_address(operand).name.decode() for operand in operands]
-        self.addresses.update(zip(operand_names, operands, strict=True))
+        addresses.update(zip(operand_names, operands, strict=True))
         if len(operand_names) > 1:
-            self.inputs[operand_names[0]] = operand_names[1]
-        return not ask
+            inputs[operand_names[0]] = operand_names[1]
+        return not ask  # no node's values are needed, and the computation goes on
 
-
-def _find_weights(model: Model, bin: Path) -> _WeightFinder:
-    finder = _WeightFinder(model, bin)
-    with Context(model, n_ctx=64, cb_eval=finder.callback) as context, finder:
+    callback = model.lib.ggml_backend_sched_eval_callback(on_node)
+    with Context(model, n_ctx=64, cb_eval=callback) as context:
         context.decode([Token(0, 0)])
-    return finder
+    return _Operands(addresses, inputs)
 
 
 class TrialModel:
@@ -55,9 +60,8 @@ class TrialModel:
         self.model = Model(
             self.lib, header.path, load_mode=self.lib.LLAMA_LOAD_MODE_NONE, use_extra_bufts=False, n_gpu_layers=0
         )
-        found = _find_weights(self.model, built.bin)
-        self.inputs: Mapping[str, str] = found.inputs
-        self._addresses = found.addresses
+        operands = _find_operands(self.model)
+        self.inputs, self._addresses = operands.inputs, operands.addresses
         self._changes: dict[TensorCopy, RawRows] = {}
 
     def change(self, source_layers: tuple[int, ...], changes: Mapping[TensorCopy, RawRows]) -> None:

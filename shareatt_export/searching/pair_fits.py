@@ -17,7 +17,7 @@ from ..fitting.observer import ObservedLayer, Observer, head_outputs
 from ..fitting.ridge import NormalEquations
 from ..fitting.trial_model import TrialModel
 from ..formats.gguf_header import Header
-from ..formats.tensor_copies import FloatRows, RawRows, TensorCopy, float_rows, raw_rows
+from ..formats.tensor_copies import FloatRows, RawRows, TensorCopy, float_rows, raw_rows, read_f32
 from ..model.candidate_pairs import Pair
 from ..model.facts import Facts
 from ..plan.projections import Projections, projections
@@ -61,8 +61,8 @@ class PairFitter:
         """Return the fit of each pair. Raises Unsupported where a follower has no output projection."""
         layers = {follower for _, follower in pairs}
         tensors = {layer: projections(self._header, self._facts, layer) for layer in layers}
-        weights = {layer: _numbers(raw_rows(each.output), each.output) for layer, each in tensors.items()}
-        orders = {pair: heads.unmoved(self._facts.n_head[pair[1]]) for pair in pairs}
+        weights = {layer: read_f32(each.output) for layer, each in tensors.items()}
+        orders = {pair: heads.unmoved(self._facts.n_head[pair.follower]) for pair in pairs}
         if self._align:
             orders = self._aligned(pairs, weights, partial(_part, watch, 0, ALIGN_SHARE))
         done: dict[Pair, PairFit] = {}
@@ -76,7 +76,7 @@ class PairFitter:
         self, pairs: Sequence[Pair], weights: Mapping[int, FloatRows], watch: Fraction
     ) -> dict[Pair, heads.Heads]:
         """Return the best order of the follower's heads for each pair."""
-        costs = {pair: np.zeros((self._facts.n_head[pair[1]],) * 2) for pair in pairs}
+        costs = {pair: np.zeros((self._facts.n_head[pair.follower],) * 2) for pair in pairs}
 
         def add(observed: Mapping[int, ObservedLayer]) -> None:
             for pair in pairs:
@@ -88,7 +88,7 @@ class PairFitter:
         for i, tokens in enumerate(windows):
             watch(i / len(windows))
             add(self._observer.layers(tokens))
-        return {pair: heads.match(costs[pair], self._facts.n_head_kv[pair[1]]) for pair in pairs}
+        return {pair: heads.match(costs[pair], self._facts.n_head_kv[pair.follower]) for pair in pairs}
 
     def _fitted(
         self,
@@ -98,13 +98,13 @@ class PairFitter:
         orders: Mapping[Pair, heads.Heads],
         watch: Fraction,
     ) -> dict[Pair, PairFit]:
-        equations = {pair: NormalEquations.empty(*tensors[pair[1]].output.shape) for pair in pairs}
+        equations = {pair: NormalEquations.empty(*tensors[pair.follower].output.shape) for pair in pairs}
         residuals = dict.fromkeys(pairs, 0.0)
 
         def add(observed: Mapping[int, ObservedLayer]) -> None:
             for pair in pairs:
-                source, follower = observed[pair[0]], observed[pair[1]]
-                targets = head_outputs(follower.weights, follower.values) @ weights[pair[1]].T
+                source, follower = observed[pair.source], observed[pair.follower]
+                targets = head_outputs(follower.weights, follower.values) @ weights[pair.follower].T
                 features = head_outputs(source.weights, follower.values, heads.heads_by_place(orders[pair]))
                 equations[pair].add(features, targets)
                 residuals[pair] += follower.residual
@@ -113,15 +113,16 @@ class PairFitter:
             watch(i / len(self._windows))
             add(self._observer.layers(tokens))
         return {
-            pair: self._solved(pair, tensors[pair[1]], orders[pair], equations[pair], residuals[pair]) for pair in pairs
+            pair: self._solved(pair, tensors[pair.follower], orders[pair], equations[pair], residuals[pair])
+            for pair in pairs
         }
 
     def _solved(
         self, pair: Pair, tensors: Projections, order: heads.Heads, equations: NormalEquations, residual: float
     ) -> PairFit:
-        output, n_head_kv = tensors.output, self._facts.n_head_kv[pair[1]]
+        output, n_head_kv = tensors.output, self._facts.n_head_kv[pair.follower]
         changes = moved(self._trial_model, tensors, order, n_head_kv) if self._align else {}
-        solved = _numbers(changes.get(output, raw_rows(output)), output).astype(np.float64)
+        solved = float_rows(changes.get(output, raw_rows(output)), output.type).astype(np.float64)
         if self._refit:
             n_tokens = sum(map(len, self._windows))
             solved = equations.solved(solved, RIDGE)
@@ -136,7 +137,7 @@ def _groups(pairs: Sequence[Pair], tensors: Mapping[int, Projections]) -> Iterat
     group: list[Pair] = []
     used = 0
     for pair in pairs:
-        row, rows = tensors[pair[1]].output.shape
+        row, rows = tensors[pair.follower].output.shape
         n_bytes = 8 * row * (row + rows)
         if group and used + n_bytes > MAX_BYTES:
             yield group
@@ -144,10 +145,6 @@ def _groups(pairs: Sequence[Pair], tensors: Mapping[int, Projections]) -> Iterat
         group.append(pair)
         used += n_bytes
     yield group
-
-
-def _numbers(raw: RawRows, copy: TensorCopy) -> FloatRows:
-    return float_rows(raw, copy.type)
 
 
 def _part(watch: Fraction, before: float, share: float, fraction: float) -> None:

@@ -220,7 +220,7 @@ def test_the_command(run, demo_dense, tmp_path):
     (follower,) = data["followers"]
     assert (follower["layer"], follower["source"]) == (7, 6) and sorted(follower["heads"]) == [*range(6)]
     assert follower["error"] < follower["error_before"]
-    assert "but for 2 that were fitted to it (align,refit)" in (tmp_path / "README.md").read_text()
+    assert "except for 2 tensors that were fitted (align,refit)" in (tmp_path / "README.md").read_text()
     assert run("inspect", out).status == 0
     done = run(out, "--spans", "1-2", "--refit", "-o", tmp_path / "more.gguf")
     assert done.error == f"Error: {out}: shares attention already; fit the dense model, with all spans at once"
