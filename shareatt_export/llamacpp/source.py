@@ -156,9 +156,8 @@ def apply_patch(tree: Path, check_hashes: bool = True) -> None:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
         raise RuntimeProblem(
-            f"does not apply: {reason}",
+            f"hooks.patch does not apply: {reason}",
             path=tree,
-            field="hooks.patch",
             next_step="see cpp_patch/README.md, 'Moving the pin'",
         )
     for path in sorted((patch_dir() / "src").iterdir()):
