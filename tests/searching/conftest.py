@@ -7,6 +7,6 @@ from shareatt_export.formats.gguf_header import read_header
 
 
 @pytest.fixture(scope="module")
-def trial(demo_dense, built):
-    with TrialModel(built, read_header(demo_dense)) as trial:
-        yield trial
+def trial_model(demo_dense, built):
+    with TrialModel(built, read_header(demo_dense)) as trial_model:
+        yield trial_model

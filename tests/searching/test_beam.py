@@ -34,7 +34,7 @@ def test_the_first_guess_is_the_cheapest_of_all_contiguous_maps(seed, n):
     errors = pair_errors(seed)
 
     def total(found):
-        return sum(errors[source, layer] ** 2 for layer, source in enumerate(found) if source != layer)
+        return sum(errors[found[layer], layer] ** 2 for layer in followers(found))
 
     found = guess(N_LAYER, errors, n)
     assert is_contiguous(found) and len(followers(found)) == n

@@ -20,46 +20,50 @@ from tests.support import tiny_models
 HELDOUT = read_text(tiny_models.DEMO / "heldout.txt")
 
 
-def test_costs_are_those_of_eval(demo_dense, trial, tmp_path):
-    meter = MapCosts(trial, {}, token_windows(trial.model, HELDOUT, 64, 4), tmp_path / "logits", n_ctx=64, n_threads=2)
+def test_costs_are_those_of_eval(demo_dense, trial_model, tmp_path):
+    map_costs = MapCosts(
+        trial_model, {}, token_windows(trial_model.model, HELDOUT, 64, 4), tmp_path / "logits", n_ctx=64, n_threads=2
+    )
     for spans in ("6-9", "1-2,4-5"):
         sa = shareatt_export.export(demo_dense, spans, tmp_path / f"{spans}.gguf").files[0]
         done = evaluate(EvaluateRequest(demo_dense, (sa,), HELDOUT, 64, 4, baselines=False))
-        quality = meter.quality(source_map(parse_spans(spans, 12), 12))
+        quality = map_costs.quality(source_map(parse_spans(spans, 12), 12))
         assert quality.kl.value == pytest.approx(done.scores[1].kl.value, rel=1e-2)  # eval uses other kernels
         assert quality.perplexity == pytest.approx(done.scores[1].perplexity, rel=1e-3)
-    assert meter.cost(tuple(range(12))) == 0
+    assert map_costs.cost(tuple(range(12))) == 0
 
 
-def test_fitted_weights_are_in_the_cost(demo_dense, trial, tmp_path):
+def test_fitted_weights_are_in_the_cost(demo_dense, trial_model, tmp_path):
     """The fitted weights are removed again before another map is measured."""
-    output = trial.header.tensors["blk.7.attn_output.weight"]
+    output = trial_model.header.tensors["blk.7.attn_output.weight"]
     from shareatt_export.plan.projections import projections
 
-    copy = projections(trial.header, read_facts(trial.header), 7).output
+    copy = projections(trial_model.header, read_facts(trial_model.header), 7).output
     assert copy.origin == output
-    parts = token_windows(trial.model, HELDOUT, 64, 2)
-    meter = MapCosts(
-        trial, {(6, 7): PairFit(0.1, meter_zeros(trial, copy))}, parts, tmp_path / "a", n_ctx=64, n_threads=2
+    parts = token_windows(trial_model.model, HELDOUT, 64, 2)
+    map_costs = MapCosts(
+        trial_model, {(6, 7): PairFit(0.1, zeros(trial_model, copy))}, parts, tmp_path / "a", n_ctx=64, n_threads=2
     )
-    plain = MapCosts(trial, {}, parts, tmp_path / "b", n_ctx=64, n_threads=2)
+    plain = MapCosts(trial_model, {}, parts, tmp_path / "b", n_ctx=64, n_threads=2)
     found = source_map(parse_spans("6-7", 12), 12)
-    dropped = plain.quality(tuple(range(12)), changes=meter_zeros(trial, copy)).kl.value
-    assert meter.cost(found) == pytest.approx(dropped, rel=1e-3)
+    dropped = plain.quality(tuple(range(12)), changes=zeros(trial_model, copy)).kl.value
+    assert map_costs.cost(found) == pytest.approx(dropped, rel=1e-3)
     assert plain.cost(found) != pytest.approx(dropped, rel=0.05)
-    assert meter.cost(tuple(range(12))) == 0
+    assert map_costs.cost(tuple(range(12))) == 0
 
 
-def meter_zeros(trial, copy):
-    return {copy: trial.encoded(np.zeros(copy.shape[::-1], np.float32), copy.type)}
+def zeros(trial_model, copy):
+    return {copy: trial_model.encoded(np.zeros(copy.shape[::-1], np.float32), copy.type)}
 
 
-def test_the_search_finds_what_brute_force_finds(demo_dense, trial, tmp_path):
+def test_the_search_finds_what_brute_force_finds(demo_dense, trial_model, tmp_path):
     """Compare with all maps of two followers from the twelve best pairs, with sources at most two layers before."""
-    facts = read_facts(trial.header)
-    meter = MapCosts(trial, {}, token_windows(trial.model, HELDOUT, 64, 2), tmp_path / "logits", n_ctx=64, n_threads=2)
+    facts = read_facts(trial_model.header)
+    map_costs = MapCosts(
+        trial_model, {}, token_windows(trial_model.model, HELDOUT, 64, 2), tmp_path / "logits", n_ctx=64, n_threads=2
+    )
     pairs = candidates(facts, 2)
-    singles = {pair: meter.cost((*range(pair[1]), pair[0], *range(pair[1] + 1, 12))) for pair in pairs}
+    singles = {pair: map_costs.cost((*range(pair[1]), pair[0], *range(pair[1] + 1, 12))) for pair in pairs}
     likely = sorted(singles, key=singles.__getitem__)[:12]
     dense = tuple(range(12))
     every = [
@@ -67,8 +71,8 @@ def test_the_search_finds_what_brute_force_finds(demo_dense, trial, tmp_path):
         for first, second in itertools.combinations(likely, 2)
         if first[1] != second[1] and first[0] != second[1] and second[0] != first[1]
     ]
-    best = min(map(meter.cost, every))
+    best = min(map(map_costs.cost, every))
     errors = {pair: singles[pair] ** 0.5 for pair in pairs}
-    search = BeamSearch(12, errors, meter.cost, Settings())
+    search = BeamSearch(12, errors, map_costs.cost, Settings())
     found = search.exchanged(search.path(lambda step: step.n_followers >= 2)[-1])
     assert found.cost <= best * 1.0001
