@@ -44,9 +44,8 @@ def test_outtype_reaches_the_converter(run, tmp_path):
 def test_a_copy_of_the_checkpoint_gives_the_same_file(run, tmp_path):
     copy = tmp_path / tiny_models.DEMO.name
     shutil.copytree(tiny_models.DEMO, copy)
-    (copy / "pytorch_model.bin").write_bytes(
-        b"cos\nsystem\n(S'false'\ntR."
-    )  # not read, because the folder has safetensors
+    # a pickle that is not read, because the folder has safetensors
+    (copy / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     for model, out in ((tiny_models.DEMO, tmp_path / "a.gguf"), (copy, tmp_path / "b.gguf")):
         assert run(model, "--spans", "6-9", "-o", out).status == 0
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()

@@ -70,9 +70,8 @@ def test_a_checkpoint_to_q4_k_m_in_shards(run, tmp_path):
 def test_a_quantised_gguf_is_given_spans_byte_for_byte(run, dense, tmp_path):
     quantised = tmp_path / "q4.gguf"
     subprocess.run([runtime.tool("llama-quantize"), dense, quantised, "Q4_K_M"], check=True, capture_output=True)
-    assert (
-        run(quantised, "--spans", SPANS, "-o", tmp_path / "out.gguf").status == 0
-    )  # the export itself compares the bytes
+    # the export itself compares the bytes
+    assert run(quantised, "--spans", SPANS, "-o", tmp_path / "out.gguf").status == 0
     types = {info.type for info in read_header(tmp_path / "out.gguf").tensors.values()}
     assert types >= {GGMLQuantizationType.F32, GGMLQuantizationType.Q4_K, GGMLQuantizationType.Q6_K}
     assert np.isfinite(graph_taps.run(tmp_path / "out.gguf").output).all()

@@ -35,9 +35,8 @@ def test_verify_sees_one_flipped_bit(dense, tmp_path):
 
 def test_verify_sees_another_dense_file(dense, tmp_path):
     out = export(dense, tmp_path / "out.gguf")
-    query = read_header(dense).tensors[
-        "blk.8.attn_q.weight"
-    ]  # a dropped tensor, so only the hash of the source can show it
+    # this tensor is dropped, so only the hash of the source can show the change
+    query = read_header(dense).tensors["blk.8.attn_q.weight"]
     flip(dense, query.offset)
     with pytest.raises(VerifyFailed, match=r"shareatt\.source\.sha256.*another dense file"):
         verify(out, dense)
@@ -46,7 +45,7 @@ def test_verify_sees_another_dense_file(dense, tmp_path):
 def test_verify_sees_changed_metadata(dense, tmp_path):
     out = export(dense, tmp_path / "out.gguf")
     for change, message in [
-        ({"llama__context_length": raw_u32(64)}, "'llama.context_length' is not what"),
+        ({"llama__context_length": raw_u32(64)}, "'llama.context_length': differs from what"),
         ({"llama__context_length": None}, "llama.context_length: expected an integer"),
         ({"test__words": None}, "'test.words': is missing"),
         ({"test__more": raw_u32(1)}, "'test.more': should not be there"),
