@@ -1,5 +1,6 @@
 """What an export says: its plan and its result, as tables and as JSON."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -56,7 +57,7 @@ def exported_dict(done: Exported, hashed: bool) -> dict[str, Any]:
     """`hashed`: add the SHA-256 of each file, which takes another pass over it."""
     files = [{"file": str(file), "bytes": file.stat().st_size} for file in done.files]
     if hashed:
-        files = [of | {"sha256": sha256(file)} for of, file in zip(files, done.files, strict=True)]
+        files = [entry | {"sha256": sha256(path)} for entry, path in zip(files, done.files, strict=True)]
     data = {"outputs": files, "source_sha256": done.source_sha256, "verified_bytes": done.n_bytes}
     return data | ({"followers": [asdict(follower) for follower in done.followers]} if done.followers else {})
 
@@ -66,23 +67,29 @@ def show_followers(done: Exported, console: Console) -> None:
     columns = ("follower", "source", "its heads, in the order used", "error before", "after refit", "ridge")
     rows = [
         (
-            str(of.layer),
-            str(of.source),
-            "as they were" if of.heads == tuple(range(len(of.heads))) else " ".join(map(str, of.heads)),
-            "" if of.error_before is None else f"{of.error_before:.3f}",
-            "" if of.error is None else f"{of.error:.3f}",
-            "" if of.ridge is None else f"{of.ridge:g}",
+            str(follower.layer),
+            str(follower.source),
+            "as they were"
+            if follower.heads == tuple(range(len(follower.heads)))
+            else " ".join(map(str, follower.heads)),
+            "" if follower.error_before is None else f"{follower.error_before:.3f}",
+            "" if follower.error is None else f"{follower.error:.3f}",
+            "" if follower.ridge is None else f"{follower.ridge:g}",
         )
-        for of in done.followers
+        for follower in done.followers
     ]
     console.print(table(rows, columns), highlight=False)
     if done.job.plan.fitting and done.job.plan.fitting.refit:
         console.print("The errors compare a follower's attention output with the dense model's, on held-out text.")
-    if again := [str(of.layer) for of in done.followers if of.requantised]:
+    if again := [str(follower.layer) for follower in done.followers if follower.requantised]:
         layers = f"layer{'s' * (len(again) > 1)} {', '.join(again)}"
         console.print(
             f"The output projection (W_O) of {layers} was quantised again, to the type it had.", highlight=False
         )
+
+
+def _heads_words(heads: Sequence[int]) -> str:
+    return "as they were" if list(heads) == list(range(len(heads))) else " ".join(map(str, heads))
 
 
 def show_plan(job: ExportJob, console: Console) -> None:
@@ -101,9 +108,9 @@ def show_plan(job: ExportJob, console: Console) -> None:
     console.print(
         table([(what, size(b), size(a), change(b, a)) for what, b, a in sizes], ("", "dense", "SA", "change"))
     )
-    of = f" of {job.quantisation.type}" if job.quantisation else ""
+    encoding = f" of {job.quantisation.type}" if job.quantisation else ""
     files = "1 file" if len(job.sizes) == 1 else f"{len(job.sizes)} files"
-    console.print(f"writes: {files}{of}, {sum(job.sizes)} bytes", highlight=False)
+    console.print(f"writes: {files}{encoding}, {sum(job.sizes)} bytes", highlight=False)
     if plan.dense.trailing:
         console.print(f"leaves out: {plan.dense.trailing} bytes behind the last tensor, which belong to no tensor")
     console.print(f"needs: {NEEDS}", highlight=False)
