@@ -25,6 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=1, help="Factor for the number of signals at random times.")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run tests/faults first: its tests fork, and a forked process hangs in OpenMP if its parent has used OpenMP."""
+    items.sort(key=lambda item: "faults" not in item.path.parts)
+
+
 @dataclass(frozen=True)
 class Result:
     """The exit status and the output of a command."""
