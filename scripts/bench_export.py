@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from shareatt_export.formats.gguf_encode import header_bytes, raw_string_array, raw_u32
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.llamacpp.runtime import tool
 from shareatt_export.llamacpp.source import stock_source
 from shareatt_export.model.synthetic import ModelShape, write_random

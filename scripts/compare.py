@@ -21,7 +21,7 @@ from rich.console import Console
 import shareatt_export
 from shareatt_export.cli import tables
 from shareatt_export.exporting.convert import converted
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.llamacpp import runtime
 from shareatt_export.model.facts import read_facts
 

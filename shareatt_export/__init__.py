@@ -9,21 +9,13 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .api import (
-        AnalyzeRequest,
-        BenchRequest,
-        EvaluateRequest,
-        ExportRequest,
-        HealRequest,
-        SearchRequest,
-        ShareattError,
-        analyze,
-        bench,
-        evaluate,
-        export,
-        heal,
-        search,
-    )
+    from .api import analyze, bench, evaluate, export, heal, search
+    from .benchmark.request import BenchRequest
+    from .errors import ShareattError
+    from .evaluation.request import AnalyzeRequest, EvaluateRequest
+    from .exporting.request import ExportRequest
+    from .healing.request import HealRequest
+    from .searching.request import SearchRequest
 
 __all__ = [
     "AnalyzeRequest",

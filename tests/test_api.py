@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 import shareatt_export
-from shareatt_export import ExportRequest
+from shareatt_export.exporting.request import ExportRequest
 from tests.support import small_gguf, tiny_models
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ShareattError, VerifyFailed
-from ..formats.gguf_header import read_header
+from ..formats.gguf_reader import read_header
 from ..formats.shards import pieces, read_model
 from ..formats.tensor_copies import whole_copies
 from ..formats.transfer import TensorWritten

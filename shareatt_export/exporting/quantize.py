@@ -15,7 +15,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ..errors import BadInput, ShareattError, Unsupported
 from ..formats.gguf_encode import raw_string, raw_u32
-from ..formats.gguf_header import DEFAULT_ALIGNMENT, Header, RawValue, read_header
+from ..formats.gguf_header import DEFAULT_ALIGNMENT, Header, RawValue
+from ..formats.gguf_reader import read_header
 from ..formats.shards import Piece, pieces
 from ..formats.weight_types import WEIGHT_TYPES
 from ..llamacpp import runtime

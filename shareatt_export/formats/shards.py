@@ -14,8 +14,9 @@ from gguf import GGUFValueType
 
 from ..errors import BadInput, Unsupported, damaged
 from .gguf_encode import Tensor, header_bytes
-from .gguf_header import DEFAULT_ALIGNMENT, Header, RawValue, TensorInfo, pad, read_header
+from .gguf_header import DEFAULT_ALIGNMENT, Header, RawValue, TensorInfo, pad
 from .gguf_keys import KEY_ALIGNMENT, KEY_COUNT, KEY_NO, KEY_TENSORS
+from .gguf_reader import read_header
 
 MAX_SHARDS = (1 << 16) - 1  # split.count is a u16
 _NAME = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)

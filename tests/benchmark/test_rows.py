@@ -11,7 +11,7 @@ from shareatt_export.benchmark.request import BenchRequest
 from shareatt_export.benchmark.rows import Ratio, as_dict, rows
 from shareatt_export.benchmark.settings import ModelPair, settings_of
 from shareatt_export.cli import bench_report
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.model.costs import read_weights
 from shareatt_export.model.facts import read_facts
 

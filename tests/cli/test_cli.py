@@ -13,7 +13,7 @@ import pytest
 
 import shareatt_export
 from shareatt_export.formats.gguf_encode import raw_string
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.pin import patch_id, pin
 from tests.support import small_gguf, tiny_models

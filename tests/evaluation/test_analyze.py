@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shareatt_export.evaluation.analyze import AnalyzeRequest, analyze
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.evaluation.analyze import analyze
+from shareatt_export.evaluation.request import AnalyzeRequest
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.formats.texts import read_text
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model, Token

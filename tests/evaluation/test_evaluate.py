@@ -9,7 +9,8 @@ import pytest
 
 import shareatt_export
 from shareatt_export.cli import output
-from shareatt_export.evaluation.evaluate import Q8_0, EvaluateRequest, Subject, baseline, evaluate
+from shareatt_export.evaluation.evaluate import Q8_0, Subject, baseline, evaluate
+from shareatt_export.evaluation.request import EvaluateRequest
 from shareatt_export.formats.texts import Text, read_text
 from shareatt_export.llamacpp import runtime
 from shareatt_export.model.facts import F16

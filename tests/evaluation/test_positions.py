@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from shareatt_export.evaluation.evaluate import EvaluateRequest, evaluate
+from shareatt_export.evaluation.evaluate import evaluate
 from shareatt_export.evaluation.positions import edges
+from shareatt_export.evaluation.request import EvaluateRequest
 from shareatt_export.formats.texts import read_text
 from shareatt_export.llamacpp.engine import Context, Model, Token, log_softmax
 from shareatt_export.llamacpp.token_windows import token_windows

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.formats.shards import read_model
 from shareatt_export.formats.weight_types import WEIGHT_TYPES, weight_type
 from shareatt_export.llamacpp import runtime

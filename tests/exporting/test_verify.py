@@ -7,7 +7,7 @@ import pytest
 from shareatt_export.errors import BadInput, VerifyFailed
 from shareatt_export.exporting.verify import verify
 from shareatt_export.formats.gguf_encode import raw_u32
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from tests.support import small_gguf
 from tests.support.exports import export
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from shareatt_export.formats.gguf_encode import header_bytes
-from shareatt_export.formats.gguf_header import TensorInfo, pad, read_header
+from shareatt_export.formats.gguf_header import TensorInfo, pad
+from shareatt_export.formats.gguf_reader import read_header
 from tests.support import small_gguf
 from tests.support.exports import export, plan_of
 

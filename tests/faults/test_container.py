@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from shareatt_export.formats.gguf_encode import header_bytes, raw_string, raw_u32
-from shareatt_export.formats.gguf_header import RawValue, read_header
+from shareatt_export.formats.gguf_header import RawValue
+from shareatt_export.formats.gguf_reader import read_header
 from tests.support import small_gguf
 from tests.support.faults.gguf_bytes import (
     ARCH,

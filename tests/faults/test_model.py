@@ -8,7 +8,8 @@ import gguf
 import pytest
 
 from shareatt_export.formats.gguf_encode import raw_array_i32, raw_string, raw_string_array, raw_u32
-from shareatt_export.formats.gguf_header import RawValue, read_header
+from shareatt_export.formats.gguf_header import RawValue
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.model.architectures import REFUSED
 from tests.support import small_gguf
 from tests.support.faults.gguf_bytes import with_tensors

@@ -10,7 +10,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from shareatt_export.errors import BadInput
 from shareatt_export.formats.finite import check_finite
-from shareatt_export.formats.gguf_header import TensorInfo, read_header
+from shareatt_export.formats.gguf_header import TensorInfo
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.llamacpp.graph_callback import ggml_base
 from tests.support import small_gguf
 from tests.support.faults.gguf_bytes import with_tensors

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shareatt_export.formats.gguf_encode import raw_string
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from tests.support import small_gguf, tiny_models
 from tests.support.exports import export
 

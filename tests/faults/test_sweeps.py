@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from shareatt_export.errors import BadInput
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from tests.support import small_gguf
 from tests.support.faults import json_mutants
 from tests.support.faults.checkpoint_folders import checkpoint

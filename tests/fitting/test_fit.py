@@ -9,12 +9,13 @@ from gguf import GGMLQuantizationType
 
 import shareatt_export
 from shareatt_export.errors import Unsupported, VerifyFailed
-from shareatt_export.evaluation.evaluate import EvaluateRequest, evaluate
+from shareatt_export.evaluation.evaluate import evaluate
+from shareatt_export.evaluation.request import EvaluateRequest
 from shareatt_export.exporting.verify import verify
 from shareatt_export.fitting import fit, heads
 from shareatt_export.fitting.trial_model import TrialModel
-from shareatt_export.formats.gguf_header import read_header
 from shareatt_export.formats.gguf_keys import KEY_FIT_TENSORS
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.formats.tensor_copies import float_rows, raw_rows
 from shareatt_export.formats.texts import read_text
 from shareatt_export.model.facts import read_facts

@@ -7,7 +7,7 @@ import pytest
 
 from shareatt_export.errors import BadInput
 from shareatt_export.formats.gguf_encode import header_bytes
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from tests.support import small_gguf
 
 

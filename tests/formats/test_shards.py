@@ -13,7 +13,7 @@ from shareatt_export.exporting.pipeline import export
 from shareatt_export.exporting.request import ExportRequest
 from shareatt_export.exporting.verify import verify
 from shareatt_export.formats.gguf_encode import raw_u32
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.formats.shards import read_model
 from shareatt_export.llamacpp import runtime
 from tests.support import graph_taps, small_gguf

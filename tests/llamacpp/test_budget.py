@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shareatt_export.errors import RuntimeProblem
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model, Token
 from shareatt_export.model.facts import read_facts

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.llamacpp import runtime
 from shareatt_export.model.facts import read_facts
 from tests.support import model_families, parity

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from shareatt_export.formats.gguf_encode import raw_array_i32
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.llamacpp.engine import Context, Model, Token
 from tests.support import parity, small_gguf
 from tests.support.exports import export

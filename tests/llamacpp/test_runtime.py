@@ -10,7 +10,7 @@ import pytest
 
 from shareatt_export.errors import RuntimeProblem
 from shareatt_export.formats.gguf_encode import raw_array_i32
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.llamacpp.engine import Context, Model, Token
 from shareatt_export.llamacpp.pin import patch_dir, pin
 from shareatt_export.llamacpp.source import apply_patch, stock_source

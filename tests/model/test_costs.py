@@ -3,7 +3,7 @@
 import pytest
 from gguf import GGMLQuantizationType
 
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.model import costs
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.synthetic import ModelShape, write_random

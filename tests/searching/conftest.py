@@ -3,7 +3,7 @@
 import pytest
 
 from shareatt_export.fitting.trial_model import TrialModel
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import shareatt_export
-from shareatt_export.evaluation.evaluate import EvaluateRequest, evaluate
+from shareatt_export.evaluation.evaluate import evaluate
+from shareatt_export.evaluation.request import EvaluateRequest
 from shareatt_export.formats.texts import read_text
 from shareatt_export.llamacpp.token_windows import token_windows
 from shareatt_export.model.candidate_pairs import candidates

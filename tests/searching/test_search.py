@@ -6,7 +6,7 @@ import pytest
 
 import shareatt_export
 from shareatt_export.exporting import convert
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.formats.texts import read_text
 from shareatt_export.model.facts import read_facts
 from shareatt_export.searching import search as finder

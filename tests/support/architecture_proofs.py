@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shareatt_export.exporting.write import write_plan
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.model.architectures import ARCHITECTURES, REASONS
 from shareatt_export.model.facts import Facts, read_facts
 from shareatt_export.model.spans import parse_spans

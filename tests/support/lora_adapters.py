@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.llamacpp.engine import Context, Model
 from tests.support import small_gguf
 

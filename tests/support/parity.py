@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from shareatt_export.exporting.convert import converted
 from shareatt_export.exporting.write import write_plan
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.bindings import load
 from shareatt_export.llamacpp.engine import Context, Model, Token

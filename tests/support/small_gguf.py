@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shareatt_export.formats.gguf_encode import header_bytes
-from shareatt_export.formats.gguf_header import RawValue, read_header
+from shareatt_export.formats.gguf_header import RawValue
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.llamacpp.engine import Token
 
 N_LAYER, N_EMBD, N_HEAD, N_HEAD_KV = 12, 64, 4, 2

@@ -7,7 +7,8 @@ from pathlib import Path
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from shareatt_export.formats.gguf_encode import header_bytes
-from shareatt_export.formats.gguf_header import Header, TensorInfo, pad, read_header
+from shareatt_export.formats.gguf_header import Header, TensorInfo, pad
+from shareatt_export.formats.gguf_reader import read_header
 
 U8, U32, I32, F32, BOOL, STRING, ARRAY = 0, 4, 5, 6, 7, 8, 9
 

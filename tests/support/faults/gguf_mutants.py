@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shareatt_export.formats.gguf_encode import string_bytes
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 
 EDGES = (0, 1, 2, 3, 7, 31, 32, 63, 64, 255, 256, 511, 512, 513, 65535, 65536)
 WIDE = (*EDGES, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 62), (1 << 63) - 1, 1 << 63, (1 << 64) - 1)

@@ -9,7 +9,7 @@ import shareatt_export
 from shareatt_export.checkpoint.checks import check_files, check_no_code
 from shareatt_export.errors import BadSpans, ShareattError
 from shareatt_export.exporting.verify import verify
-from shareatt_export.formats.gguf_header import read_header
+from shareatt_export.formats.gguf_reader import read_header
 
 
 def gguf_outcome(path: Path, out: Path) -> str:
