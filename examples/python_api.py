@@ -30,7 +30,7 @@ def main() -> None:
         print(f"layer {follower.layer}: heads {follower.heads} of layer {follower.source}")
 
     files = (*plain.files, *aligned.files)
-    for score in shareatt_export.evaluate(MODEL, files, text=text, n_ctx=128, n_windows=2).scores:
+    for score in shareatt_export.evaluate(MODEL, files, text=text, n_ctx=128, n_windows=2, baselines=False).scores:
         print(f"{score.subject.name}: perplexity {score.perplexity:.2f}, KL {score.kl.value:.3f} nats per token")
 
     analysis = shareatt_export.analyze(MODEL, text=text, n_ctx=128, n_windows=1)

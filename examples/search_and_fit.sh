@@ -7,8 +7,8 @@ model="$(dirname "$0")/../tests/models/stdlib-5m"
 text="$model/heldout.txt"
 out="${1:-$(mktemp -d)}"
 mkdir -p "$out"
-head -c 20000 "$text" > "$out/calibration.txt"      # what the followers are fitted to
-tail -c 20000 "$text" > "$out/heldout.txt"          # what the result is measured on
+head -c 8000 "$text" > "$out/calibration.txt"       # what the followers are fitted to
+tail -c 8000 "$text" > "$out/heldout.txt"           # what the result is measured on
 
 shareatt-export search "$model" --followers 2 --fast --ctx 128 --windows 4 --text "$out/calibration.txt" --json \
     > "$out/search.json"
@@ -17,4 +17,4 @@ echo "found: $spans"
 
 shareatt-export "$model" --spans "$spans" --align --refit --text "$out/calibration.txt" -o "$out/found.gguf"
 shareatt-export "$model" --spans 8-10 -o "$out/late.gguf"
-shareatt-export eval "$model" "$out/late.gguf" "$out/found.gguf" --text "$out/heldout.txt" --ctx 128 --windows 8
+shareatt-export eval "$model" "$out/late.gguf" "$out/found.gguf" --text "$out/heldout.txt" --ctx 128 --windows 6 --no-baselines
