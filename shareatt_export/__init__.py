@@ -36,7 +36,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """What api.py offers, imported when it is asked for: the command line must start quickly."""
+    """Import api.py when a name of it is used, so that the command line starts quickly."""
     if name in __all__:
         from . import api
 

@@ -60,7 +60,7 @@ def window_options(n_ctx: int, n_windows: int = 16, least: int = 1) -> Callable[
 
 
 def budget_options(command: Command) -> Command:
-    """What ends a search."""
+    """Add the options that end a search: --followers, --max-kl and --kv-bytes; and --fast."""
     for option in (
         click.option("--fast", is_flag=True,
                      help="Search: add up the errors of pairs of layers instead of measuring whole maps."),

@@ -35,7 +35,7 @@ def file_name(plan: Plan, encoding: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """What a file name may have, and what the convention does not read as something else."""
+    """Replace what a file name may not contain, and the characters that separate parts of the convention."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")
 
 

@@ -39,7 +39,7 @@ class Verified:
 def verify(out: Path, dense: Path, advance: Advance = nothing) -> Verified:
     """Check the SA file `out`. Raises VerifyFailed with the first difference.
 
-    `advance` is told of the weight bytes of the dense file, and of those of the SA file.
+    `advance` is told of the weight bytes of both files.
     """
     sa, dense_header = read_model(out), read_model(dense)
     sa_facts, dense_facts = read_facts(sa), read_facts(dense_header)

@@ -13,7 +13,7 @@ LEARNING_RATE = 3e-3
 
 @dataclass(frozen=True)
 class HealRequest:
-    """`model`: a Hugging Face folder. `spans`: as for the export; None takes those of `begin`.
+    """`model`: a Hugging Face folder. `spans`: as for an export; None takes the spans of `begin`.
 
     `out`: the Hugging Face folder to write; None makes a plan alone. `begin`: an SA GGUF that was aligned or refitted,
     whose followers training starts with. `texts`: what to train on; none means Python's documentation.
