@@ -101,7 +101,7 @@ def _metadata(sa: Header, plan: Plan) -> None:
             why = {
                 KEY_SOURCE_SHA256: "the file was made from another dense file",
                 KEY_FIT_SHA256: "a fitted tensor is not what the export wrote",
-            }.get(key, f"differs from what {plan.dense.path} gives")
+            }.get(key, "differs from what the dense model gives")
             raise VerifyFailed(why, path=sa.path, field=f"metadata key '{key}'")
     if extra := sa.metadata.keys() - plan.metadata.keys():
         raise VerifyFailed("should not be there", path=sa.path, field=f"metadata key '{min(extra)}'")
