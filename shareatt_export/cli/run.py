@@ -44,7 +44,14 @@ def _become(program: str, file: Path, threads: int | None, *arguments: str) -> N
     read_facts(read_model(file))  # a bad file gets our message, not the program's log
     path = str(tool(program))
     n_threads = [] if threads is None else ["--threads", str(threads)]
-    # OpenMP's threads spin at each barrier by default. Where another program wants the processor, that made generation
-    # more than ten times slower, and llama.cpp's own --poll does not change it.
-    env = {"OMP_WAIT_POLICY": "passive"} | os.environ
-    os.execve(path, [path, "-m", str(file), *n_threads, *arguments], env)  # noqa: S606
+    os.execve(path, [path, "-m", str(file), *n_threads, *arguments], _waiting() | os.environ)  # noqa: S606
+
+
+def _waiting() -> dict[str, str]:
+    """Return how threads wait at OpenMP's barriers, unless the user's environment says it.
+
+    By default they spin so long that other programs make generation several times slower, and llama.cpp's --poll does
+    not change it. To sleep at once (OMP_WAIT_POLICY=passive) would halve the speed of a machine with nothing else to do
+    (docs/runtime.md).
+    """
+    return {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "1000"}

@@ -16,13 +16,29 @@ def became(monkeypatch):
 
 
 @pytest.mark.parametrize("command", [["run", "-p", "x"], ["serve"]])
-def test_threads_sleep_at_barriers_unless_the_user_says_otherwise(run, became, monkeypatch, tmp_path, command):
+def test_threads_are_passed_on(run, became, tmp_path, command):
     dense = small_gguf.write_dense(tmp_path / "dense.gguf")
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     run(*command, dense, "--threads", 3)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     run(*command, dense, "--", "--threads", "5")
-    (first, first_env), (second, second_env) = became
-    assert first[first.index("--threads") + 1] == "3" and first_env["OMP_WAIT_POLICY"] == "passive"
-    assert second[second.index("--threads") + 1] == "5" and second_env["OMP_WAIT_POLICY"] == "active"
-    assert second.count("--threads") == 1
+    run(*command, dense)
+    first, second, third = (arguments for arguments, _ in became)
+    assert first[first.index("--threads") + 1] == "3"
+    assert second[second.index("--threads") + 1] == "5" and second.count("--threads") == 1
+    assert "--threads" not in third
+
+
+@pytest.mark.parametrize(
+    ("variables", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+@pytest.mark.parametrize("command", [["run", "-p", "x"], ["serve"]])
+def test_threads_spin_shortly_at_barriers_unless_the_user_says_otherwise(
+    run, became, monkeypatch, tmp_path, command, variables, spins
+):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    run(*command, small_gguf.write_dense(tmp_path / "dense.gguf"))
+    ((_, env),) = became
+    assert env.get("GOMP_SPINCOUNT") == spins and env.get("OMP_WAIT_POLICY") == variables.get("OMP_WAIT_POLICY")
