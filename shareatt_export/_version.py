@@ -1,3 +1,3 @@
-"""The version of this package, on which nothing else here depends."""
+"""The version of this package."""
 
 __version__ = "0.1.0"

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from ..model.costs import decode_bytes, follower_decode_share, follower_prefill_share, prefill_flops
-from ..model.spans import followers, spans_of
+from ..model.spans import followers, spans_of, spans_text
 from .measure import Measured
 from .settings import FLASH_ON, Setting, cache_type
 
@@ -144,7 +144,7 @@ def as_dict(measured: Measured) -> dict[str, Any]:
     return {
         "dense": str(request.dense),
         "sa": str(request.sa),
-        "spans": ",".join(map(str, spans_of(sa.source_layers))),
+        "spans": spans_text(spans_of(sa.source_layers)),
         "settings": [setting.name for setting in measured.settings],
         "depths": list(request.depths),
         "prompt": request.prompt,

@@ -9,12 +9,13 @@ from rich.console import Console
 from ..healing import heal
 from ..healing.heal import Healed
 from ..healing.job import HealJob
+from ..model.spans import spans_text
 from .tables import table
 
 
 def plan_dict(job: HealJob) -> dict[str, Any]:
     return {
-        "spans": ",".join(map(str, job.spans)),
+        "spans": spans_text(job.spans),
         "trained": [{"name": name, "shape": list(job.slots[name].shape)} for name in job.trained_names],
         "n_trained": job.n_trained,
     }
@@ -41,6 +42,6 @@ def show(done: Healed, console: Console) -> None:
         f"KL {before['kl']:.3f} -> {after['kl']:.3f}",
         highlight=False,
     )
-    spans = ",".join(map(str, done.job.spans))
+    spans = spans_text(done.job.spans)
     command = ["shareatt-export", str(request.out), "--spans", spans, "-o", f"{request.out}.gguf"]
     console.print(f"export it: {shlex.join(command)}", highlight=False, soft_wrap=True)

@@ -79,12 +79,12 @@ def _check_options(request: ExportRequest) -> None:
     for path in (request.imatrix, request.text):
         if isinstance(path, Path | str) and not Path(path).is_file():
             raise BadInput("no such file", path=path)
-    n_given = request.budget.n_given
-    if (request.spans == AUTO) != (n_given == 1) or n_given > 1 or (request.fast and request.spans != AUTO):
+    searches = request.spans == AUTO
+    if request.budget.n_given != int(searches) or (request.fast and not searches):
         raise BadSpans(
             "--spans auto and one of --followers, --max-kl, --kv-bytes belong together, --fast only with them"
         )
-    if request.align or request.refit or request.spans == AUTO:
+    if request.align or request.refit or searches:
         runtime.require()  # before anything that takes long
 
 

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from .._version import __version__
 from ..checkpoint.rewrite import copy_with
 from ..errors import BadInput, Unsupported
-from ..model.spans import source_map
+from ..model.spans import source_map, spans_text
 from ..system.progress import Step, silent
 from ..system.staging import publish_folder, staged
 from ..system.streams import sha256
@@ -81,7 +81,7 @@ def settings_of(job: HealJob) -> dict[str, Any]:
     return {
         "exporter": f"shareatt-export {__version__}",
         "weights": {name: sha256(job.folder / name) for name in sorted(weights)},
-        "spans": ",".join(map(str, job.spans)),
+        "spans": spans_text(job.spans),
         "text": [{"name": text.name, "sha256": text.sha256} for text in job.texts],
         "method": request.method,
         "rank": request.lora_rank,

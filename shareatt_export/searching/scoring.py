@@ -14,7 +14,7 @@ from ..errors import BadSpans
 from ..evaluation.divergence import Quality
 from ..formats.gguf_header import Header
 from ..model.facts import F16, Facts
-from ..model.spans import SourceMap, followers, parse_spans, source_map, spans_of
+from ..model.spans import SourceMap, followers, parse_spans, source_map, spans_of, spans_text
 from ..plan.projections import projections
 from ..system.progress import Fraction
 from .beam import CostedMap
@@ -47,8 +47,8 @@ class Scores:
 def score_maps(path: Sequence[CostedMap], map_costs: MapCosts, facts: Facts, header: Header, watch: Fraction) -> Scores:
     """Score the maps of a search, none of them with more followers than the last one, and the baselines for it."""
     dense, chosen = tuple(range(facts.n_layer)), path[-1]
-    entries = [(_spans_text(step.source_layers), step.source_layers, F16) for step in path]
-    entries += [(f"{name}: {_spans_text(usual)}", usual, F16) for name, usual in _usual_maps(facts, chosen.n_followers)]
+    entries = [(_map_name(step.source_layers), step.source_layers, F16) for step in path]
+    entries += [(f"{name}: {_map_name(usual)}", usual, F16) for name, usual in _usual_maps(facts, chosen.n_followers)]
     if all(facts.n_embd_k(layer) % 32 == 0 for layer in range(facts.n_layer)):  # whole blocks of both types
         entries += [(f"dense, K cache {type_k.name.lower()}", dense, type_k) for type_k in QUANTISED_K]
     scored = []
@@ -70,8 +70,8 @@ def _dropped(source_layers: SourceMap, map_costs: MapCosts, facts: Facts, header
     return ScoredMap("no attention in these layers", dense, kv_bytes, map_costs.quality(dense, changes=zeros))
 
 
-def _spans_text(source_layers: SourceMap) -> str:
-    return ",".join(map(str, spans_of(source_layers))) or "dense"
+def _map_name(source_layers: SourceMap) -> str:
+    return spans_text(spans_of(source_layers)) or "dense"
 
 
 def _usual_maps(facts: Facts, n_followers: int) -> Iterator[tuple[str, SourceMap]]:

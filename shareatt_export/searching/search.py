@@ -24,7 +24,7 @@ from ..llamacpp import runtime
 from ..llamacpp.token_windows import token_windows
 from ..model.candidate_pairs import Pair, candidates
 from ..model.facts import Facts, read_facts, require_exportable
-from ..model.spans import spans_of
+from ..model.spans import spans_of, spans_text
 from ..system.progress import Fraction, Stages, Step, silent
 from .beam import BeamSearch, CostedMap, Settings
 from .cost_cache import CostCache
@@ -58,7 +58,8 @@ class SearchResult:
 
     @property
     def spans_text(self) -> str:
-        return ",".join(map(str, spans_of(self.chosen.source_layers)))
+        """The spans of the chosen map, as --spans takes them."""
+        return spans_text(spans_of(self.chosen.source_layers))
 
     @property
     def dropping_is_as_good(self) -> bool:
