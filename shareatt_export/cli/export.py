@@ -110,9 +110,10 @@ def _run(request: ExportRequest, card: bool | None, report_file: Path | None, as
     from .progress_bar import steps
 
     card_file = _card_file(request, card)
-    for path in (card_file, report_file):
-        if path is not None and (path is report_file or path.parent.is_dir()):  # the card's folder may be made later
-            check_output(path, [], request.force)
+    if card_file and card_file.parent.is_dir():  # else its folder is still to be made
+        check_output(card_file, [], request.force)
+    if report_file:
+        check_output(report_file, [], request.force)
     with steps(err, quiet) as step, opened(request, step) as job:
         data = export_report.plan_dict(job)
         if not as_json and not quiet:
