@@ -1,7 +1,5 @@
 #include "llama-shared-attn-kernel.h"
 
-#include "ggml-cpu.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -13,6 +11,9 @@
 #if defined(__GNUC__)
 #define SHARED_ATTN_SIMD
 #define SHARED_ATTN_INLINE inline __attribute__((always_inline))
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 #endif
 
 bool llama_shared_attn_kernel_available(void) {
@@ -109,21 +110,6 @@ struct shared_attn_task : shared_attn_rows {
     }
 };
 
-static void to_f32(ggml_type type, const void * src, float * dst, int64_t n) {
-    switch (type) {
-        case GGML_TYPE_F32:  memcpy(dst, src, n*sizeof(float));                         break;
-        case GGML_TYPE_F16:  ggml_cpu_fp16_to_fp32((const ggml_fp16_t *) src, dst, n);  break;
-        default:             ggml_get_type_traits(type)->to_float(src, dst, n);         break;
-    }
-}
-
-static void from_f32(ggml_type type, const float * src, void * dst, int64_t n) {
-    switch (type) {
-        case GGML_TYPE_F16:  ggml_cpu_fp32_to_fp16(src, (ggml_fp16_t *) dst, n);  break;
-        default:             memcpy(dst, src, n*sizeof(float));                   break;
-    }
-}
-
 static void prefetch(const char * data, size_t n_bytes) {
     for (size_t i = 0; i < n_bytes; i += 64) {
         __builtin_prefetch(data + i);
@@ -139,23 +125,103 @@ static SHARED_ATTN_INLINE float sum_of_halves(const VF & x) {
     return V::sum(a);
 }
 
+// f16 as the processor converts it: ggml-cpu has the same, but may be a module that libllama cannot link to
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) static void f16_to_f32_avx512(const ggml_fp16_t * src, float * dst, int64_t n) {
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        _mm512_storeu_ps(dst + i, _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i *) (src + i))));
+    }
+    ggml_fp16_to_fp32_row(src + i, dst + i, n - i);
+}
+
+__attribute__((target("avx512f"))) static void f32_to_f16_avx512(const float * src, ggml_fp16_t * dst, int64_t n) {
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        _mm256_storeu_si256((__m256i *) (dst + i), _mm512_maskz_cvtps_ph(0xffff, _mm512_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
+    }
+    ggml_fp32_to_fp16_row(src + i, dst + i, n - i);
+}
+
+__attribute__((target("avx,f16c"))) static void f16_to_f32_f16c(const ggml_fp16_t * src, float * dst, int64_t n) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) (src + i))));
+    }
+    ggml_fp16_to_fp32_row(src + i, dst + i, n - i);
+}
+
+__attribute__((target("avx,f16c"))) static void f32_to_f16_f16c(const float * src, ggml_fp16_t * dst, int64_t n) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        _mm_storeu_si128((__m128i *) (dst + i), _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
+    }
+    ggml_fp32_to_fp16_row(src + i, dst + i, n - i);
+}
+#endif
+
+static void f16_to_f32_any(const ggml_fp16_t * src, float * dst, int64_t n) {
+#if defined(__aarch64__)
+    for (int64_t i = 0; i < n; ++i) {
+        dst[i] = ((const __fp16 *) src)[i];
+    }
+#else
+    ggml_fp16_to_fp32_row(src, dst, n);
+#endif
+}
+
+static void f32_to_f16_any(const float * src, ggml_fp16_t * dst, int64_t n) {
+#if defined(__aarch64__)
+    for (int64_t i = 0; i < n; ++i) {
+        ((__fp16 *) dst)[i] = src[i];
+    }
+#else
+    ggml_fp32_to_fp16_row(src, dst, n);
+#endif
+}
+
 struct vec_128 {
     typedef float   vf __attribute__((vector_size(16)));
     typedef int32_t vi __attribute__((vector_size(16)));
     static SHARED_ATTN_INLINE float sum(const vf & x) { return (x[0] + x[1]) + (x[2] + x[3]); }
+    static constexpr auto f16_to_f32 = f16_to_f32_any;
+    static constexpr auto f32_to_f16 = f32_to_f16_any;
 };
 
+#if defined(__x86_64__)
 struct vec_256 {
     typedef float   vf __attribute__((vector_size(32)));
     typedef int32_t vi __attribute__((vector_size(32)));
     static SHARED_ATTN_INLINE float sum(const vf & x) { return sum_of_halves<vec_128>(x); }
+    static constexpr auto f16_to_f32 = f16_to_f32_f16c;
+    static constexpr auto f32_to_f16 = f32_to_f16_f16c;
 };
 
 struct vec_512 {
     typedef float   vf __attribute__((vector_size(64)));
     typedef int32_t vi __attribute__((vector_size(64)));
     static SHARED_ATTN_INLINE float sum(const vf & x) { return sum_of_halves<vec_256>(x); }
+    static constexpr auto f16_to_f32 = f16_to_f32_avx512;
+    static constexpr auto f32_to_f16 = f32_to_f16_avx512;
 };
+#endif
+
+template <typename V>
+static void to_f32(ggml_type type, const void * src, float * dst, int64_t n) {
+    switch (type) {
+        case GGML_TYPE_F32:  memcpy(dst, src, n*sizeof(float));                  break;
+        case GGML_TYPE_F16:  V::f16_to_f32((const ggml_fp16_t *) src, dst, n);   break;
+        default:             ggml_get_type_traits(type)->to_float(src, dst, n);  break;
+    }
+}
+
+template <typename V>
+static void from_f32(ggml_type type, const float * src, void * dst, int64_t n) {
+    switch (type) {
+        case GGML_TYPE_F16:  V::f32_to_f16(src, (ggml_fp16_t *) dst, n);  break;
+        default:             memcpy(dst, src, n*sizeof(float));           break;
+    }
+}
 
 // the tile that both products consist of: rows as broadcast, columns as vectors
 // MR: rows per tile, NV: vectors of columns per tile
@@ -247,7 +313,7 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
     // panel[d][j] = k[pos + j][d], and 0 beyond n
     SHARED_ATTN_INLINE void pack(int64_t pos, int64_t n, float * rows, float * panel) const {
         for (int64_t j = 0; j < n; ++j) {
-            to_f32(task.k->type, task.k_row(task.head_kv(task.row0), pos + j), rows + j*n_embd_head, n_embd_head);
+            to_f32<V>(task.k->type, task.k_row(task.head_kv(task.row0), pos + j), rows + j*n_embd_head, n_embd_head);
         }
         std::fill(rows + n*n_embd_head, rows + N_PANEL*n_embd_head, 0.0f);
 
@@ -321,7 +387,7 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
 
         if (mask_of != task.token(row)*n_block + ib) {
             mask_of  = task.token(row)*n_block + ib;
-            to_f32(task.mask->type, task.mask_row(row, pos0), mask.data(), n);
+            to_f32<V>(task.mask->type, task.mask_row(row, pos0), mask.data(), n);
             std::fill(mask.begin() + n, mask.end(), -INFINITY);
         }
 
@@ -333,7 +399,7 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
             return;
         }
 
-        from_f32(task.probs->type, scores, task.probs_row(row, pos0), n);
+        from_f32<V>(task.probs->type, scores, task.probs_row(row, pos0), n);
 
         const float max_new = std::max(max[ir], max_b);
         sum[ir] = sum[ir]*expf(max[ir] - max_new) + sum_b*expf(max_b - max_new);
@@ -368,11 +434,11 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
 
                 const float factor = expf(max_b - max[ir])/sum[ir];
 
-                to_f32(task.probs->type, probs, buf.data(), n);
+                to_f32<V>(task.probs->type, probs, buf.data(), n);
                 for (int64_t i = 0; i < n; ++i) {
                     buf[i] *= factor;
                 }
-                from_f32(task.probs->type, buf.data(), probs, n);
+                from_f32<V>(task.probs->type, buf.data(), probs, n);
             }
         }
     }
@@ -451,7 +517,7 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
 
             for (int64_t j = 0; j < n; ++j) {
                 prefetch(task.k_row(head0, pos0 + j + N_PREFETCH), (head1 - head0)*task.k->nb[2]);
-                to_f32(task.k->type, task.k_row(head0, pos0 + j), k_rows.data(), (head1 - head0)*n_embd_head);
+                to_f32<V>(task.k->type, task.k_row(head0, pos0 + j), k_rows.data(), (head1 - head0)*n_embd_head);
 
                 for (int64_t i_head_kv = head0; i_head_kv < head1; ++i_head_kv) {
                     const int64_t ir0 = std::max<int64_t>(0, (i_head_kv    )*n_rows_head - task.row0);
@@ -499,6 +565,7 @@ struct shared_attn_pv_task : shared_attn_rows {
           float * kqv_row  (int64_t row)                    const { return (float *) at(kqv, token(row), head(row), i_stream); }
 
     // false where all probabilities are 0, which masked ones are exactly
+    template <typename V>
     bool get_probs(int64_t row, int64_t pos, float * dst, int64_t n) const {
         const char * src = probs_row(row, pos);
 
@@ -508,7 +575,7 @@ struct shared_attn_pv_task : shared_attn_rows {
             return false;
         }
 
-        to_f32(probs->type, src, dst, n);
+        to_f32<V>(probs->type, src, dst, n);
         return true;
     }
 };
@@ -548,7 +615,7 @@ struct shared_attn_pv : shared_attn_simd<V, MR, NV> {
             for (int64_t ir = 0; ir < n_rows; ir += MR) {
                 bool any = false;
                 for (int64_t r = 0; r < std::min<int64_t>(MR, n_rows - ir); ++r) {
-                    any |= task.get_probs(task.i0 + ir + r, pos0, p_tile.data() + r*N_BLOCK, n);
+                    any |= task.template get_probs<V>(task.i0 + ir + r, pos0, p_tile.data() + r*N_BLOCK, n);
                 }
                 if (!any) {
                     continue;
@@ -556,7 +623,7 @@ struct shared_attn_pv : shared_attn_simd<V, MR, NV> {
 
                 if (!packed) {
                     for (int64_t j = 0; j < n; ++j) {
-                        to_f32(task.v->type, task.v_row(i_head_kv, pos0 + j), v_block.data() + j*n_embd_pad, n_embd_head);
+                        to_f32<V>(task.v->type, task.v_row(i_head_kv, pos0 + j), v_block.data() + j*n_embd_pad, n_embd_head);
                     }
                     packed = true;
                 }
@@ -593,13 +660,13 @@ struct shared_attn_pv : shared_attn_simd<V, MR, NV> {
 
             bool any = false;
             for (int64_t ir = 0; ir < n_rows; ++ir) {
-                any |= task.get_probs(head0*n_per_head + ir, pos0, probs.data() + ir*N_BLOCK, n);
+                any |= task.template get_probs<V>(head0*n_per_head + ir, pos0, probs.data() + ir*N_BLOCK, n);
                 std::fill(probs.data() + ir*N_BLOCK + n, probs.data() + (ir + 1)*N_BLOCK, 0.0f);
             }
 
             for (int64_t j = 0; j < n && any; j += n_step) {
                 for (int64_t i = 0; i < std::min(n_step, n - j); ++i) {
-                    to_f32(task.v->type, task.v_row(0, pos0 + j + i) + ggml_row_size(task.v->type, task.i0), v_rows.data() + i*n_pad, n_columns);
+                    to_f32<V>(task.v->type, task.v_row(0, pos0 + j + i) + ggml_row_size(task.v->type, task.i0), v_rows.data() + i*n_pad, n_columns);
                 }
 
                 for (int64_t i_head_kv = head0; i_head_kv < head1; ++i_head_kv) {
@@ -646,8 +713,8 @@ struct shared_attn_pv : shared_attn_simd<V, MR, NV> {
 #if defined(__x86_64__)
 __attribute__((target("avx512f")))  static void run_avx512(const shared_attn_task    & task) { shared_attn_weights<vec_512, 12, 2>(task).run(); }
 __attribute__((target("avx512f")))  static void run_avx512(const shared_attn_pv_task & task) { shared_attn_pv     <vec_512, 12, 2>(task).run(); }
-__attribute__((target("avx2,fma"))) static void run_avx2  (const shared_attn_task    & task) { shared_attn_weights<vec_256,  6, 2>(task).run(); }
-__attribute__((target("avx2,fma"))) static void run_avx2  (const shared_attn_pv_task & task) { shared_attn_pv     <vec_256,  6, 2>(task).run(); }
+__attribute__((target("avx2,fma,f16c"))) static void run_avx2  (const shared_attn_task    & task) { shared_attn_weights<vec_256,  6, 2>(task).run(); }
+__attribute__((target("avx2,fma,f16c"))) static void run_avx2  (const shared_attn_pv_task & task) { shared_attn_pv     <vec_256,  6, 2>(task).run(); }
 #endif
 static                                     void run_any   (const shared_attn_task    & task) { shared_attn_weights<vec_128,  4, 2>(task).run(); }
 static                                     void run_any   (const shared_attn_pv_task & task) { shared_attn_pv     <vec_128,  4, 2>(task).run(); }
@@ -659,7 +726,7 @@ static void run(const T & task) {
         run_avx512(task);
         return;
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
         run_avx2(task);
         return;
     }

@@ -12,7 +12,7 @@
 #include "llama-model.h"
 #include "llama-model-loader.h"
 
-#include "ggml-cpu.h"
+#include "ggml-backend.h"
 #include "gguf.h"
 
 #include <algorithm>
@@ -413,9 +413,9 @@ ggml_tensor * llama_shared_attn_exchange_probs(
                 g.hparams.attn_soft_cap ? g.hparams.f_attn_logit_softcapping : 0.0f, shared_attn_probs_type(v->type));
         g.cb(probs, "kq_soft_max", il);
     } else if (reuses || shared_attn_on_cpu(k)) {
-        // once for all products, not once for each
-        const ggml_type type = reuses ? shared_attn_probs_type(v->type) : ggml_get_type_traits_cpu(v->type)->vec_dot_type;
-        if (type != probs->type) {
+        // once for all products, not once for each: ggml multiplies f32, f16 and bf16 with their own type
+        const ggml_type type = reuses ? shared_attn_probs_type(v->type) : v->type;
+        if (type != probs->type && !ggml_is_quantized(type)) {
             probs = ggml_cast(g.ctx0, probs, type);
             g.cb(probs, "kq_soft_max", il);
         }
