@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <vector>
 
 // libllama is compiled for the least of its processors, so the tile is written with vectors of the compiler, once per
@@ -720,7 +721,7 @@ static                                     void run_any   (const shared_attn_tas
 static                                     void run_any   (const shared_attn_pv_task & task) { shared_attn_pv     <vec_128,  4, 2>(task).run(); }
 
 template <typename T>
-static void run(const T & task) {
+static void run_simd(const T & task) {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512f")) {
         run_avx512(task);
@@ -732,6 +733,15 @@ static void run(const T & task) {
     }
 #endif
     run_any(task);
+}
+
+template <typename T>
+static void run(const T & task) {
+    try {
+        run_simd(task);
+    } catch (const std::bad_alloc &) {
+        GGML_ABORT("shared attention: not enough memory for a block of the attention weights"); // no way out of a thread of ggml
+    }
 }
 
 // as few parts of a KV head as keep all threads busy: each part converts K or V anew

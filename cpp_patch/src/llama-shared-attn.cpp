@@ -16,7 +16,6 @@
 #include "gguf.h"
 
 #include <algorithm>
-#include <cctype>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -182,7 +181,7 @@ static bool shared_attn_any(const llama_hparams & hparams) {
 }
 
 // check the whole map before any of it is stored
-static void shared_attn_set(llama_hparams & hparams, llm_arch arch, const int32_t * source_layers, size_t n) {
+static void shared_attn_set(llama_hparams & hparams, llm_arch arch, llama_split_mode split_mode, const int32_t * source_layers, size_t n) {
     const std::string key = shared_attn_key(arch);
 
     if (std::find(shared_attn_archs.begin(), shared_attn_archs.end(), arch) == shared_attn_archs.end()) {
@@ -196,6 +195,11 @@ static void shared_attn_set(llama_hparams & hparams, llm_arch arch, const int32_
     for (uint32_t il = 0; il < n; ++il) {
         const int32_t src = source_layers[il];
 
+        if (src != (int32_t) il && split_mode == LLAMA_SPLIT_MODE_TENSOR) {
+            throw std::runtime_error(format("%s: a tensor split may put the heads of layer %u and its source on different devices; use -sm layer",
+                key.c_str(), il));
+        }
+
         if (src < 0 || (uint32_t) src > il) {
             throw std::runtime_error(format("%s: layer %u: source %d is not a layer at or before it", key.c_str(), il, src));
         }
@@ -206,6 +210,11 @@ static void shared_attn_set(llama_hparams & hparams, llm_arch arch, const int32_
 
         if (src != (int32_t) il && il >= hparams.n_layer()) {
             throw std::runtime_error(format("%s: layer %u: predicts further tokens, so it cannot share", key.c_str(), il));
+        }
+
+        if (src != (int32_t) il && (hparams.n_head_kv(il) == 0 || hparams.n_head(il) == 0 || hparams.n_head(il)%hparams.n_head_kv(il) != 0)) {
+            throw std::runtime_error(format("%s: layer %u: cannot share with %u query heads and %u KV heads", key.c_str(), il,
+                hparams.n_head(il), hparams.n_head_kv(il)));
         }
 
         if (hparams.n_head(src)        != hparams.n_head(il)        || hparams.n_head_kv(src)     != hparams.n_head_kv(il) ||
@@ -223,7 +232,7 @@ static void shared_attn_set(llama_hparams & hparams, llm_arch arch, const int32_
     }
 }
 
-void llama_shared_attn_load(llama_hparams & hparams, llm_arch arch, const gguf_context * meta) {
+void llama_shared_attn_load(llama_hparams & hparams, llm_arch arch, llama_split_mode split_mode, const gguf_context * meta) {
     const int64_t kid_version = gguf_find_key(meta, SHARED_ATTN_KEY_FORMAT_VERSION);
     if (kid_version >= 0) {
         if (gguf_get_kv_type(meta, kid_version) != GGUF_TYPE_UINT32) {
@@ -247,7 +256,7 @@ void llama_shared_attn_load(llama_hparams & hparams, llm_arch arch, const gguf_c
         throw std::runtime_error(format("%s: must be an array of i32", key.c_str()));
     }
 
-    shared_attn_set(hparams, arch, (const int32_t *) gguf_get_arr_data(meta, kid), gguf_get_arr_n(meta, kid));
+    shared_attn_set(hparams, arch, split_mode, (const int32_t *) gguf_get_arr_data(meta, kid), gguf_get_arr_n(meta, kid));
 
     for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
         if (llama_shared_attn_is_follower(hparams, il)) {
@@ -300,6 +309,71 @@ void llama_shared_attn_check_lora(const llama_model & model, const std::string &
             }
         }
     }
+}
+
+//
+// context
+//
+
+// an environment variable that holds a number
+static uint64_t shared_attn_env(const char * name, const char * meaning, uint64_t max, uint64_t value_default) {
+    const char * env = getenv(name);
+    if (!env) {
+        return value_default;
+    }
+
+    char * end = nullptr;
+    errno = 0;
+    const unsigned long long value = strtoull(env, &end, 10);
+    if (errno != 0 || env[0] < '0' || env[0] > '9' || *end != '\0' || value > max) {
+        throw std::runtime_error(format("%s: '%s' is not %s", name, env, meaning));
+    }
+
+    return value;
+}
+
+llama_shared_attn_params llama_shared_attn_init(const llama_model & model) {
+    llama_shared_attn_params res;
+
+    res.hold = model.shared_attn_hold;
+
+    if (shared_attn_any(model.hparams)) {
+        res.hybrid = shared_attn_env("LLAMA_SHARED_ATTN_HYBRID",  "0 or 1",            1,              0);
+        res.budget = shared_attn_env("LLAMA_SHARED_ATTN_P_BYTES", "a number of bytes", UINT64_MAX - 1, UINT64_MAX);
+    }
+
+    return res;
+}
+
+// of the probabilities between our kernels
+static ggml_type shared_attn_probs_type(ggml_type type_v) {
+    return type_v == GGML_TYPE_F32 ? GGML_TYPE_F32 : GGML_TYPE_F16;
+}
+
+// bytes of the probabilities of one token over n_kv positions, in those layers for which uses(il) holds
+// spans may overlap: what counts is the most that is alive at any layer
+static uint64_t shared_attn_bytes(const llama_hparams & hparams, uint64_t n_kv, ggml_type type_v, const std::function<bool(uint32_t il)> & uses) {
+    std::vector<int32_t> last(hparams.n_layer_all, -1); // the last layer that uses the probabilities of this one
+
+    for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
+        if (uses(il)) {
+            last[llama_shared_attn_source(hparams, il)] = il;
+        }
+    }
+
+    uint64_t n_bytes = 0;
+
+    for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
+        uint64_t alive = 0;
+        for (uint32_t src = 0; src <= il; ++src) {
+            if (last[src] >= (int32_t) il) {
+                alive += hparams.n_head(src)*n_kv*ggml_type_size(shared_attn_probs_type(type_v));
+            }
+        }
+        n_bytes = std::max(n_bytes, alive);
+    }
+
+    return n_bytes;
 }
 
 //
@@ -362,21 +436,39 @@ void llama_shared_attn_exchange_qk(
     }
 }
 
+// an encoder has no cache whose saving could be spent on probabilities, so it recomputes them unless it gets a budget
+static bool shared_attn_encoder_reuses(const llm_graph_context & g, int il) {
+    if (!shared_attn_any(g.hparams) || !llama_shared_attn_kernel_available()) {
+        return false;
+    }
+
+    const auto & params = g.cparams.shared_attn;
+
+    const auto uses = [&](uint32_t i) {
+        return !params.hybrid || llama_shared_attn_in_span(g.hparams, i);
+    };
+
+    return params.budget != UINT64_MAX && uses(il) &&
+        g.n_tokens*shared_attn_bytes(g.hparams, g.n_tokens, GGML_TYPE_F32, uses) <= params.budget;
+}
+
 bool llama_shared_attn_reuses(const llm_graph_context & g, int il) {
+    // training switches flash attention off, and our kernels have no backward pass either
+    if (!g.cparams.flash_attn) {
+        return false;
+    }
+
     const llama_shared_attn_kv * kv = nullptr;
 
-    if (const auto * mctx = dynamic_cast<const llama_kv_cache_context *>(g.mctx)) {
+    if (!g.mctx) {
+        return shared_attn_encoder_reuses(g, il);
+    } else if (const auto * mctx = dynamic_cast<const llama_kv_cache_context *>(g.mctx)) {
         kv = &mctx->get_shared_attn();
     } else if (const auto * mctx = dynamic_cast<const llama_kv_cache_iswa_context *>(g.mctx)) {
         kv = &(g.hparams.is_swa(il) ? mctx->get_swa() : mctx->get_base())->get_shared_attn();
     }
 
-    return kv && kv->reuse && (kv->reuse_all || llama_shared_attn_in_span(g.hparams, il));
-}
-
-// of the probabilities between our kernels
-static ggml_type shared_attn_probs_type(ggml_type type_v) {
-    return type_v == GGML_TYPE_F32 ? GGML_TYPE_F32 : GGML_TYPE_F16;
+    return kv && kv->reuse && g.n_tokens <= kv->n_ubatch_max && (kv->reuse_all || llama_shared_attn_in_span(g.hparams, il));
 }
 
 static bool shared_attn_on_cpu(const ggml_tensor * k) {
@@ -437,20 +529,39 @@ ggml_tensor * llama_shared_attn_build_kqv(const llm_graph_context & g, ggml_tens
 // the least ubatch that is worth reusing the probabilities for
 static const uint32_t SHARED_ATTN_N_UBATCH_MIN = 64;
 
-static uint64_t shared_attn_budget(uint64_t saving) {
-    const char * env = getenv("LLAMA_SHARED_ATTN_P_BYTES");
-    if (!env) {
-        return saving;
+// the caches of a context that a budget is for: layers with a sliding window have one of their own
+static uint64_t shared_attn_n_caches(const llama_hparams & hparams) {
+    bool any[2] = {};
+    for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
+        any[hparams.is_swa(il)] |= llama_shared_attn_is_follower(hparams, il);
     }
 
-    char * end = nullptr;
-    errno = 0;
-    const unsigned long long budget = strtoull(env, &end, 10);
-    if (errno != 0 || !isdigit((unsigned char) env[0]) || *end != '\0') {
-        throw std::runtime_error(format("LLAMA_SHARED_ATTN_P_BYTES: '%s' is not a number of bytes", env));
-    }
+    return any[0] + any[1];
+}
 
-    return budget;
+// a span that lies on several devices has its K cache on the first of them
+static void shared_attn_log_devices(const llama_model & model, const llama_hparams & hparams, const llama_shared_attn_filter & filter) {
+    for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
+        const uint32_t src = llama_shared_attn_source(hparams, il);
+
+        if ((filter && !filter(il)) || model.dev_layer(il) == model.dev_layer(src)) {
+            continue;
+        }
+
+        uint32_t last = il;
+        for (uint32_t i = il; i < hparams.n_layer_all; ++i) {
+            if (llama_shared_attn_source(hparams, i) == src) {
+                last = i;
+            }
+        }
+
+        const bool src_on_cpu = ggml_backend_dev_type(model.dev_layer(src)) == GGML_BACKEND_DEVICE_TYPE_CPU;
+
+        LLAMA_LOG_WARN("%s: layers %u and %u of a span are on different devices, so the K cache is copied for each ubatch; %s\n", __func__, src, il,
+                src_on_cpu ? format("-ngl %u or -ngl %u keeps the span together", hparams.n_layer_all - last, hparams.n_layer_all + 1 - src).c_str()
+                           : "another -ts keeps the span together");
+        return;
+    }
 }
 
 llama_shared_attn_kv llama_shared_attn_init_kv(
@@ -465,22 +576,29 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
         const llama_shared_attn_filter & filter) {
     llama_shared_attn_kv res;
 
+    if (!shared_attn_any(hparams)) {
+        return res;
+    }
+
+    const llama_shared_attn_params params = llama_shared_attn_init(model);
+
+    if (offload) {
+        shared_attn_log_devices(model, hparams, filter);
+    }
+
     // without flash attention there is nothing to choose
     if (v_trans || !llama_shared_attn_kernel_available()) {
         return res;
     }
 
-    const char * env = getenv("LLAMA_SHARED_ATTN_HYBRID");
-
-    // our kernels are faster than ggml's flash attention outside of spans, too
-    const bool hybrid = env && atoi(env);
-
-    std::vector<int32_t> last(hparams.n_layer_all, -1); // the last layer that uses the probabilities of this one
+    const auto uses = [&](uint32_t il) {
+        return hparams.has_kv(il) && (!filter || filter(il)) && (!params.hybrid || llama_shared_attn_in_span(hparams, il));
+    };
 
     uint64_t saving = 0;
 
     for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
-        if (!hparams.has_kv(il) || (filter && !filter(il)) || (hybrid && !llama_shared_attn_in_span(hparams, il))) {
+        if (!uses(il)) {
             continue;
         }
 
@@ -488,8 +606,6 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
         if (offload && ggml_backend_dev_buffer_type(model.dev_layer(il)) != ggml_backend_cpu_buffer_type()) {
             return res;
         }
-
-        last[llama_shared_attn_source(hparams, il)] = il;
 
         if (llama_shared_attn_is_follower(hparams, il)) {
             saving += ggml_row_size(type_k, hparams.n_embd_k_gqa(il))*n_cells*n_stream;
@@ -500,20 +616,8 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
         return res;
     }
 
-    // spans may overlap: what counts is the most that is alive at any layer, for one token
-    uint64_t n_bytes = 0;
-
-    for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
-        uint64_t alive = 0;
-        for (uint32_t src = 0; src <= il; ++src) {
-            if (last[src] >= (int32_t) il) {
-                alive += hparams.n_head(src)*n_cells*ggml_type_size(shared_attn_probs_type(type_v));
-            }
-        }
-        n_bytes = std::max(n_bytes, alive);
-    }
-
-    const uint64_t budget   = shared_attn_budget(saving);
+    const uint64_t n_bytes  = shared_attn_bytes(hparams, n_cells, type_v, uses);
+    const uint64_t budget   = params.budget == UINT64_MAX ? saving : params.budget/shared_attn_n_caches(hparams);
     const uint64_t n_ubatch = std::min<uint64_t>(budget/n_bytes, UINT32_MAX);
 
     if (n_ubatch < SHARED_ATTN_N_UBATCH_MIN) {
@@ -523,7 +627,7 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
     }
 
     res.reuse        = true;
-    res.reuse_all    = !hybrid;
+    res.reuse_all    = !params.hybrid;
     res.n_kv_pad     = 64; // a graph is built anew for each, but that takes less than a millisecond
     res.n_ubatch_max = n_ubatch - n_ubatch%16; // ggml's matrix products are slower in between
 
@@ -543,7 +647,9 @@ uint32_t llama_shared_attn_n_ubatch(const llama_memory_i * memory, const llama_c
         n_max = std::min(kv->get_base()->get_shared_attn().n_ubatch_max, kv->get_swa()->get_shared_attn().n_ubatch_max);
     }
 
-    return cparams.causal_attn ? std::min(cparams.n_ubatch, n_max) : cparams.n_ubatch;
+    const bool pooled = cparams.embeddings && cparams.pooling_type != LLAMA_POOLING_TYPE_NONE && cparams.pooling_type != LLAMA_POOLING_TYPE_LAST;
+
+    return cparams.causal_attn && !pooled ? std::min(cparams.n_ubatch, n_max) : cparams.n_ubatch;
 }
 
 //
@@ -591,8 +697,12 @@ int32_t llama_model_shared_attn_source(const llama_model * model, int32_t il) {
 
 bool llama_model_shared_attn_set(llama_model * model, const int32_t * source_layers, size_t n_layers) {
     try {
+        if (model->shared_attn_hold.use_count() > 1) {
+            throw std::runtime_error("a context of the model exists, and its KV cache was made from the map as it is");
+        }
+
         llama_hparams hparams = model->hparams;
-        shared_attn_set(hparams, model->arch, source_layers, n_layers);
+        shared_attn_set(hparams, model->arch, model->split_mode(), source_layers, n_layers);
 
         for (uint32_t il = 0; il < n_layers; ++il) {
             const auto & layer = model->layers[il];

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 
 struct gguf_context;
@@ -44,9 +45,9 @@ extern "C" {
     // the layer whose attention weights layer il uses: il itself if it computes its own, -1 if there is no layer il
     LLAMA_API int32_t llama_model_shared_attn_source(const struct llama_model * model, int32_t il);
 
-    // set the source map of a model, one entry per layer, before the first context of the model is created
+    // set the source map of a model, one entry per layer, while the model has no context
     // on a dense model this tries out spans without an export
-    // returns false and changes nothing if the map is not valid for the model
+    // returns false and changes nothing if the map is not valid for the model, or if a context of the model exists
     LLAMA_API bool llama_model_shared_attn_set(struct llama_model * model, const int32_t * source_layers, size_t n_layers);
 
 #ifdef __cplusplus
@@ -62,7 +63,7 @@ bool     llama_shared_attn_is_follower(const llama_hparams & hparams, uint32_t i
 bool     llama_shared_attn_in_span    (const llama_hparams & hparams, uint32_t il); // a follower, or a source with one
 
 // throws std::runtime_error if the GGUF has a source map that cannot be used
-void llama_shared_attn_load(llama_hparams & hparams, llm_arch arch, const gguf_context * meta);
+void llama_shared_attn_load(llama_hparams & hparams, llm_arch arch, llama_split_mode split_mode, const gguf_context * meta);
 void llama_shared_attn_save(const llama_hparams & hparams, llm_arch arch, gguf_context * meta);
 
 // llama_model_loader flags to add for a tensor: the tensors of a follower that only feed Q or K are not loaded
@@ -73,6 +74,24 @@ bool llama_shared_attn_needs_v(const llama_hparams & hparams, const LLM_TN_IMPL 
 
 // throws std::runtime_error if an adapter changes a tensor that the model lacks because a follower has no use for it
 void llama_shared_attn_check_lora(const llama_model & model, const std::string & name);
+
+//
+// context
+//
+
+struct llama_shared_attn_params {
+    // the source map must not change while there are graphs and a KV cache that were made from it
+    std::shared_ptr<const void> hold;
+
+    // LLAMA_SHARED_ATTN_HYBRID: the layers outside of spans keep flash attention, although our kernels are faster there, too
+    bool hybrid = false;
+
+    // LLAMA_SHARED_ATTN_P_BYTES: memory for the probabilities, UINT64_MAX if it is not set
+    uint64_t budget = UINT64_MAX;
+};
+
+// throws std::runtime_error if an environment variable has another value than these
+llama_shared_attn_params llama_shared_attn_init(const llama_model & model);
 
 //
 // graph
@@ -113,6 +132,7 @@ void llama_shared_attn_exchange_qk(
                       int     il);
 
 // a layer that reuses probabilities, or leaves some to be reused, does without flash attention
+// decided anew for each graph: a ubatch that must not be split may be too large for the budget
 bool llama_shared_attn_reuses(const llm_graph_context & g, int il);
 
 // a source leaves its probabilities here, a follower gets those of its source
@@ -147,7 +167,7 @@ struct llama_shared_attn_kv {
     // attention is over a multiple of so many positions; the probabilities of empty ones would be computed, too
     uint32_t n_kv_pad = 256;
 
-    // the largest ubatch whose probabilities fit into their memory budget
+    // the largest ubatch whose probabilities fit into their memory budget; followers recompute those of a larger one
     uint32_t n_ubatch_max = UINT32_MAX;
 };
 
@@ -155,8 +175,8 @@ using llama_shared_attn_filter = std::function<bool(int32_t il)>;
 
 // n_cells is the size of one stream
 // the budget of the probabilities is what the followers save of the K cache, so that a model never takes more memory than
-// without shared attention; LLAMA_SHARED_ATTN_P_BYTES is another one. LLAMA_SHARED_ATTN_HYBRID=1 keeps flash attention in
-// the layers outside of spans. Throws std::runtime_error if the budget is no number
+// without shared attention; the user may set another one, for all caches of a context together
+// throws std::runtime_error as llama_shared_attn_init does
 llama_shared_attn_kv llama_shared_attn_init_kv(
         const llama_model   & model,
         const llama_hparams & hparams,
@@ -168,7 +188,9 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
                    uint32_t   n_stream,
         const llama_shared_attn_filter & filter);
 
-// the size of the ubatches that a batch is split into; without a causal mask it must not be split
+// the size of the ubatches that a batch is split into
+// not smaller than without shared attention where all tokens must be in one: without a causal mask, and where they are
+// pooled into one embedding per sequence, as each ubatch is pooled by itself
 uint32_t llama_shared_attn_n_ubatch(const llama_memory_i * memory, const llama_cparams & cparams);
 
 //
