@@ -1,5 +1,7 @@
 #include "llama-shared-attn-kernel.h"
 
+#include "ggml-backend.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -720,14 +722,31 @@ __attribute__((target("avx2,fma,f16c"))) static void run_avx2  (const shared_att
 static                                     void run_any   (const shared_attn_task    & task) { shared_attn_weights<vec_128,  4, 2>(task).run(); }
 static                                     void run_any   (const shared_attn_pv_task & task) { shared_attn_pv     <vec_128,  4, 2>(task).run(); }
 
+#if defined(__x86_64__)
+// what ggml-cpu was compiled for, which may be one of several modules: so our kernels use what all others use
+// (__builtin_cpu_supports is always false where the compiler's library does not fill in what it reads)
+static bool cpu_has(const char * name) {
+    const ggml_backend_reg_t reg = ggml_backend_reg_by_name("CPU");
+    const auto get_features = reg ? (ggml_backend_get_features_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_get_features") : nullptr;
+
+    for (const ggml_backend_feature * f = get_features ? get_features(reg) : nullptr; f && f->name; ++f) {
+        if (strcmp(f->name, name) == 0) {
+            return strcmp(f->value, "0") != 0;
+        }
+    }
+
+    return false;
+}
+#endif
+
 template <typename T>
 static void run_simd(const T & task) {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f")) {
+    if (cpu_has("AVX512")) {
         run_avx512(task);
         return;
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    if (cpu_has("AVX2") && cpu_has("FMA") && cpu_has("F16C")) {
         run_avx2(task);
         return;
     }

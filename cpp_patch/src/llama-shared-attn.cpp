@@ -649,7 +649,10 @@ uint32_t llama_shared_attn_n_ubatch(const llama_memory_i * memory, const llama_c
 
     const bool pooled = cparams.embeddings && cparams.pooling_type != LLAMA_POOLING_TYPE_NONE && cparams.pooling_type != LLAMA_POOLING_TYPE_LAST;
 
-    return cparams.causal_attn && !pooled ? std::min(cparams.n_ubatch, n_max) : cparams.n_ubatch;
+    // training switches flash attention off, and wants a ubatch that is as large as the context
+    const bool may_split = cparams.flash_attn && cparams.causal_attn && !pooled;
+
+    return may_split ? std::min(cparams.n_ubatch, n_max) : cparams.n_ubatch;
 }
 
 //

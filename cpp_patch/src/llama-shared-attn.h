@@ -189,8 +189,8 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
         const llama_shared_attn_filter & filter);
 
 // the size of the ubatches that a batch is split into
-// not smaller than without shared attention where all tokens must be in one: without a causal mask, and where they are
-// pooled into one embedding per sequence, as each ubatch is pooled by itself
+// not smaller than without shared attention where all tokens must be in one: without a causal mask, in training, and where
+// they are pooled into one embedding per sequence, as each ubatch is pooled by itself
 uint32_t llama_shared_attn_n_ubatch(const llama_memory_i * memory, const llama_cparams & cparams);
 
 //

@@ -67,7 +67,7 @@ class TrialModel:
     def change(self, source_layers: tuple[int, ...], changes: Mapping[TensorCopy, RawRows]) -> None:
         """Give the model a source map and the changed tensors; all other tensors are as in the file again.
 
-        No context of the model may be open. Raises Unsupported for a tensor that the graph does not read.
+        Raises RuntimeProblem if a context of the model is open, Unsupported for a tensor that the graph does not read.
         """
         self.model.share(source_layers)
         for copy in self._changes.keys() - changes.keys():

@@ -52,8 +52,8 @@ class SharedAttention:
         return int(self._source(model, layer))
 
     def set_source_layers(self, model: Any, source_layers: tuple[int, ...]) -> bool:
-        """Set the source map before the model's first context.
+        """Set the source map of a model that has no context.
 
-        Returns False, and llama.cpp writes the reason to its log, if the map is not valid.
+        Returns False, and llama.cpp writes the reason to its log, if it has one or the map is not valid.
         """
         return bool(self._set(model, (ctypes.c_int32 * len(source_layers))(*source_layers), len(source_layers)))

@@ -79,7 +79,7 @@ def _set_fields(structure: ctypes.Structure, values: dict[str, Any]) -> None:
 class Model:
     """A loaded model. `log` is what llama.cpp wrote while it was loading.
 
-    `source_layers` is a source map to set before the first context. `params` are fields of llama_model_params. Raises
+    `source_layers` is a source map to set. `params` are fields of llama_model_params. Raises
     BadInput with llama.cpp's own reason if the file does not load, RuntimeProblem as share() does.
     """
 
@@ -102,7 +102,7 @@ class Model:
         self.n_layer = int(lib.llama_model_n_layer(self.handle))
 
     def share(self, source_layers: tuple[int, ...]) -> None:
-        """Set a source map, before the first context. Raises RuntimeProblem with the runtime's reason."""
+        """Set a source map. Raises RuntimeProblem with the runtime's reason, also while a context of the model exists."""
         shared = SharedAttention.from_bindings(self.lib)
         if shared is None:
             raise RuntimeProblem("this libllama has no Shared Attention")

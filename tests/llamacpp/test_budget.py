@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from shareatt_export.errors import RuntimeProblem
+from shareatt_export.exporting.convert import converted
 from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model, Token
 from shareatt_export.model.facts import read_facts
 from tests.support import parity, tiny_models
+from tests.support.exports import export
 
 N_CTX = 4096
 
@@ -65,12 +67,20 @@ def test_the_user_can_say_otherwise(cases, folder):
         assert size == 512 and "followers recompute" in log
 
 
-@pytest.mark.parametrize("text", ["", "1e9", "-1", "64MB", "99999999999999999999999"])
-def test_what_is_no_number_of_bytes_is_refused(cases, folder, monkeypatch, text):
-    monkeypatch.setenv(parity.BUDGET, text)
-    file, message = cases["GQA"].shared("0-7", folder), f"{parity.BUDGET}: '{text}' is not a number of bytes"
-    with Model(parity.lib(), file) as model, pytest.raises(RuntimeProblem, match=message):
-        Context(model, True)
+@pytest.mark.parametrize("flash_attn", [False, True])
+@pytest.mark.parametrize(
+    ("variable", "text", "meaning"),
+    [(parity.BUDGET, text, "a number of bytes") for text in ("", "1e9", "-1", "64MB", "99999999999999999999999")]
+    + [(parity.HYBRID, text, "0 or 1") for text in ("", "true", "2", "-1")],
+)
+def test_another_value_of_a_variable_is_refused(cases, folder, monkeypatch, variable, text, meaning, flash_attn):
+    monkeypatch.setenv(variable, text)
+    file = cases["GQA"].shared("0-7", folder)
+    with Model(parity.lib(), file) as model:
+        with pytest.raises(RuntimeProblem, match=f"{variable}: '{text}' is not {meaning}"):
+            Context(model, flash_attn)
+    with Model(parity.lib(), cases["GQA"].dense) as model, Context(model, flash_attn):
+        pass  # a dense model has no use for the variables
 
 
 def buffers(file: Path, **params: object) -> float:
@@ -97,10 +107,9 @@ def test_within_the_budget_the_logits_are_the_same(cases, folder, mode):
     assert parity.nmse(ours, expected) <= parity.TOLERANCE["f16"]
 
 
-def test_batches_are_split_by_it(cases, folder):
-    """A graph with more tokens would need more memory than the context has reserved."""
-    file, sizes = cases["GQA"].shared("0-7", folder), []
-    lib = parity.lib()
+def sizes_of_ubatches(file: Path, n_tokens: int, *, causal: bool) -> list[tuple[str, int]]:
+    """Return for each ubatch whether layer 0 "reuses" or "recomputes", and its tokens."""
+    lib, found, weights = parity.lib(), [], []
     name, rows = lib._lib.ggml_get_name, lib._lib.ggml_nrows
     name.argtypes, name.restype = [ctypes.c_void_p], ctypes.c_char_p
     rows.argtypes, rows.restype = [ctypes.c_void_p], ctypes.c_int64
@@ -108,15 +117,47 @@ def test_batches_are_split_by_it(cases, folder):
     @lib.ggml_backend_sched_eval_callback
     def look(tensor, ask, data):
         if ask and name(tensor) == b"kq_soft_max-0":
-            sizes.append(rows(tensor) // tiny_models.N_HEAD)
+            weights.append(rows(tensor) // tiny_models.N_HEAD)
+        if ask and name(tensor) == b"kqv_out-0":  # flash attention has no node for the weights before it
+            found.append(("reuses", weights.pop()) if weights else ("recomputes", rows(tensor)))
         return False
 
-    with Model(lib, file) as model, Context(model, True, n_ctx=N_CTX, n_ubatch=512, cb_eval=look) as context:
-        batch = [Token(5, i) for i in range(300)]
-        context.decode(batch)
-        assert sizes == [112, 112, 76]
-        sizes.clear()
-        lib.llama_memory_clear(context.memory, True)
-        lib.llama_set_causal_attn(context.handle, False)
-        context.decode(batch)
-        assert sizes == [300], "without a causal mask all tokens must see each other"
+    params = {"n_ctx": N_CTX, "n_batch": 2048, "n_ubatch": 2048, "cb_eval": look}
+    with Model(lib, file) as model, Context(model, True, **params) as context:
+        lib.llama_set_causal_attn(context.handle, causal)
+        context.decode([Token(5, i) for i in range(n_tokens)])
+    return found
+
+
+def test_batches_are_split_by_it(cases, folder):
+    """A graph with more tokens would need more memory than the context has reserved."""
+    file = cases["GQA"].shared("0-7", folder)
+    assert sizes_of_ubatches(file, 300, causal=True) == [("reuses", 112), ("reuses", 112), ("reuses", 76)]
+
+
+def test_a_ubatch_that_must_not_be_split_recomputes(cases, folder):
+    """Without a causal mask all tokens must see each other."""
+    file = cases["GQA"].shared("0-7", folder)
+    assert sizes_of_ubatches(file, 100, causal=False) == [("reuses", 100)]
+    assert sizes_of_ubatches(file, 300, causal=False) == [("recomputes", 300)]
+
+
+@pytest.mark.parametrize("arch", tiny_models.SLIDING)
+def test_the_caches_of_a_sliding_window_share_it(built, folder, arch):
+    """The last 2 * 64 tokens' worth is not enough for both of two caches, once each has its share."""
+    dense = folder / f"{arch}.gguf"
+    with converted(tiny_models.save(tiny_models.build_sliding(arch), folder / arch), folder, "f16", None) as made:
+        made.replace(dense)
+    shared = export(dense, folder / f"{arch}-shared.gguf", "2-7" if arch == "gemma2" else "0-11")
+    per_token = 2 * tiny_models.N_HEAD * N_CTX
+    sizes = {}
+    for n in (64, 128):
+        variables = {parity.BUDGET: str(n * per_token)}
+        params = {"n_ctx": N_CTX, "n_ubatch": 512, "swa_full": True}
+        with (
+            parity.environment(variables),
+            Model(parity.lib(), shared) as model,
+            Context(model, True, **params) as context,
+        ):
+            sizes[n] = re.findall(r"followers (reuse|recompute)", context.log)
+    assert sizes == {64: ["recompute"] * 2, 128: ["reuse"] * 2}

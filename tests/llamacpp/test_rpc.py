@@ -98,3 +98,45 @@ def test_run_with_rpc(built, endpoints, demo_dense, tmp_path):
     text, devices = generate()
     assert devices == {"CPU"} and len(text) > 16
     assert generate("--rpc", ",".join(endpoints)) == (text, {"RPC0", "RPC1"})
+
+
+def log_of_loading(built, endpoints, file, *options):
+    """Return the log of llama-completion with all devices, and its exit status."""
+    command = [
+        built.bin / "llama-completion",
+        "-m",
+        file,
+        "--rpc",
+        ",".join(endpoints),
+        "-n",
+        "1",
+        "-p",
+        "a",
+        "-no-cnv",
+    ]
+    done = subprocess.run([*map(str, command), *options], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return done.stderr, done.returncode
+
+
+def test_a_span_on_two_devices_is_said_once_with_the_options_that_avoid_it(built, endpoints, demo_dense, tmp_path):
+    file = export(demo_dense, tmp_path / "shared.gguf")
+
+    def warnings(*options):
+        log, status = log_of_loading(built, endpoints[:1], file, *options)
+        assert status == 0, log
+        return re.findall(r"layers (\d+) and (\d+) of a span are on different devices.*; (.*)", log)
+
+    n_layer = 12
+    (warning,) = warnings("-ngl", "5")  # layers 8 and 9 of the span 6-9 are on the device
+    assert warning == ("6", "8", f"-ngl {n_layer - 9} or -ngl {n_layer + 1 - 6} keeps the span together")
+    assert not warnings("-ngl", str(n_layer - 9)) and not warnings("-ngl", str(n_layer + 1 - 6))
+
+
+def test_a_tensor_split_is_refused(built, endpoints, demo_dense, tmp_path):
+    """It may put the heads of a source and of its followers on different devices."""
+    file = export(demo_dense, tmp_path / "shared.gguf")
+    log, status = log_of_loading(built, endpoints, file, "-sm", "tensor", "-ngl", "99")
+    assert (
+        status == 1
+        and "a tensor split may put the heads of layer 7 and its source on different devices; use -sm layer" in log
+    )

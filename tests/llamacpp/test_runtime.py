@@ -77,6 +77,34 @@ def test_set_checks_the_map(files):
         model.share(tuple(range(12)))
 
 
+def test_the_map_is_fixed_while_a_context_exists(files):
+    """Its graphs and its KV cache were made from the map; a follower that became a source would have no K cache."""
+    with Model(parity.lib(), files[0]) as model:
+        model.share(SOURCE_LAYERS)
+        with Context(model, **F32_CACHE) as context:
+            expected = context.decode(tokens(5))
+            for source_layers in (tuple(range(12)), (0, 0, *range(2, 12))):
+                with pytest.raises(RuntimeProblem, match="a context of the model exists"):
+                    model.share(source_layers)
+            assert model.source_layers() == SOURCE_LAYERS
+            context.clear()
+            assert np.array_equal(context.decode(tokens(5)), expected)
+        model.share(tuple(range(12)))
+        assert model.source_layers() == tuple(range(12))
+
+
+def test_libllama_needs_no_symbol_of_the_cpu_backend(built):
+    """With GGML_BACKEND_DL that is a module, which llama.cpp loads at run time and cannot link to."""
+
+    def symbols(library, kind):
+        command = ["nm", "-D", f"--{kind}", built.bin / library]
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return {line.split()[-1].split("@")[0] for line in out.splitlines()}
+
+    of_cpu = symbols("libggml-cpu.so", "defined-only") - symbols("libggml-base.so", "defined-only")
+    assert len(of_cpu) > 20 and not symbols("libllama.so", "undefined-only") & of_cpu
+
+
 def test_followers_compute_neither_query_nor_key_nor_scores(files, built, path, flash_attn):
     """Read from the names of the nodes in the running graph."""
     get_name = ctypes.CDLL(str(built.bin / "libggml-base.so")).ggml_get_name

@@ -8,7 +8,9 @@ needs a metadata key, its value is that of llama.cpp's tests/test-llama-archs.cp
 
 import ctypes
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -51,9 +53,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
 }
 
 
-def metadata(arch: str) -> dict[str, Any]:
-    """Return the metadata values of `arch`, by key without the prefix of the architecture."""
-    special = SPECIAL.get(arch, {})
+def metadata(arch: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata values of `arch`, by key without the prefix of the architecture; `extra` comes on top."""
+    special = SPECIAL.get(arch, {}) | dict(extra)
     n_layer = special.get("block_count", N_LAYER)
     values: dict[str, Any] = {
         "vocab_size": N_VOCAB,
@@ -103,10 +105,10 @@ def metadata(arch: str) -> dict[str, Any]:
     return {key: value for key, value in (values | special).items() if value is not None}
 
 
-def write(arch: str, path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> None:
-    """Write a GGUF of `arch` with these tensors, given in numpy's order of axes."""
+def write(arch: str, path: Path, tensors: dict[str, np.ndarray[Any, Any]], extra: Mapping[str, Any]) -> None:
+    """Write a GGUF of `arch` with these tensors, given in numpy's order of axes, and `extra` metadata."""
     writer = gguf.GGUFWriter(path, arch)
-    values = metadata(arch)
+    values = metadata(arch, extra)
     for key, value in values.items():
         name = key if key.startswith("xielu.") else f"{arch}.{key}"
         if isinstance(value, bool):
@@ -136,7 +138,7 @@ class GgufParams(ctypes.Structure):
     _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
 
 
-def shapes(arch: str) -> dict[str, tuple[int, ...]]:
+def shapes(arch: str, extra: Mapping[str, Any] = MappingProxyType({})) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor of `arch`, axes in ggml's order, by name.
 
     llama_model_init_from_user asks for the data of each tensor. Raises RuntimeError if llama.cpp refuses the model.
@@ -154,7 +156,7 @@ def shapes(arch: str) -> dict[str, tuple[int, ...]]:
     callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(take)
     with tempfile.TemporaryDirectory() as work:
         path = Path(work) / "header.gguf"
-        write(arch, path, {})
+        write(arch, path, {}, extra)
         header = base.gguf_init_from_file(str(path).encode(), GgufParams(True, None))
         function = lib._lib.llama_model_init_from_user
         function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, lib.llama_model_params]
@@ -167,11 +169,11 @@ def shapes(arch: str) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def make(arch: str, path: Path) -> None:
-    """Write a small model of `arch`, the same on every call."""
+def make(arch: str, path: Path, extra: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Write a small model of `arch`, the same on every call. `extra`: metadata, by key without the architecture."""
     rng = np.random.default_rng(1)
     tensors = {}
-    for name, shape in shapes(arch).items():
+    for name, shape in shapes(arch, extra).items():
         role = name.split(".")[-2]
         data = rng.standard_normal(shape[::-1]).astype(np.float32)
         if ("norm" in role and name.endswith("weight")) or name.endswith("scale"):
@@ -181,4 +183,4 @@ def make(arch: str, path: Path) -> None:
         else:
             data *= (2.5 if role in ("attn_q", "attn_k", "attn_qkv") else 1.0) / np.sqrt(shape[0])
         tensors[name] = data
-    write(arch, path, tensors)
+    write(arch, path, tensors, extra)

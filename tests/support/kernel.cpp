@@ -4,6 +4,8 @@
 //     kernel time             one line per shape: milliseconds of weights by operators and kernel, of the product with V by
 //                             operator (V transposed) and kernel, and of flash attention
 
+#include "ggml-backend.h"
+
 #include <cstring>
 
 static bool supported(const char * name) {
@@ -11,19 +13,23 @@ static bool supported(const char * name) {
          : strcmp(name, "avx2")    == 0 ? __builtin_cpu_supports("avx2") : __builtin_cpu_supports("fma");
 }
 
-// the kernel asks the processor; here, it is told
+// the kernel asks ggml-cpu what it was compiled for; here, it is told
 static const char * instruction_set = "any";
 
-static bool told(const char * name) {
-    return strcmp(instruction_set, "avx512f") == 0 ? true : strcmp(instruction_set, "avx2") == 0 && strcmp(name, "avx512f") != 0;
+static const ggml_backend_feature * told(ggml_backend_reg_t) {
+    static const ggml_backend_feature avx512[] = {{ "AVX512", "1" }, { nullptr, nullptr }};
+    static const ggml_backend_feature avx2  [] = {{ "AVX2", "1" }, { "FMA", "1" }, { "F16C", "1" }, { nullptr, nullptr }};
+    static const ggml_backend_feature any   [] = {{ nullptr, nullptr }};
+
+    return strcmp(instruction_set, "avx512f") == 0 ? avx512 : strcmp(instruction_set, "avx2") == 0 ? avx2 : any;
 }
 
-#define __builtin_cpu_supports(name) told(name)
+#define ggml_backend_reg_get_proc_address(reg, name) told
 #include "llama-shared-attn-kernel.cpp"
-#undef __builtin_cpu_supports
+#undef ggml_backend_reg_get_proc_address
 
 #include "ggml-alloc.h"
-#include "ggml-backend.h"
+#include "ggml-cpu.h"
 
 #include <chrono>
 #include <cstdio>
@@ -130,7 +136,7 @@ struct graph {
     std::vector<float> values() {
         compute();
         std::vector<float> res(ggml_nelements(out));
-        to_f32(out->type, out->data, res.data(), res.size());
+        to_f32<vec_128>(out->type, out->data, res.data(), res.size());
         return res;
     }
 };

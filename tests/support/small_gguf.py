@@ -35,13 +35,14 @@ def write_dense(
     down_bias: Mapping[int, npt.NDArray[np.float32]] | None = None,
     arch: str = "llama",
     n_layer: int = N_LAYER,
+    attention_gain: float = 1,
     **extra: object,
 ) -> Path:
     """Write a dense model with the tensors of a Llama, and return `path`.
 
     fused: Q, K and V are one tensor. q8_0: the type of the matrices, F32 otherwise. bias: Q, K and V have biases.
-    down_bias: biases of ffn_down by layer. arch: the value of general.architecture. extra: further string keys, with _
-    for the first dot.
+    down_bias: biases of ffn_down by layer. arch: the value of general.architecture. attention_gain: a factor for Q and
+    K; with 4, attention is far from uniform. extra: further string keys, with _ for the first dot.
     """
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name("Small")
@@ -63,6 +64,8 @@ def write_dense(
 
     def add(name: str, rows: int) -> None:
         data = rng.standard_normal((rows, N_EMBD), dtype=np.float32) / 8
+        if "attn_q." in name or "attn_k." in name:
+            data *= np.float32(attention_gain)
         if q8_0:
             writer.add_tensor(name, gguf.quants.quantize(data, Q8_0), raw_dtype=Q8_0)
         else:

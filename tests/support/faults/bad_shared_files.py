@@ -84,6 +84,11 @@ HEADS = {  # counts in which a follower has another number of heads than its sou
     "query heads": ("llama__attention__head_count", [4] * 8 + [2] + [4] * 3),
     "KV heads": ("llama__attention__head_count_kv", [2] * 7 + [4] + [2] * 4),
 }
+COUNTS = {  # counts of a source and its followers that attention cannot be computed with
+    "no query heads": ("llama__attention__head_count", [4] * 6 + [0] * 4 + [4] * 2, "0 query heads and 2 KV heads"),
+    "no KV heads": ("llama__attention__head_count_kv", [2] * 6 + [0] * 4 + [2] * 2, "4 query heads and 0 KV heads"),
+    "a remainder": ("llama__attention__head_count_kv", [2] * 6 + [3] * 4 + [2] * 2, "4 query heads and 3 KV heads"),
+}
 MISSING = ("blk.6.attn_q.weight", "blk.6.attn_k.weight", "blk.8.attn_v.weight")
 
 
@@ -103,6 +108,13 @@ BAD_FILES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
             KEY,
         )
         for name, (field, counts) in HEADS.items()
+    },
+    **{
+        name: (
+            partial(small_gguf.with_metadata, **{field: raw_array_i32(counts)}),
+            f"layer 7: cannot share with {message}",
+        )
+        for name, (field, counts, message) in COUNTS.items()
     },
     **{f"no {name}": (partial(with_tensors, without=[name]), name) for name in MISSING},
 }
