@@ -102,7 +102,7 @@ class Model:
         self.n_layer = int(lib.llama_model_n_layer(self.handle))
 
     def share(self, source_layers: tuple[int, ...]) -> None:
-        """Set a source map. Raises RuntimeProblem with the runtime's reason, also while a context of the model exists."""
+        """Set a source map. Raises RuntimeProblem with the runtime's reason, also while the model has a context."""
         shared = SharedAttention.from_bindings(self.lib)
         if shared is None:
             raise RuntimeProblem("this libllama has no Shared Attention")

@@ -76,9 +76,9 @@ def test_the_user_can_say_otherwise(cases, folder):
 def test_another_value_of_a_variable_is_refused(cases, folder, monkeypatch, variable, text, meaning, flash_attn):
     monkeypatch.setenv(variable, text)
     file = cases["GQA"].shared("0-7", folder)
-    with Model(parity.lib(), file) as model:
-        with pytest.raises(RuntimeProblem, match=f"{variable}: '{text}' is not {meaning}"):
-            Context(model, flash_attn)
+    message = f"{variable}: '{text}' is not {meaning}"
+    with Model(parity.lib(), file) as model, pytest.raises(RuntimeProblem, match=message):
+        Context(model, flash_attn)
     with Model(parity.lib(), cases["GQA"].dense) as model, Context(model, flash_attn):
         pass  # a dense model has no use for the variables
 

@@ -9,7 +9,8 @@ import pytest
 
 from shareatt_export.llamacpp import runtime
 from tests.support import features
-from tests.support.features import FEATURES, PATHS
+from tests.support.features import FEATURES
+from tests.support.ways import PATHS
 
 
 @pytest.fixture(scope="module")

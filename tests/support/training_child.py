@@ -2,8 +2,8 @@
 
 python -m tests.support.training_child MODEL FLASH_ATTN
 
-The same calls as llama.cpp's examples/training/finetune.cpp. Gradients reach K and V, because a ubatch is as large as the
-context.
+The calls are those of llama.cpp's examples/training/finetune.cpp. Gradients reach K and V, because a ubatch is as large
+as the context.
 """
 
 import ctypes
