@@ -10,7 +10,7 @@ import pytest
 from shareatt_export.llamacpp import runtime
 from tests.support import features
 from tests.support.features import FEATURES
-from tests.support.ways import PATHS
+from tests.support.ways import PATHS, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -36,5 +36,5 @@ def test_sharing_matters_for_the_result(folder, name):
 
 
 def test_the_documentation_has_a_row_for_each_way():
-    text = (features.ROOT / "docs" / "features.md").read_text()
+    text = (ROOT / "docs" / "features.md").read_text()
     assert features.PREFACE in text and all(f"| {name} |" in text for name in FEATURES)

@@ -135,7 +135,7 @@ PREFACE = f"""# Ways to use a model, and what was measured of them
 
 Normalised mean squared error (NMSE) of the result of each way, on small models with F32 weights and caches. Inputs have
 {N_TOKENS} tokens ({KINDS["reranker"].n_tokens} for rerankers, {KINDS["encoder"].n_tokens} for encoders), a ubatch
-has {N_UBATCH}, and a context has {N_CTX}. This page is made by `python -m tests.support.features > docs/features.md`, and
+has {N_UBATCH}, and a context has {N_CTX}. This page is made by `python -m tests.support.features > docs/features.md`;
 `tests/llamacpp/test_features.py` checks every cell.
 
 The reference is the same model on the plain path, with the whole input in one ubatch. Pooled embeddings and the scores
