@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import BadInput, RuntimeProblem
 from ..llamacpp import runtime
+from ..system.child_process import started
 from .request import BenchRequest
 from .settings import Setting, cache_type
 
@@ -30,8 +31,10 @@ class WorkerProcess:
         self.setting = setting
         command = [sys.executable, "-m", "shareatt_export.benchmark.worker"]
         command.append(json.dumps(_specification(setting, request, clock)))
+        self._resources = ExitStack()
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (it stays open as long as the process)
-        self.process = subprocess.Popen(
+        self._resources.callback(self._errors.close)
+        child = started(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -39,6 +42,7 @@ class WorkerProcess:
             text=True,
             env=_environment(setting),
         )
+        self.process = self._resources.enter_context(child)
         self.memory: dict[str, int | None] = {"rss": None, "anonymous": None}
         try:
             self.buffers: dict[str, int] = self._answer()["buffers"]
@@ -80,7 +84,7 @@ class WorkerProcess:
         """Kill the process, if it still runs."""
         self.process.kill()
         self.process.communicate()
-        self._errors.close()
+        self._resources.close()
 
 
 @contextmanager

@@ -202,7 +202,8 @@ def _run_smoke_test(runtime: RuntimeStatus) -> int:
     command = [sys.executable, "-m", "shareatt_export.llamacpp.smoke_test", str(runtime.python), str(runtime.bin)]
     with (runtime.root / "smoke.log").open("w") as log:
         try:
-            return subprocess.run(command, stdout=log, stderr=log, timeout=300).returncode
+            with child_process.started(command, stdout=log, stderr=log) as child:
+                return int(child.wait(timeout=300))
         except subprocess.TimeoutExpired:
             raise RuntimeProblem(
                 "its first model does not end", path=runtime.bin, next_step=f"see {log.name}"

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path, PurePosixPath
 
 from ..errors import RuntimeProblem
+from ..system import child_process
 from .pin import patch_dir, pin
 
 SOURCE_MARK = Path("src/llama-graph.cpp")
@@ -107,9 +108,8 @@ def unpack(path: Path, folder: Path) -> None:
 def pip(arguments: list[str], env: dict[str, str] | None = None) -> None:
     """Run this interpreter's pip, with `env` added to the environment. Raises RuntimeProblem with its last error."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=os.environ | (env or {}))
-    if done.returncode:
-        lines = done.stderr.splitlines()
+    lines: list[str] = []
+    if child_process.run(command, lambda line: lines.append(line.strip()), env=os.environ | (env or {})):
         errors = [line for line in lines if line.lower().startswith("error:")] or lines or ["failed"]
         reason = re.sub("^error: ", "", errors[-1], flags=re.IGNORECASE)
         raise RuntimeProblem(reason, field=f"pip {arguments[0]}")
