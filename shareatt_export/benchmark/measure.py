@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import RuntimeProblem
 from ..llamacpp import runtime
 from ..model.costs import decode_bytes, prefill_flops
 from ..system.progress import Step, silent
@@ -47,8 +48,12 @@ class Measured:
 
 def measure(request: BenchRequest, progress: Step = silent) -> Measured:
     """Make all measurements. Raises BadInput if the files are no pair, RuntimeProblem if llama.cpp cannot run them."""
-    runtime.require()
-    runtime.require(patched=False)
+    if runtime.options_of(runtime.require()) != runtime.options_of(unpatched := runtime.require(patched=False)):
+        raise RuntimeProblem(
+            "the unpatched llama.cpp is built for other devices than the runtime",
+            path=unpatched.bin,
+            next_step="run 'shareatt-export runtime build --unpatched'",
+        )
     progress("reading the models", None)
     pair, settings = read_pair(Path(request.dense), Path(request.sa)), settings_of(request)
     work = _Work(request, pair, len(settings), progress)

@@ -13,7 +13,8 @@ class BenchRequest:
 
     `depths`: numbers of tokens that are in the context already. `prompt`: tokens of a prefill. `generate`: tokens of
     a decode. `rounds`: turns that each setting takes. `type_k`, `type_v`: types of the KV cache. `p_bytes`: memory
-    budgets for attention weights, in bytes, to measure beside the default.
+    budgets for attention weights, in bytes, to measure beside the default. `gpu_layers`, `device`: how many layers go
+    to which devices (llamacpp/devices.py).
     """
 
     dense: Path | str
@@ -26,6 +27,8 @@ class BenchRequest:
     type_k: str = "f16"
     type_v: str = "f16"
     p_bytes: tuple[int, ...] = ()
+    gpu_layers: int | None = None
+    device: str | None = None
 
     @property
     def n_ctx(self) -> int:

@@ -28,6 +28,7 @@ import numpy as np
 
 from ..errors import BadInput, RuntimeProblem, ShareattError
 from ..llamacpp.bindings import load
+from ..llamacpp.devices import offload_params
 from ..llamacpp.engine import Context, Model, Token
 
 PIECE = 128  # tokens; the state of more would raise the peak memory
@@ -171,7 +172,8 @@ def serve(spec: dict[str, Any]) -> None:
     now = time.thread_time if spec["context"]["n_threads"] == 1 else time.perf_counter
     clock = NodeClock(lib, now) if spec["clock"] else None
     params = spec["context"] | ({"cb_eval": clock.callback} if clock else {})
-    with Model(lib, Path(spec["model"])) as model, Context(model, spec["flash_attn"], **params) as context:
+    offload = offload_params(lib, **spec["offload"])
+    with Model(lib, Path(spec["model"]), **offload) as model, Context(model, spec["flash_attn"], **params) as context:
         worker = Worker(context, clock or whole_call_timer(now))
         commands: dict[str, Callable[..., list[Seconds]]] = {
             "fill": worker.fill,

@@ -109,6 +109,7 @@ def _specification(setting: Setting, request: BenchRequest, clock: bool) -> dict
         "model": str(setting.model),
         "flash_attn": setting.flash_attn,
         "clock": clock,
+        "offload": {"gpu_layers": request.gpu_layers, "device": request.device},
         "context": {
             "n_ctx": request.n_ctx,
             "n_batch": max(request.prompt, N_UBATCH),

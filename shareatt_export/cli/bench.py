@@ -7,7 +7,7 @@ import click
 
 from ..benchmark.request import BenchRequest
 from .option_types import CACHE_TYPE, FILE, Depths
-from .options import json_option, quiet_option
+from .options import device_option, gpu_layers_option, json_option, quiet_option
 
 
 @click.command("bench", short_help="Measure an SA model against its dense model.")
@@ -22,6 +22,8 @@ from .options import json_option, quiet_option
               help="Number of threads.")  # fmt: skip
 @click.option("--ctk", "type_k", type=CACHE_TYPE, default="f16", show_default=True, help="Type of the K cache.")
 @click.option("--ctv", "type_v", type=CACHE_TYPE, default="f16", show_default=True, help="Type of the V cache.")
+@gpu_layers_option
+@device_option
 @click.option("--p-bytes", type=click.IntRange(0), multiple=True, metavar="N",
               help="Also measure SA with N bytes for attention weights (0: recompute them); repeatable.")  # fmt: skip
 @click.option("--plot", type=FILE, metavar="PNG", help="Draw the speedups by depth.")
@@ -37,6 +39,8 @@ def bench_command(
     threads: int,
     type_k: str,
     type_v: str,
+    gpu_layers: int | None,
+    device: str | None,
     p_bytes: tuple[int, ...],
     plot: Path | None,
     as_json: bool,
@@ -54,7 +58,9 @@ def bench_command(
 
     if plot is not None:
         require_matplotlib("--plot")
-    request = BenchRequest(dense, sa, depths, prompt, generate, rounds, threads, type_k, type_v, p_bytes)
+    request = BenchRequest(
+        dense, sa, depths, prompt, generate, rounds, threads, type_k, type_v, p_bytes, gpu_layers, device
+    )
     with steps(err, quiet) as step:
         measured = bench(request, progress=step)
     if plot is not None:

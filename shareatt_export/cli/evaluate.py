@@ -6,7 +6,15 @@ import click
 
 from ..evaluation.request import EvaluateRequest
 from .option_types import FILE
-from .options import json_option, quiet_option, text_option, threads_option, window_options
+from .options import (
+    device_option,
+    gpu_layers_option,
+    json_option,
+    quiet_option,
+    text_option,
+    threads_option,
+    window_options,
+)
 
 
 @click.command("eval", short_help="Measure what SA models lose in quality.")
@@ -21,6 +29,8 @@ from .options import json_option, quiet_option, text_option, threads_option, win
 @click.option("--baselines/--no-baselines", default=True, show_default=True,
               help="For each SA, also evaluate DENSE with the best quantised K cache of no more bytes.")  # fmt: skip
 @click.option("--combined", is_flag=True, help="Also evaluate each SA with its own K cache as q8_0.")
+@gpu_layers_option
+@device_option
 @threads_option
 @json_option
 @quiet_option
@@ -35,6 +45,8 @@ def eval_command(
     plot: Path | None,
     baselines: bool,
     combined: bool,
+    gpu_layers: int | None,
+    device: str | None,
     n_threads: int,
     as_json: bool,
     quiet: bool,
@@ -51,7 +63,9 @@ def eval_command(
 
     if plot is not None:
         require_matplotlib("--plot")
-    request = EvaluateRequest(dense, others, text, n_ctx, n_windows, baselines, combined, tasks, n_threads)
+    request = EvaluateRequest(
+        dense, others, text, n_ctx, n_windows, baselines, combined, tasks, n_threads, gpu_layers, device
+    )
     with steps(err, quiet) as step:
         done = evaluate(request, progress=step)
     if plot is not None:

@@ -1,13 +1,15 @@
 """What `shareatt-export inspect` and `runtime status` say, as tables and as JSON."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 
 from ..formats.gguf_header import Header
 from ..formats.gguf_keys import KEY_EXPORTER, KEY_FORMAT_VERSION, KEY_SOURCE_SHA256
+from ..llamacpp.devices import Device
 from ..llamacpp.pin import pin
-from ..llamacpp.runtime import RuntimeStatus
+from ..llamacpp.runtime import RuntimeStatus, options_of
 from ..model.facts import Facts
 from ..model.spans import spans_of
 from .tables import NEEDS, size, table
@@ -70,5 +72,9 @@ def _runtime_words(runtime: RuntimeStatus) -> str:
     return f"ready in {runtime.bin} (llama.cpp {built['llama_cpp']}, {built['source']}, ABI {built['abi']})"
 
 
-def show_runtime(runtime: RuntimeStatus, console: Console) -> None:
-    console.print(table([("runtime", _runtime_words(runtime)), ("folder", str(runtime.root))]))
+def show_runtime(runtime: RuntimeStatus, devices: Sequence[Device], console: Console) -> None:
+    rows = [("runtime", _runtime_words(runtime)), ("folder", str(runtime.root))]
+    if options := options_of(runtime):
+        rows.append(("built with", " ".join(options)))
+    rows += [(f"device {device.name}", device.description) for device in devices]
+    console.print(table(rows))

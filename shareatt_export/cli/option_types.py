@@ -39,6 +39,19 @@ class Depths(click.ParamType[tuple[int, ...]]):
         return tuple(sorted(set(map(int, parts))))
 
 
+class GpuLayers(click.ParamType[int]):
+    """A number of layers, or all of them: -1."""
+
+    name = "N|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if value == "all":
+            return -1
+        if not (str(value).isascii() and str(value).isdigit() and len(str(value)) < 8):
+            self.fail(f"'{value}' is not a number of layers, or all", param, ctx)
+        return int(value)
+
+
 class OutType(click.ParamType[str]):
     """A weight type of llama-quantize, in either case, or auto; in upper case from here on."""
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .option_types import FILE
+from .option_types import FILE, GpuLayers
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -32,6 +32,14 @@ threads_option = click.option(
     default=os.cpu_count() or 2,
     show_default=True,
     help="Number of threads.",
+)
+gpu_layers_option = click.option(
+    "-ngl", "--gpu-layers", type=GpuLayers(), help="Number of layers to put on the GPU.  [default: all that fit]"
+)
+device_option = click.option(
+    "--device",
+    metavar="NAME,...",
+    help="Devices to use, as 'runtime status' lists them; none: the CPU.  [default: all]",
 )
 reach_option = click.option(
     "--reach",

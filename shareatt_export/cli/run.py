@@ -1,41 +1,54 @@
 """`shareatt-export run` and `serve`: programs of the runtime, in the place of this process."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from .option_types import FILE
+from .options import Command, device_option, gpu_layers_option
 
-arguments_of_program = click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGUMENT...]")
-threads_of_program = click.option(
-    "--threads", type=click.IntRange(1), help="Number of threads.  [default: llama.cpp's, the physical cores]"
-)
+
+def options_of_program(command: Command) -> Command:
+    """Add --threads, --gpu-layers and --device, and the arguments behind --."""
+    threads = click.option(
+        "--threads", type=click.IntRange(1), help="Number of threads.  [default: llama.cpp's, the physical cores]"
+    )
+    arguments = click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGUMENT...]")
+    return gpu_layers_option(device_option(threads(arguments(command))))
 
 
 @click.command("run", short_help="Generate text with a GGUF.")
 @click.argument("file", type=FILE)
 @click.option("-p", "--prompt", required=True, help="The text to continue.")
 @click.option("-n", "--n-predict", type=int, default=128, show_default=True, help="Number of tokens to generate.")
-@threads_of_program
-@arguments_of_program
-def run_command(file: Path, prompt: str, n_predict: int, threads: int | None, arguments: tuple[str, ...]) -> None:
+@options_of_program
+def run_command(file: Path, prompt: str, n_predict: int, **options: Any) -> None:
     """Generate text with FILE in the patched llama.cpp. Arguments behind -- go to llama-completion."""
-    _become("llama-completion", file, threads, "-p", prompt, "-n", str(n_predict), "-no-cnv", *arguments)
+    _become("llama-completion", file, ["-p", prompt, "-n", str(n_predict), "-no-cnv"], **options)
 
 
 @click.command("serve", short_help="Serve a GGUF over HTTP.")
 @click.argument("file", type=FILE)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=int, default=8080, show_default=True, help="Port to listen on.")
-@threads_of_program
-@arguments_of_program
-def serve_command(file: Path, host: str, port: int, threads: int | None, arguments: tuple[str, ...]) -> None:
+@options_of_program
+def serve_command(file: Path, host: str, port: int, **options: Any) -> None:
     """Serve FILE with the patched llama-server (OpenAI-compatible). Arguments behind -- go to it."""
-    _become("llama-server", file, threads, "--host", host, "--port", str(port), *arguments)
+    _become("llama-server", file, ["--host", host, "--port", str(port)], **options)
 
 
-def _become(program: str, file: Path, threads: int | None, *arguments: str) -> None:
+def _become(
+    program: str,
+    file: Path,
+    own: Sequence[str],
+    threads: int | None,
+    gpu_layers: int | None,
+    device: str | None,
+    arguments: Sequence[str],
+) -> None:
     """Replace this process with a program of the runtime."""
     from ..formats.shards import read_model
     from ..llamacpp.runtime import tool
@@ -43,8 +56,9 @@ def _become(program: str, file: Path, threads: int | None, *arguments: str) -> N
 
     read_facts(read_model(file))  # a bad file gets our message, not the program's log
     path = str(tool(program))
-    n_threads = [] if threads is None else ["--threads", str(threads)]
-    os.execve(path, [path, "-m", str(file), *n_threads, *arguments], _waiting() | os.environ)  # noqa: S606
+    given = {"--threads": threads, "--gpu-layers": "all" if gpu_layers == -1 else gpu_layers, "--device": device}
+    shared = [text for name, value in given.items() if value is not None for text in (name, str(value))]
+    os.execve(path, [path, "-m", str(file), *shared, *own, *arguments], _waiting() | os.environ)  # noqa: S606
 
 
 def _waiting() -> dict[str, str]:

@@ -7,6 +7,8 @@ import click
 from .option_types import FILE
 from .options import json_option, llama_cpp_option, quiet_option
 
+BACKENDS = ("cpu", "cuda", "vulkan", "metal", "hip", "sycl")
+
 
 @click.group("runtime")
 def runtime_group() -> None:
@@ -15,18 +17,37 @@ def runtime_group() -> None:
 
 @runtime_group.command("build")
 @click.option("--unpatched", is_flag=True, help="Build the library of the same source without the patch, to compare.")
+@click.option("--backend", "backends", type=click.Choice(BACKENDS), multiple=True,
+              help="Build for a kind of GPU; repeatable. 'cpu' means none.  [default: as last time]")  # fmt: skip
+@click.option("--cmake-option", "cmake", multiple=True, metavar="NAME=VALUE",
+              help="Give CMake an option; repeatable.  [default: as last time]")  # fmt: skip
 @llama_cpp_option
 @json_option
 @quiet_option
-def build_command(unpatched: bool, llama_cpp: Path | None, as_json: bool, quiet: bool) -> None:
-    """Build the runtime. This takes about 8 minutes on two cores the first time, and seconds after that."""
+def build_command(
+    unpatched: bool,
+    backends: tuple[str, ...],
+    cmake: tuple[str, ...],
+    llama_cpp: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Build the runtime. This takes about 8 minutes on two cores the first time, and seconds after that.
+
+    The choice of --backend and --cmake-option is kept, also for later versions. Each call that gives one of them
+    replaces the whole choice.
+    """
     from ..llamacpp.build import build
+    from ..llamacpp.build_options import cmake_options
     from . import inspect_report
     from .output import err, print_json
     from .progress_bar import steps
 
+    options = cmake_options(backends, cmake) if backends or cmake else None
+    if unpatched and options is not None:
+        raise click.UsageError("--unpatched takes the backends and options of the runtime; give none")
     with steps(err, quiet) as step:
-        built = build(not unpatched, llama_cpp, step)
+        built = build(not unpatched, llama_cpp, step, options)
     if as_json:
         print_json(inspect_report.runtime_dict(built))
     else:
@@ -54,15 +75,18 @@ def wheel_command(output: Path, as_json: bool, quiet: bool) -> None:
 @runtime_group.command("status")
 @json_option
 def status_command(as_json: bool) -> None:
-    """Say whether the runtime of this version is built, and where."""
+    """Say whether the runtime of this version is built, and where, and which GPUs it sees."""
+    from ..llamacpp.devices import devices
     from ..llamacpp.runtime import status
     from . import inspect_report
     from .output import out, print_json
 
+    runtime = status()
+    found = devices() if runtime.ready else ()
     if as_json:
-        print_json(inspect_report.runtime_dict(status()))
+        print_json(inspect_report.runtime_dict(runtime) | {"devices": [vars(device) for device in found]})
     else:
-        inspect_report.show_runtime(status(), out)
+        inspect_report.show_runtime(runtime, found, out)
 
 
 @runtime_group.command("path")

@@ -20,6 +20,7 @@ from ..formats.shards import read_model
 from ..formats.texts import Text, read_text
 from ..llamacpp import runtime
 from ..llamacpp.bindings import load
+from ..llamacpp.devices import offload_params
 from ..llamacpp.engine import Context, Model, Token
 from ..llamacpp.token_windows import token_windows
 from ..model.facts import F16, Facts, read_facts
@@ -122,7 +123,8 @@ def evaluate(request: EvaluateRequest, step: Step = silent) -> Evaluation:
     combined = [other.with_k(Q8_0) for other in others] if request.combined else []
     subjects = list(dict.fromkeys([dense, *others, *combined, *filter(None, baselines)]))
     with ExitStack() as stack:
-        models = {path: stack.enter_context(Model(lib, path)) for path in headers}
+        offload = offload_params(lib, request.gpu_layers, request.device)
+        models = {path: stack.enter_context(Model(lib, path, **offload)) for path in headers}
         base = models[dense_path]
         for path, model in models.items():
             if model.n_vocab != base.n_vocab:

@@ -30,6 +30,7 @@ class EvaluateRequest:
     `n_ctx`: tokens of a window. `n_windows`: maximum number of windows. `baselines`: for each SA model, evaluate the
     dense model with the best quantised K cache that takes no more bytes, too. `combined`: evaluate each SA model with
     its own K cache as q8_0, too. `tasks`: files of items to answer (tasks.py).
+    `gpu_layers`, `device`: how many layers go to which devices (llamacpp/devices.py).
     """
 
     dense: Path | str
@@ -41,3 +42,5 @@ class EvaluateRequest:
     combined: bool = False
     tasks: tuple[Path | str, ...] = ()
     n_threads: int = os.cpu_count() or 2
+    gpu_layers: int | None = None
+    device: str | None = None

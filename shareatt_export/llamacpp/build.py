@@ -10,15 +10,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import RuntimeProblem
 from ..system import child_process
 from ..system.progress import Step, silent
+from .build_options import remember, remembered
 from .pin import patch_id, pin
-from .runtime import CMAKE_OPTIONS, RuntimeStatus, cmake_arguments, cmake_targets, require, status
+from .runtime import CMAKE_OPTIONS, RuntimeStatus, cmake_arguments, cmake_targets, options_of, require, status
 from .source import cache_dir, copy_source, pip, private_cache, sdist_dir, stock_source
 
 BINDINGS_NEED = ("typing-extensions", "diskcache", "jinja2", "markupsafe")  # this package needs numpy itself
@@ -28,24 +29,38 @@ BINDINGS_NEED = ("typing-extensions", "diskcache", "jinja2", "markupsafe")  # th
 NO_AMX = "add_compile_options(-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)\n"
 
 
-def build(patched: bool = True, llama_cpp: Path | None = None, progress: Step = silent) -> RuntimeStatus:
+def build(
+    patched: bool = True,
+    llama_cpp: Path | None = None,
+    progress: Step = silent,
+    options: Sequence[str] | None = None,
+) -> RuntimeStatus:
     """Build what is missing and return the ready runtime. Raises RuntimeProblem.
 
     A call after an interrupted build goes on with it. `patched=False` builds the library of the same source without
-    the patch, to compare with. `llama_cpp` is a checkout to build instead of the pinned source; it is copied, never
-    changed.
+    the patch, to compare with, for the same devices as the runtime. `llama_cpp` is a checkout to build instead of the
+    pinned source; it is copied, never changed. `options` are more arguments of CMake (build_options.py); None takes
+    those of the last build.
     """
     runtime = status(patched)
     wanted = str(llama_cpp.resolve()) if llama_cpp else f"{pin().package}=={pin().version}"
+    if not patched:
+        options = options_of(require())
+    elif options is None:
+        options = remembered()
     with locked(runtime.root):
         runtime = status(patched)
-        if runtime.ready and runtime.built["source"] == wanted and llama_cpp is None:
+        same = runtime.ready and runtime.built["source"] == wanted and options_of(runtime) == tuple(options)
+        if same and llama_cpp is None:
             return runtime
-        _prepare_source(runtime, llama_cpp, wanted, patched, progress)
-        no_amx = not patched and bool(require().built["amx_disabled"])
-        compile_source(runtime.root, cmake_targets(patched), no_amx, progress)
         if patched:
-            no_amx = _install_and_test(runtime, progress)
+            remember(options)
+        _prepare_source(runtime, llama_cpp, wanted, patched, progress)
+        _prepare_options(runtime, options)
+        no_amx = not patched and bool(require().built["amx_disabled"])
+        compile_source(runtime.root, cmake_targets(patched), no_amx, progress, options=options)
+        if patched:
+            no_amx = _install_and_test(runtime, options, progress)
         record = {
             "llama_cpp": pin().llama_cpp_commit if llama_cpp is None else "of your own",
             "source": wanted,
@@ -53,6 +68,7 @@ def build(patched: bool = True, llama_cpp: Path | None = None, progress: Step = 
             "abi": pin().abi if patched else None,
             "amx_disabled": no_amx,
             "cmake": cmake_arguments(patched),
+            "options": list(options),
         }
         _write_record(runtime.root / "runtime.json", record)
     return status(patched)
@@ -76,7 +92,21 @@ def _prepare_source(runtime: RuntimeStatus, llama_cpp: Path | None, wanted: str,
     note.write_text(wanted)
 
 
-def _install_and_test(runtime: RuntimeStatus, progress: Step) -> bool:
+def _prepare_options(runtime: RuntimeStatus, options: Sequence[str]) -> None:
+    """Let CMake start anew where the folder was configured with other options, which its cache would keep.
+
+    What is compiled stays; it is compiled again only where its own arguments change.
+    """
+    note, wanted = runtime.root / "options.txt", "\n".join(options)
+    if (note.read_text() if note.is_file() else "") == wanted:
+        return
+    (runtime.root / "runtime.json").unlink(missing_ok=True)
+    (runtime.root / "build" / "CMakeCache.txt").unlink(missing_ok=True)
+    shutil.rmtree(runtime.bin, ignore_errors=True)  # libraries of other backends
+    note.write_text(wanted)
+
+
+def _install_and_test(runtime: RuntimeStatus, options: Sequence[str], progress: Step) -> bool:
     """Install the bindings and try a q8_0 model; if it crashes, compile without AMX and try again.
 
     Returns whether AMX is off.
@@ -89,7 +119,7 @@ def _install_and_test(runtime: RuntimeStatus, progress: Step) -> bool:
     no_amx = exit_status < 0
     if no_amx:
         progress(f"it died of signal {-exit_status}; compiling ggml again without AMX", None)
-        compile_source(runtime.root, cmake_targets(patched=True), no_amx, progress)
+        compile_source(runtime.root, cmake_targets(patched=True), no_amx, progress, options=options)
         exit_status = _run_smoke_test(runtime)
     if exit_status:
         reason = f"fails its first model (status {exit_status})"
@@ -131,7 +161,7 @@ def compile_source(
     no_amx: bool,
     progress: Step,
     build: str = "build",
-    options: tuple[str, ...] = (),
+    options: Sequence[str] = (),
 ) -> None:
     """Build the CMake targets of the source `root`/llama.cpp in the folder `root`/`build`.
 

@@ -13,6 +13,7 @@ from typing import Literal
 from .._version import __version__
 from ..errors import RuntimeProblem
 from .build import find_program
+from .devices import devices
 from .pin import patch_id, pin
 from .runtime import status
 from .source import cache_dir
@@ -44,7 +45,16 @@ def diagnose() -> list[Finding]:
 
     Builds and installs nothing.
     """
-    return [_python(), _package(), _processor(), *map(_extra, EXTRAS), *_build_tools(), _runtime(), _unpatched()]
+    return [
+        _python(),
+        _package(),
+        _processor(),
+        *map(_extra, EXTRAS),
+        *_build_tools(),
+        _runtime(),
+        *_devices(),
+        _unpatched(),
+    ]
 
 
 def _python() -> Finding:
@@ -132,6 +142,19 @@ def _runtime() -> Finding:
     amx = ", AMX switched off" if found.built["amx_disabled"] else ""
     built = f"llama.cpp {found.built['llama_cpp']}, patch {found.built.get('patch')}, ABI {found.built['abi']}{amx}"
     return Finding("runtime", "ok", f"{built}, in {found.bin}")
+
+
+def _devices() -> list[Finding]:
+    """Find the GPUs that the runtime sees."""
+    if not _is_ready():
+        return []
+    try:
+        found = devices()
+    except (RuntimeProblem, OSError) as error:
+        return [Finding("GPU", "information", f"the runtime cannot look for devices: {error}")]
+    if not found:
+        return [Finding("GPU", "information", "the runtime sees none; 'runtime build --backend' builds it for one")]
+    return [Finding("GPU", "ok", f"{device.name}: {device.description}") for device in found]
 
 
 def _unpatched() -> Finding:

@@ -75,6 +75,12 @@ def status(patched: bool = True) -> RuntimeStatus:
     return RuntimeStatus(root, ready, built if ready else {})
 
 
+def options_of(runtime: RuntimeStatus) -> tuple[str, ...]:
+    """Return the arguments of CMake that the user chose for this build: its backends, and options of his own."""
+    options = runtime.built.get("options", [])
+    return tuple(map(str, options)) if isinstance(options, list) else ()
+
+
 def cmake_arguments(patched: bool) -> list[str]:
     """Return the options and the targets that a build gives to CMake.
 

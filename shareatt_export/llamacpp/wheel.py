@@ -10,7 +10,7 @@ from ..errors import RuntimeProblem
 from ..system.progress import Step, silent
 from .build import compiler_options, locked, run_logged
 from .pin import patch_id, pin
-from .runtime import require
+from .runtime import options_of, require
 from .source import apply_patch, cache_dir, sdist_dir, stock_source
 
 
@@ -20,11 +20,12 @@ def version() -> str:
 
 
 def build_wheel(folder: Path, progress: Step = silent) -> Path:
-    """Build the wheel for this machine's processor and return its path in `folder`.
+    """Build the wheel for this machine's processor, with the backends of the runtime; return its path in `folder`.
 
     Needs the runtime, whose build has found out whether AMX works on this machine. Raises RuntimeProblem.
     """
-    no_amx = bool(require().built["amx_disabled"])
+    runtime = require()
+    no_amx = bool(runtime.built["amx_disabled"])
     if not folder.is_dir():
         raise RuntimeProblem("the folder for the wheel does not exist", path=folder)
     work = cache_dir() / f"wheel-{patch_id()}"  # the path must not change, or ccache would not find its objects
@@ -36,7 +37,7 @@ def build_wheel(folder: Path, progress: Step = silent) -> Path:
         command += ["--config-settings", f"build-dir={build}"]
         progress("configuring", None)
         (work / "build.log").write_text("")
-        options = shlex.join(["-DLLAMA_OPENSSL=OFF", *compiler_options(work, no_amx)])
+        options = shlex.join(["-DLLAMA_OPENSSL=OFF", *options_of(runtime), *compiler_options(work, no_amx)])
         run_logged([*command, "-w", str(work), str(source)], str(work / "build.log"), progress, {"CMAKE_ARGS": options})
         (built,) = work.glob("*.whl")
         wheel = Path(shutil.move(built, folder / built.name))

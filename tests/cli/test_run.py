@@ -42,3 +42,15 @@ def test_threads_spin_shortly_at_barriers_unless_the_user_says_otherwise(
     run(*command, small_gguf.write_dense(tmp_path / "dense.gguf"))
     ((_, env),) = became
     assert env.get("GOMP_SPINCOUNT") == spins and env.get("OMP_WAIT_POLICY") == variables.get("OMP_WAIT_POLICY")
+
+
+@pytest.mark.parametrize("command", [["run", "-p", "x"], ["serve"]])
+def test_gpu_options_are_passed_on(run, became, tmp_path, command):
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf")
+    run(*command, dense, "-ngl", "all", "--device", "Vulkan0")
+    run(*command, dense, "--gpu-layers", 7)
+    run(*command, dense)
+    first, second, third = (arguments for arguments, _ in became)
+    assert first[first.index("--gpu-layers") + 1] == "all" and first[first.index("--device") + 1] == "Vulkan0"
+    assert second[second.index("--gpu-layers") + 1] == "7" and "--device" not in second
+    assert "--gpu-layers" not in third and "--device" not in third
