@@ -95,3 +95,23 @@ def path_command() -> None:
     from ..llamacpp.runtime import require
 
     click.echo(str(require().bin))
+
+
+@runtime_group.command("clean")
+@click.option("--all", "everything", is_flag=True, help="Remove what this version uses, too.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
+@json_option
+def clean_command(everything: bool, dry_run: bool, as_json: bool) -> None:
+    """Remove the builds and sources of earlier versions, and those of the tests, from the cache."""
+    from ..llamacpp.clean import clean
+    from .output import out, print_json
+    from .tables import size, table
+
+    entries = clean(everything, dry_run)
+    if as_json:
+        print_json({"dry_run": dry_run, "entries": [vars(each) | {"path": str(each.path)} for each in entries]})
+        return
+    done = "would be removed" if dry_run else "removed"
+    words = [f"kept: {each.kept}" if each.kept else done for each in entries]
+    out.print(table([(text, size(each.n_bytes), str(each.path)) for text, each in zip(words, entries, strict=True)]))
+    click.echo(f"{size(sum(each.n_bytes for each in entries if each.kept is None))} {done}")

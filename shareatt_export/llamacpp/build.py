@@ -23,6 +23,7 @@ from .runtime import CMAKE_OPTIONS, RuntimeStatus, cmake_arguments, cmake_target
 from .source import cache_dir, copy_source, pip, private_cache, sdist_dir, stock_source
 
 BINDINGS_NEED = ("typing-extensions", "diskcache", "jinja2", "markupsafe")  # this package needs numpy itself
+LOCK = "lock"  # the file of a folder of the cache that a build in it locks
 
 # ggml's AMX code kills the program with some compilers and virtual machines. Then ggml alone is compiled again
 # without it: CMake includes a file with this line at ggml's own project().
@@ -127,11 +128,15 @@ def _install_and_test(runtime: RuntimeStatus, options: Sequence[str], progress: 
     return no_amx
 
 
+class Busy(RuntimeProblem):
+    """Another process builds in the folder."""
+
+
 @contextmanager
-def locked(root: Path) -> Iterator[None]:
+def locked(root: Path, wait: bool = True) -> Iterator[None]:
     """Make the folder `root` of the cache and let one process build in it; a second one waits for the first.
 
-    Raises RuntimeProblem on Windows, or if others can write to the cache.
+    Raises RuntimeProblem on Windows, or if others can write to the cache; Busy if it is not to wait.
     """
     try:
         import fcntl
@@ -139,8 +144,11 @@ def locked(root: Path) -> Iterator[None]:
         raise RuntimeProblem("the runtime cannot be built on Windows yet", next_step="use WSL") from None
     private_cache()
     root.mkdir(exist_ok=True)
-    with (root / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with (root / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy("another process builds here", path=root, next_step="wait for its end") from None
         yield
 
 
