@@ -8,6 +8,7 @@ setup --group dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
+.venv/bin/mypy --platform win32 shareatt_export
 .venv/bin/shareatt-export runtime build --unpatched
 # threads that spin at barriers take minutes where others want the processor
 OMP_WAIT_POLICY=passive .venv/bin/pytest "$@"

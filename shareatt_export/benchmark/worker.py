@@ -147,11 +147,13 @@ class NodeClock:
 def memory() -> dict[str, int | None]:
     """Return bytes: "rss", the peak of the resident set, and "anonymous", the part of it now that maps no file.
 
-    "anonymous" is None where there is no /proc.
+    "anonymous" is None where there is no /proc. Raises RuntimeProblem on Windows.
     """
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
+        if sys.platform == "win32":
+            raise RuntimeProblem("memory cannot be measured on Windows yet", next_step="use WSL") from None
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -53,12 +53,13 @@ def _become(
     from ..formats.shards import read_model
     from ..llamacpp.runtime import tool
     from ..model.facts import read_facts
+    from ..system.operating_system import replace_process
 
     read_facts(read_model(file))  # a bad file gets our message, not the program's log
     path = str(tool(program))
     given = {"--threads": threads, "--gpu-layers": "all" if gpu_layers == -1 else gpu_layers, "--device": device}
     shared = [text for name, value in given.items() if value is not None for text in (name, str(value))]
-    os.execve(path, [path, "-m", str(file), *shared, *own, *arguments], _waiting() | os.environ)  # noqa: S606
+    replace_process([path, "-m", str(file), *shared, *own, *arguments], _waiting() | os.environ)
 
 
 def _waiting() -> dict[str, str]:

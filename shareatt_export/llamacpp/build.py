@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import RuntimeProblem
-from ..system import child_process
+from ..system import child_process, operating_system
 from ..system.progress import Step, silent
 from .build_options import remember, remembered
 from .pin import patch_id, pin
@@ -138,15 +138,13 @@ def locked(root: Path, wait: bool = True) -> Iterator[None]:
 
     Raises RuntimeProblem on Windows, or if others can write to the cache; Busy if it is not to wait.
     """
-    try:
-        import fcntl
-    except ImportError:
-        raise RuntimeProblem("the runtime cannot be built on Windows yet", next_step="use WSL") from None
+    if sys.platform == "win32":
+        raise RuntimeProblem("the runtime cannot be built on Windows yet", next_step="use WSL")
     private_cache()
     root.mkdir(exist_ok=True)
     with (root / LOCK).open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            operating_system.lock(file.fileno(), wait)
         except BlockingIOError:
             raise Busy("another process builds here", path=root, next_step="wait for its end") from None
         yield

@@ -12,6 +12,7 @@ from typing import Literal
 
 from .._version import __version__
 from ..errors import RuntimeProblem
+from ..system.operating_system import n_usable_cpus
 from .build import find_program
 from .devices import devices
 from .pin import patch_id, pin
@@ -84,8 +85,7 @@ def _extra(extra: str) -> Finding:
 
 
 def _processor() -> Finding:
-    n_usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    detail = f"{platform.machine()}, {os.cpu_count()} logical CPUs, {n_usable} of them usable"
+    detail = f"{platform.machine()}, {os.cpu_count()} logical CPUs, {n_usable_cpus()} of them usable"
     try:
         info = Path("/proc/cpuinfo").read_text()
     except OSError:

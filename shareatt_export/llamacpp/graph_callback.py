@@ -16,6 +16,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from ..system.operating_system import shared_library
+
 Array = npt.NDArray[np.floating[Any]]
 TakeTensor = Callable[[str, int, Array], object]
 FLOATS = {0: np.float32, 1: np.float16}  # ggml_type
@@ -44,7 +46,7 @@ class Tensor(ctypes.Structure):
 @cache
 def ggml_base(bin: Path) -> ctypes.CDLL:
     """Return the library ggml-base of the folder `bin`, with the types of the functions that this package calls."""
-    base = ctypes.CDLL(str(bin / "libggml-base.so"))
+    base = ctypes.CDLL(str(bin / shared_library("ggml-base")))
     base.ggml_nbytes.argtypes, base.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
     for move in (base.ggml_backend_tensor_get, base.ggml_backend_tensor_set):
         move.argtypes, move.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t], None

@@ -41,7 +41,7 @@ def patch_dir() -> Path:
 @cache
 def pin() -> Pin:
     """Return the pin. Raises RuntimeProblem as patch_dir() does."""
-    data = tomllib.loads((patch_dir() / "PIN.toml").read_text())
+    data = tomllib.loads((patch_dir() / "PIN.toml").read_text(encoding="utf-8"))
     touched = {path: (hashes["before"], hashes["after"]) for path, hashes in data["touched"].items()}
     return Pin(**data["pin"], touched=touched)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import RuntimeProblem
+from ..system.operating_system import program
 from .pin import patch_id, pin
 from .source import cache_dir
 
@@ -107,4 +108,4 @@ def require(patched: bool = True) -> RuntimeStatus:
 
 def tool(name: str) -> Path:
     """Return the path of a program of the runtime. Raises RuntimeProblem as require() does."""
-    return require().bin / name
+    return require().bin / program(name)

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import RuntimeProblem
 from ..system import child_process
+from ..system.operating_system import is_ours, others_can_write
 from .pin import patch_dir, pin
 
 SOURCE_MARK = Path("src/llama-graph.cpp")
@@ -39,16 +40,11 @@ def private_cache() -> Path:
     """
     folder = cache_dir()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if os.name == "posix":
-        stat, other_way = folder.stat(), "or set SHAREATT_EXPORT_HOME to a folder of your own"
-        if stat.st_uid != os.geteuid():
-            raise RuntimeProblem(
-                "belongs to another user", path=folder, next_step=f"run this as that user, {other_way}"
-            )
-        if stat.st_mode & 0o022:
-            raise RuntimeProblem(
-                "others can write there", path=folder, next_step=f"run 'chmod go-w {folder}', {other_way}"
-            )
+    other_way = "or set SHAREATT_EXPORT_HOME to a folder of your own"
+    if not is_ours(folder):
+        raise RuntimeProblem("belongs to another user", path=folder, next_step=f"run this as that user, {other_way}")
+    if others_can_write(folder):
+        raise RuntimeProblem("others can write there", path=folder, next_step=f"run 'chmod go-w {folder}', {other_way}")
     return folder
 
 

@@ -5,8 +5,6 @@ with staged(Path("out.gguf")) as folder:
     publish({folder / "any name": Path("out.gguf")}, inputs=[Path("in.gguf")], force=False)
 """
 
-import errno
-import fcntl
 import os
 import shutil
 import tempfile
@@ -16,8 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import OutputRefused
+from . import operating_system
+from .operating_system import sync_file, sync_folder
 from .signals import HeldSignals
-from .streams import sync
 
 PREFIX = ".shareatt-"  # of the names of folders that hold unfinished files
 FRESH = 60.0  # seconds; the program that makes such a folder locks it within this time
@@ -89,24 +88,27 @@ def private_folder(near: Path | None) -> Iterator[Path]:
         _remove_abandoned(abandoned)
     with HeldSignals():  # the folder exists a moment before Python knows that it must remove it
         folder = tempfile.TemporaryDirectory(dir=near, prefix=PREFIX, ignore_cleanup_errors=True)
-    lock = os.open(folder.name, os.O_RDONLY)
+    lock = operating_system.open_folder_lock(Path(folder.name), make=True)
     try:
         with suppress(OSError):  # without locks in the file system, no folder is ever removed as abandoned
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            operating_system.lock(lock, wait=False)
         yield Path(folder.name)
     finally:
         with HeldSignals():
+            if operating_system.OPEN_FILES_STAY:
+                os.close(lock)
             folder.cleanup()  # Python does it at exit if this line is not reached
-            os.close(lock)
+            if not operating_system.OPEN_FILES_STAY:
+                os.close(lock)
 
 
 def _remove_abandoned(path: Path) -> None:
     with suppress(OSError):  # the folder belongs to another user, or is in use
         if time.time() - path.lstat().st_mtime < FRESH:
             return
-        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        lock = operating_system.open_folder_lock(path, make=False)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            operating_system.lock(lock, wait=False)
             shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(lock)
@@ -128,7 +130,7 @@ def publish(names: Mapping[Path, Path], inputs: Iterable[Path], force: bool) -> 
     for path in names.values():
         check_output(path, inputs, force)
     for temporary, path in names.items():
-        sync(temporary)
+        sync_file(temporary)
         temporary.chmod(_mode(path))
     taken: list[Path] = []
     with HeldSignals():
@@ -141,7 +143,7 @@ def publish(names: Mapping[Path, Path], inputs: Iterable[Path], force: bool) -> 
                 path.unlink(missing_ok=True)
             raise
     for parent in {path.parent for path in names.values()}:
-        _sync_folder(parent)
+        sync_folder(parent)
 
 
 def check_output_folder(path: Path, source: Path, force: bool, mark: str) -> None:
@@ -169,8 +171,8 @@ def publish_folder(temporary: Path, path: Path, source: Path, force: bool, mark:
     """
     check_output_folder(path, source, force, mark)
     for file in temporary.iterdir():
-        sync(file)
-    _sync_folder(temporary)
+        sync_file(file)
+    sync_folder(temporary)
     temporary.chmod(0o777 & ~_umask())
     before = temporary.with_name(f"{temporary.name}.before")
     with HeldSignals():
@@ -182,7 +184,7 @@ def publish_folder(temporary: Path, path: Path, source: Path, force: bool, mark:
             if before.is_dir():
                 before.rename(path)
             raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str, force: bool) -> None:
@@ -190,15 +192,6 @@ def write_text(path: Path, text: str, force: bool) -> None:
     with staged(path) as folder:
         (folder / path.name).write_text(text, encoding="utf-8")
         publish({folder / path.name: path}, [], force)
-
-
-def _sync_folder(path: Path) -> None:
-    with suppress(OSError):  # some file systems cannot sync a folder
-        folder = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _mode(path: Path) -> int:
@@ -216,7 +209,7 @@ def _umask() -> int:
 
 def _take_name(temporary: Path, path: Path, force: bool) -> None:
     if force:
-        temporary.replace(path)
+        operating_system.replace(temporary, path)
         return
     try:
         path.hardlink_to(temporary)  # unlike a rename, it fails if another program took the name meanwhile
@@ -224,7 +217,7 @@ def _take_name(temporary: Path, path: Path, force: bool) -> None:
         reason = "was created by another program meanwhile; it is left as it is"
         raise OutputRefused(reason, path=path) from None
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+        if error.errno not in operating_system.NO_HARD_LINKS:
             raise
         check_output(path, [], force)  # a file system without hard links
-        temporary.replace(path)
+        operating_system.replace(temporary, path)

@@ -1,13 +1,13 @@
 """Read, write, hash and sync files in chunks, so that memory does not grow with the size of a file."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
 
+from .operating_system import sync_file
 from .signals import HeldSignals
 
 CHUNK = 1 << 20  # small enough for the cache of a processor
@@ -44,19 +44,13 @@ class Writeback(ThreadPoolExecutor):
         """Start to sync the file unless the last sync is still running. Raises the OSError of the last sync."""
         if self._last is None or self._last.done():
             self.finish()
-            self._last = self.submit(sync, path)
+            self._last = self.submit(sync_file, path)
 
     def finish(self) -> None:
         """Wait for the last sync. Raises its OSError."""
         if self._last is not None:
             with HeldSignals():
                 self._last.result()
-
-
-def sync(path: Path) -> None:
-    """Write the data of the file from the page cache to the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def sha256(path: Path) -> str:

@@ -147,7 +147,8 @@ def test_the_disk_fails(refuses, dense, tmp_path, monkeypatch, code, where):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(
-        *{"write_at": (transfer, "write_at"), "sync": (staging, "sync"), "name": (Path, "hardlink_to")}[where], fail
+        *{"write_at": (transfer, "write_at"), "sync": (staging, "sync_file"), "name": (Path, "hardlink_to")}[where],
+        fail,
     )
     error = refuses(dense, "--spans", "6-9", "-o", tmp_path / "out.gguf")
     assert f"{tmp_path / 'out.gguf'}: cannot be written: {os.strerror(code)}" in error
