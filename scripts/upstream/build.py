@@ -60,7 +60,7 @@ def build(patched: bool, sanitize: str, targets: tuple[str, ...], progress: Step
     if not (root / "llama.cpp").is_dir():
         copy_source(root / "llama.cpp", None, patched)
     folder = "build" if sanitize == PLAIN else f"build-{sanitize}"
-    no_amx = bool(runtime.require().built["amx_disabled"])
+    no_amx = bool(runtime.require_built().built["amx_disabled"])
     include = root / f"{folder}.cmake"
     include.write_text(PLAIN_COMMON if sanitize != PLAIN else "")
     options = ("-DLLAMA_BUILD_TESTS=ON", f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={include}", *OPTIONS[sanitize])

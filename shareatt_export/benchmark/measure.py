@@ -48,7 +48,8 @@ class Measured:
 
 def measure(request: BenchRequest, progress: Step = silent) -> Measured:
     """Make all measurements. Raises BadInput if the files are no pair, RuntimeProblem if llama.cpp cannot run them."""
-    if runtime.options_of(runtime.require()) != runtime.options_of(unpatched := runtime.require(patched=False)):
+    built, unpatched = runtime.require_built(), runtime.require_built(patched=False)
+    if runtime.options_of(built) != runtime.options_of(unpatched):
         raise RuntimeProblem(
             "the unpatched llama.cpp is built for other devices than the runtime",
             path=unpatched.bin,

@@ -102,10 +102,10 @@ def worker_processes(
 
 def _specification(setting: Setting, request: BenchRequest, clock: bool) -> dict[str, Any]:
     """Return the object that the worker gets as its argument."""
-    patched = runtime.require()
+    patched = runtime.require_built()
     return {
         "python": str(patched.python),
-        "bin": str((patched if setting.shared else runtime.require(patched=False)).bin),
+        "bin": str((patched if setting.shared else runtime.require_built(patched=False)).bin),
         "model": str(setting.model),
         "flash_attn": setting.flash_attn,
         "clock": clock,

@@ -58,6 +58,7 @@ def show(header: Header, facts: Facts, runtime: RuntimeStatus, console: Console)
 def runtime_dict(runtime: RuntimeStatus) -> dict[str, Any]:
     return {
         "ready": runtime.ready,
+        "origin": runtime.origin,
         "path": str(runtime.bin),
         "abi": pin().abi,
         "llama_cpp": pin().llama_cpp_commit,
@@ -66,10 +67,11 @@ def runtime_dict(runtime: RuntimeStatus) -> dict[str, Any]:
 
 
 def _runtime_words(runtime: RuntimeStatus) -> str:
-    if not runtime.ready:
-        return "not built; run 'shareatt-export runtime build'"
+    if runtime.problem is not None:
+        return str(runtime.problem)
     built = runtime.built
-    return f"ready in {runtime.bin} (llama.cpp {built['llama_cpp']}, {built['source']}, ABI {built['abi']})"
+    made_from = f"llama.cpp {built['llama_cpp']}, {built['source']}, ABI {built['abi']}"
+    return f"{runtime.origin}, ready in {runtime.bin} ({made_from})"
 
 
 def show_runtime(runtime: RuntimeStatus, devices: Sequence[Device], console: Console) -> None:

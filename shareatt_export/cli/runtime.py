@@ -39,6 +39,7 @@ def build_command(
     """
     from ..llamacpp.build import build
     from ..llamacpp.build_options import cmake_options
+    from ..llamacpp.runtime import status
     from . import inspect_report
     from .output import err, print_json
     from .progress_bar import steps
@@ -52,6 +53,8 @@ def build_command(
         print_json(inspect_report.runtime_dict(built))
     else:
         click.echo(str(built.bin))
+    if not unpatched and status().origin == "installed":
+        err.print("The installed runtime stays in use until 'pip uninstall shareatt-export-runtime'.")
 
 
 @runtime_group.command("wheel")
@@ -75,7 +78,7 @@ def wheel_command(output: Path, as_json: bool, quiet: bool) -> None:
 @runtime_group.command("status")
 @json_option
 def status_command(as_json: bool) -> None:
-    """Say whether the runtime of this version is built, and where, and which GPUs it sees."""
+    """Say which runtime is in use, an installed one or a built one, where it is, and which GPUs it sees."""
     from ..llamacpp.devices import devices
     from ..llamacpp.runtime import status
     from . import inspect_report

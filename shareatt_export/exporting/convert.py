@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..checkpoint.checks import check_files, check_no_code
 from ..errors import ConversionFailed, RuntimeProblem, ShareattError
-from ..llamacpp.source import stock_source
+from ..llamacpp.runtime import converter
 from ..system import child_process
 from ..system.progress import Fraction, Step
 from ..system.staging import private_folder
@@ -65,7 +65,7 @@ def converted(
     Raises ConversionFailed with the converter's reason.
     """
     require_hf()
-    script = stock_source(llama_cpp) / "convert_hf_to_gguf.py"
+    script = converter(llama_cpp)
     log: list[str] = []
 
     def read_line(line: str) -> None:

@@ -23,7 +23,19 @@ def load(python: Path, bin: Path) -> ModuleType:
     os.environ["LLAMA_CPP_LIB_PATH"] = str(bin)
     if str(python) not in sys.path:
         sys.path.insert(0, str(python))
-    return importlib.import_module("llama_cpp.llama_cpp")
+    llama_cpp = importlib.import_module("llama_cpp.llama_cpp")
+    _load_backends(llama_cpp._lib, bin)
+    return llama_cpp
+
+
+def _load_backends(library: ctypes.CDLL, bin: Path) -> None:
+    """Load the backends of ggml if they are modules of their own, as in an installed runtime.
+
+    By itself ggml looks for modules beside the running program, which is Python here. ggml's functions are found
+    through the `library`, libllama.
+    """
+    if not library.ggml_backend_reg_count():
+        library.ggml_backend_load_all_from_path(str(bin).encode())
 
 
 class SharedAttention:

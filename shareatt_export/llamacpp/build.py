@@ -19,7 +19,15 @@ from ..system import child_process, operating_system
 from ..system.progress import Step, silent
 from .build_options import remember, remembered
 from .pin import patch_id, pin
-from .runtime import CMAKE_OPTIONS, RuntimeStatus, cmake_arguments, cmake_targets, options_of, require, status
+from .runtime import (
+    CMAKE_OPTIONS,
+    RuntimeStatus,
+    built_status,
+    cmake_arguments,
+    cmake_targets,
+    options_of,
+    require_built,
+)
 from .source import cache_dir, copy_source, pip, private_cache, sdist_dir, stock_source
 
 BINDINGS_NEED = ("typing-extensions", "diskcache", "jinja2", "markupsafe")  # this package needs numpy itself
@@ -43,14 +51,14 @@ def build(
     pinned source; it is copied, never changed. `options` are more arguments of CMake (build_options.py); None takes
     those of the last build.
     """
-    runtime = status(patched)
+    runtime = built_status(patched)
     wanted = str(llama_cpp.resolve()) if llama_cpp else f"{pin().package}=={pin().version}"
     if not patched:
-        options = options_of(require())
+        options = options_of(require_built())
     elif options is None:
         options = remembered()
     with locked(runtime.root):
-        runtime = status(patched)
+        runtime = built_status(patched)
         same = runtime.ready and runtime.built["source"] == wanted and options_of(runtime) == tuple(options)
         if same and llama_cpp is None:
             return runtime
@@ -58,7 +66,7 @@ def build(
             remember(options)
         _prepare_source(runtime, llama_cpp, wanted, patched, progress)
         _prepare_options(runtime, options)
-        no_amx = not patched and bool(require().built["amx_disabled"])
+        no_amx = not patched and bool(require_built().built["amx_disabled"])
         compile_source(runtime.root, cmake_targets(patched), no_amx, progress, options=options)
         if patched:
             no_amx = _install_and_test(runtime, options, progress)
@@ -72,7 +80,7 @@ def build(
             "options": list(options),
         }
         _write_record(runtime.root / "runtime.json", record)
-    return status(patched)
+    return built_status(patched)
 
 
 def _prepare_source(runtime: RuntimeStatus, llama_cpp: Path | None, wanted: str, patched: bool, progress: Step) -> None:

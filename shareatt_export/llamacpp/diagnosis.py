@@ -5,7 +5,9 @@ import platform
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -16,7 +18,7 @@ from ..system.operating_system import n_usable_cpus
 from .build import find_program
 from .devices import devices
 from .pin import patch_id, pin
-from .runtime import status
+from .runtime import RuntimeStatus, built_status, status
 from .source import cache_dir
 
 State = Literal["ok", "missing", "information"]
@@ -115,7 +117,7 @@ def _build_tools() -> list[Finding]:
         if path:
             findings.append(Finding(subject, "ok", path))
         elif _is_ready():
-            findings.append(Finding(subject, "information", "not found; the runtime is built, so it is not needed"))
+            findings.append(Finding(subject, "information", "not found; the runtime is ready, so it is not needed"))
         else:
             findings.append(Finding(subject, "missing", "not found; needed once, to build the runtime", steps[subject]))
     for subject, path in {"ninja": find_program("ninja"), "ccache": find_program("ccache")}.items():
@@ -123,9 +125,9 @@ def _build_tools() -> list[Finding]:
     return findings
 
 
-def _is_ready(patched: bool = True) -> bool:
+def _is_ready(find: Callable[[], RuntimeStatus] = status) -> bool:
     try:
-        return status(patched).ready
+        return find().ready
     except RuntimeProblem:  # there is no home folder
         return False
 
@@ -136,12 +138,14 @@ def _runtime() -> Finding:
     except RuntimeProblem as error:
         return Finding("runtime", "missing", error.reason, error.next_step)
     wanted = f"llama.cpp {pin().llama_cpp_commit}, patch {patch_id()}, ABI {pin().abi}"
+    if found.problem is not None and found.origin == "installed":
+        return Finding("runtime", "missing", f"{found.root} {found.problem.reason}", found.problem.next_step)
     if not found.ready:
         detail = f"not built ({wanted}, in {cache_dir()}); needed to run, serve and measure models"
         return Finding("runtime", "missing", detail, "shareatt-export runtime build")
     amx = ", AMX switched off" if found.built["amx_disabled"] else ""
     built = f"llama.cpp {found.built['llama_cpp']}, patch {found.built.get('patch')}, ABI {found.built['abi']}{amx}"
-    return Finding("runtime", "ok", f"{built}, in {found.bin}")
+    return Finding("runtime", "ok", f"{found.origin}: {built}, in {found.bin}")
 
 
 def _devices() -> list[Finding]:
@@ -158,8 +162,9 @@ def _devices() -> list[Finding]:
 
 
 def _unpatched() -> Finding:
-    if _is_ready(patched=False):
-        return Finding("unpatched llama.cpp", "ok", str(status(patched=False).bin))
+    unpatched = partial(built_status, patched=False)
+    if _is_ready(unpatched):
+        return Finding("unpatched llama.cpp", "ok", str(unpatched().bin))
     detail = "not built; only `bench` needs it: shareatt-export runtime build --unpatched"
     return Finding("unpatched llama.cpp", "information", detail)
 

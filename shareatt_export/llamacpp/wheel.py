@@ -10,7 +10,7 @@ from ..errors import RuntimeProblem
 from ..system.progress import Step, silent
 from .build import compiler_options, locked, run_logged
 from .pin import patch_id, pin
-from .runtime import options_of, require
+from .runtime import options_of, require_built
 from .source import apply_patch, cache_dir, sdist_dir, stock_source
 
 
@@ -22,9 +22,9 @@ def version() -> str:
 def build_wheel(folder: Path, progress: Step = silent) -> Path:
     """Build the wheel for this machine's processor, with the backends of the runtime; return its path in `folder`.
 
-    Needs the runtime, whose build has found out whether AMX works on this machine. Raises RuntimeProblem.
+    Needs the built runtime, whose build has found out whether AMX works on this machine. Raises RuntimeProblem.
     """
-    runtime = require()
+    runtime = require_built()
     no_amx = bool(runtime.built["amx_disabled"])
     if not folder.is_dir():
         raise RuntimeProblem("the folder for the wheel does not exist", path=folder)

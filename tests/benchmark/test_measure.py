@@ -77,10 +77,10 @@ def test_usage(run, files, option):
     assert run("bench", *files, *option).status == 2
 
 
-def test_the_unpatched_library_is_asked_for(run, files, monkeypatch):
-    status = runtime.status
-    missing = runtime.RuntimeStatus(files[0].parent, False, {})
-    monkeypatch.setattr(runtime, "status", lambda patched=True: status() if patched else missing)
+def test_the_unpatched_library_is_asked_for(run, files, tmp_path, monkeypatch):
+    built = runtime.require_built()
+    (tmp_path / built.root.name).symlink_to(built.root)
+    monkeypatch.setenv("SHAREATT_EXPORT_HOME", str(tmp_path))
     message = "the unpatched llama.cpp is not built yet; run 'shareatt-export runtime build --unpatched'"
     assert run("bench", *files, *QUICK).error == f"Error: {message}"
 

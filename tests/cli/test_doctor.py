@@ -52,7 +52,7 @@ def test_no_compiler_and_no_runtime(tmp_path):
 
 def test_no_compiler_but_a_runtime(built, tmp_path):
     text = doctor({"PATH": str(tmp_path)})
-    assert "the runtime is built, so it is not needed" in text and steps(text) == []
+    assert "the runtime is ready, so it is not needed" in text and steps(text) == []
 
 
 @pytest.mark.parametrize(("package", "extra"), [("torch", "hf"), ("transformers", "hf"), ("matplotlib", "plot")])

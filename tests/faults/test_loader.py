@@ -44,7 +44,7 @@ def test_mutants(built, tmp_path, record_property):
     scripts/fuzz_loader.py repeats this with sanitizers.
     """
     path, seen = tmp_path / "mutant.gguf", Counter[str]()
-    unpatched = runtime.require(patched=False)
+    unpatched = runtime.require_built(patched=False)
     with LoadChild(built.python, unpatched.bin) as other:
         for data in shared_mutants(tmp_path, seed=1, count=N_MUTANTS):
             path.write_bytes(data)

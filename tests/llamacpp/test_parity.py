@@ -120,7 +120,7 @@ def test_setting_spans_on_the_dense_file_is_the_exported_file(cases, folder, spa
 @pytest.mark.parametrize("kv", parity.TOLERANCE)
 def test_dense_logits_are_bit_equal_without_the_patch(cases, folder, built, kv, path):
     """A process can load one library only, so the unpatched one runs in a child process."""
-    unpatched = runtime.status(patched=False)
+    unpatched = runtime.built_status(patched=False)
     assert unpatched.ready, "run 'shareatt-export runtime build --unpatched'"
     case, out = cases["GQA", kv], folder / "unpatched.npz"
     command = [
