@@ -24,18 +24,22 @@ def load(python: Path, bin: Path) -> ModuleType:
     if str(python) not in sys.path:
         sys.path.insert(0, str(python))
     llama_cpp = importlib.import_module("llama_cpp.llama_cpp")
-    _load_backends(llama_cpp._lib, bin)
+    _load_backends(llama_cpp, bin)
     return llama_cpp
 
 
-def _load_backends(library: ctypes.CDLL, bin: Path) -> None:
+def _load_backends(llama_cpp: ModuleType, bin: Path) -> None:
     """Load the backends of ggml if they are modules of their own, as in an installed runtime.
 
     By itself ggml looks for modules beside the running program, which is Python here. ggml's functions are found
-    through the `library`, libllama.
+    through libllama.
     """
-    if not library.ggml_backend_reg_count():
-        library.ggml_backend_load_all_from_path(str(bin).encode())
+    if llama_cpp._lib.ggml_backend_reg_count():
+        return
+    set_verbose = importlib.import_module("llama_cpp._logger").set_verbose
+    set_verbose(False)  # else the library says on stderr what it has loaded
+    llama_cpp._lib.ggml_backend_load_all_from_path(str(bin).encode())
+    set_verbose(True)
 
 
 class SharedAttention:
