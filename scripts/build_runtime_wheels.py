@@ -7,6 +7,7 @@ variants of its CPU backend when a program starts.
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -67,16 +68,23 @@ def say(what: str, fraction: float | None) -> None:
 
 def build_wheel(name: str, out: Path) -> Path:
     """Build the wheel for a platform into the folder `out` and return its path. Raises RuntimeProblem."""
-    platform, root = PLATFORMS[name], cache_dir() / f"wheel-{name}"
+    platform, root = PLATFORMS[name], cache_dir() / f"wheel-{patch_id()}-{name}"
     with locked(root):
         say("fetching the source", None)
         copy_source(root / "llama.cpp", None, patched=True)
+        shutil.rmtree(root / "build", ignore_errors=True)  # a wheel holds nothing of an earlier build
         options = (*OPTIONS, *compilers(root, platform))
+        # By default ccache asks when the compiler was changed, and these scripts are always new.
+        os.environ["CCACHE_COMPILERCHECK"] = f"string:{compiler_name(platform)}"
         compile_source(root, cmake_targets(patched=True), no_amx=False, progress=say, options=options)
         with staged_project(root, platform) as project:
             pip(["wheel", "--no-deps", "-w", str(out), str(project)])
     (wheel,) = out.glob(f"{INSTALLED_PACKAGE}-*{patch_id()}-*{platform.tag}.whl")
     return wheel
+
+
+def compiler_name(platform: Platform) -> str:
+    return f"ziglang {version('ziglang')}, {platform.zig}"
 
 
 def compilers(root: Path, platform: Platform) -> list[str]:
@@ -116,7 +124,7 @@ def staged_project(root: Path, platform: Platform) -> Iterator[Path]:
         "abi": pin().abi,
         "amx_disabled": True,
         "platform": platform.tag,
-        "compiler": f"ziglang {version('ziglang')}, {platform.zig}",
+        "compiler": compiler_name(platform),
         "requires": ["numpy", *BINDINGS_NEED],
     }
     (package / "runtime.json").write_text(json.dumps(record, indent=2) + "\n")
