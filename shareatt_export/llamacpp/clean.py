@@ -22,6 +22,7 @@ from .source import cache_dir, private_cache
 NAMES = (
     r"runtime-(?P<patch>[0-9a-f]{12})",
     r"wheel-(?P<patch>[0-9a-f]{12})",
+    r"wheel-(linux|windows)-\w+",  # of scripts/build_runtime_wheels.py, which any version goes on with
     r"upstream-tests/patched-(?P<patch>[0-9a-f]{12})",
     r"unpatched-(?P<commit>[0-9a-f]{7,40})",
     r"upstream-tests/unpatched-(?P<commit>[0-9a-f]{7,40})",

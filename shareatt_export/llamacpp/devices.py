@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -30,7 +31,10 @@ def devices() -> tuple[Device, ...]:
     if it is not built, or that program fails.
     """
     command = [str(tool("llama-bench")), "--list-devices"]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except OSError as error:
+        raise RuntimeProblem(str(error.strerror), path=Path(command[0])) from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
         raise RuntimeProblem(lines[-1], field="llama-bench --list-devices")

@@ -154,7 +154,7 @@ def _devices() -> list[Finding]:
         return []
     try:
         found = devices()
-    except (RuntimeProblem, OSError) as error:
+    except RuntimeProblem as error:
         return [Finding("GPU", "information", f"the runtime cannot look for devices: {error}")]
     if not found:
         return [Finding("GPU", "information", "the runtime sees none; 'runtime build --backend' builds it for one")]

@@ -19,6 +19,9 @@ def install(tmp_path, monkeypatch):
         folder = tmp_path / "site-packages" / runtime.INSTALLED_PACKAGE
         folder.mkdir(parents=True)
         (folder / "__init__.py").touch()
+        (folder / "bin").mkdir()
+        (folder / "bin" / "llama-bench").write_text("#!/bin/sh\n")  # lists no devices
+        (folder / "bin" / "llama-bench").chmod(0o755)
         record = {"llama_cpp": pin().llama_cpp_commit, "source": "a wheel", "patch": patch_id(), "abi": pin().abi}
         (folder / "runtime.json").write_text(json.dumps(record | {"amx_disabled": True} | fields))
         return folder
