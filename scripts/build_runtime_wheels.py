@@ -108,6 +108,7 @@ def staged_project(root: Path, platform: Platform) -> Iterator[Path]:
     package, source = project / INSTALLED_PACKAGE, root / "llama.cpp"
     shutil.copytree(root / "build" / "bin", package / "bin", ignore=shutil.ignore_patterns(*LEFT_OUT))
     shutil.copytree(sdist_dir() / "llama_cpp", package / "python" / "llama_cpp")
+    (package / "llama.cpp").mkdir()
     for name in CONVERTER:
         copy = shutil.copytree if (source / name).is_dir() else shutil.copy
         copy(source / name, package / "llama.cpp" / name)
