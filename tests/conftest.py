@@ -21,8 +21,15 @@ from tests.support.fault_counts import (  # noqa: F401  (hooks)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="Test all architectures, not only a dozen.")
+    parser.addoption("--full", action="store_true", help="Test all architectures, and run the slow tests.")
     parser.addoption("--kills", type=int, default=1, help="Factor for the number of signals at random times.")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """With --full, leave out no test, unless -m chooses some."""
+    if config.getoption("--full") and config.option.markexpr == "not slow":
+        config.option.markexpr = ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
