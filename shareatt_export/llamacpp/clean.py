@@ -21,8 +21,7 @@ from .source import cache_dir, private_cache
 # Names in the cache; the group is what makes one of them that of the current version.
 NAMES = (
     r"runtime-(?P<patch>[0-9a-f]{12})",
-    r"wheel-(?P<patch>[0-9a-f]{12})",
-    r"wheel-(linux|windows)-\w+",  # of scripts/build_runtime_wheels.py, which any version goes on with
+    r"wheel-(?P<patch>[0-9a-f]{12})(-[a-z]+-\w+)?",
     r"upstream-tests/patched-(?P<patch>[0-9a-f]{12})",
     r"unpatched-(?P<commit>[0-9a-f]{7,40})",
     r"upstream-tests/unpatched-(?P<commit>[0-9a-f]{7,40})",
