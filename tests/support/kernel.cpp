@@ -8,15 +8,19 @@
 
 #include <cstring>
 
+#ifdef __x86_64__
 static bool supported(const char * name) {
     return strcmp(name, "avx512f") == 0 ? __builtin_cpu_supports("avx512f")
          : strcmp(name, "avx2")    == 0 ? __builtin_cpu_supports("avx2") : __builtin_cpu_supports("fma");
 }
+#else
+static bool supported(const char *) { return false; }
+#endif
 
 // the kernel asks ggml-cpu what it was compiled for; here, it is told
 static const char * instruction_set = "any";
 
-static const ggml_backend_feature * told(ggml_backend_reg_t) {
+[[maybe_unused]] static const ggml_backend_feature * told(ggml_backend_reg_t) {
     static const ggml_backend_feature avx512[] = {{ "AVX512", "1" }, { nullptr, nullptr }};
     static const ggml_backend_feature avx2  [] = {{ "AVX2", "1" }, { "FMA", "1" }, { "F16C", "1" }, { nullptr, nullptr }};
     static const ggml_backend_feature any   [] = {{ nullptr, nullptr }};
