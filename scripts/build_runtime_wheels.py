@@ -87,13 +87,28 @@ def compiler_name(platform: Platform) -> str:
     return f"ziglang {version('ziglang')}, {platform.zig}"
 
 
+# zig does not read the -march of ARM that ggml's CMake gives. -march=armv8.2-a+dotprod+fp16+nosve becomes
+# -mcpu=generic+v8_2a+dotprod+fullfp16-sve.
+TRANSLATE_MARCH = r"""
+for argument do
+    shift
+    case $argument in
+        -march=armv*) argument=$(echo "$argument" | sed -e 's/^-march=armv\([0-9]\)\.\([0-9]\)-a/-mcpu=generic+v\1_\2a/' \
+            -e 's/^-march=armv\([0-9]\)-a/-mcpu=generic+v\1a/' -e 's/+fp16/+fullfp16/' -e 's/+no/-/') ;;
+    esac
+    set -- "$@" "$argument"
+done
+"""
+
+
 def compilers(root: Path, platform: Platform) -> list[str]:
     """Write a script for each program of zig, because CMake takes the path of a program; return CMake's options."""
     options = [f"-DCMAKE_SYSTEM_NAME={platform.system}", f"-DCMAKE_SYSTEM_PROCESSOR={platform.processor}"]
     for variable, program in {"C_COMPILER": "cc", "CXX_COMPILER": "c++", "AR": "ar", "RANLIB": "ranlib"}.items():
-        target = f" -target {platform.zig}" if program in ("cc", "c++") else ""
+        compiles = program in ("cc", "c++")
+        target, translate = (f" -target {platform.zig}", TRANSLATE_MARCH) if compiles else ("", "\n")
         script = root / f"zig-{program}"
-        script.write_text(f'#!/bin/sh\nexec "{ZIG / "zig"}" {program}{target} "$@"\n')
+        script.write_text(f'#!/bin/sh{translate}exec "{ZIG / "zig"}" {program}{target} "$@"\n')
         script.chmod(0o755)
         options.append(f"-DCMAKE_{variable}={script}")
     return options
