@@ -124,8 +124,8 @@ def test_without_a_compiler_it_runs_and_evaluates(installed):
 
 @pytest.mark.slow
 def test_without_a_compiler_it_quantises(installed):
-    installed.output("shareatt-export", tiny_models.DEMO, "--spans", "6-9", "-o", "q8_0.gguf", "--outtype", "Q8_0")
-    assert "layers 7, 8 and 9 reuse" in installed.output("shareatt-export", "inspect", "q8_0.gguf")
+    installed.output("shareatt-export", tiny_models.DEMO, "--spans", "6-9", "-o", "q4_0.gguf", "--outtype", "Q4_0")
+    assert "layers 7, 8 and 9 reuse" in installed.output("shareatt-export", "inspect", "q4_0.gguf")
 
 
 @pytest.mark.slow
