@@ -93,7 +93,8 @@ TRANSLATE_MARCH = r"""
 for argument do
     shift
     case $argument in
-        -march=armv*) argument=$(echo "$argument" | sed -e 's/^-march=armv\([0-9]\)\.\([0-9]\)-a/-mcpu=generic+v\1_\2a/' \
+        -march=armv*) argument=$(echo "$argument" | sed \
+            -e 's/^-march=armv\([0-9]\)\.\([0-9]\)-a/-mcpu=generic+v\1_\2a/' \
             -e 's/^-march=armv\([0-9]\)-a/-mcpu=generic+v\1a/' -e 's/+fp16/+fullfp16/' -e 's/+no/-/') ;;
     esac
     set -- "$@" "$argument"

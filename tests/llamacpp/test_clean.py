@@ -9,8 +9,16 @@ import pytest
 from shareatt_export.llamacpp.build import locked
 from shareatt_export.llamacpp.pin import patch_id, pin
 
-OLD = ("runtime-0123456789ab", "wheel-0123456789ab", "wheel-0123456789ab-linux-x86_64", "unpatched-0123abcde", "llama-cpp-python-0.3.1", ".fetch-old",
-       "upstream-tests/patched-0123456789ab", "upstream-tests/unpatched-0123abcde")  # fmt: skip
+OLD = (
+    "runtime-0123456789ab",
+    "wheel-0123456789ab",
+    "wheel-0123456789ab-linux-x86_64",
+    "unpatched-0123abcde",
+    "llama-cpp-python-0.3.1",
+    ".fetch-old",
+    "upstream-tests/patched-0123456789ab",
+    "upstream-tests/unpatched-0123abcde",
+)
 CURRENT = (f"runtime-{patch_id()}", f"wheel-{patch_id()}", f"unpatched-{pin().llama_cpp_commit}",
            f"llama-cpp-python-{pin().version}", f"upstream-tests/patched-{patch_id()}")  # fmt: skip
 FOREIGN = ("models", "runtime-mine", "my-runtime-0123456789ab", "upstream-tests/notes", "llama.cpp", "unpatched-")
