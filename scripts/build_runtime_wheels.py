@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,8 @@ PROJECT = Path(__file__).resolve().parent / "runtime_wheel"
 ZIG = Path(ziglang.__file__).parent
 CONVERTER = ("convert_hf_to_gguf.py", "conversion", "gguf-py")
 # This variant of the CPU backend is zen4 with AMX, which kills programs on virtual machines that only claim to have it.
-LEFT_OUT = ("*ggml-cpu-sapphirerapids.*",)
+# zig leaves .lib files beside the DLLs of Windows.
+LEFT_OUT = ("*ggml-cpu-sapphirerapids.*", "*.lib")
 OPTIONS = (
     "-DGGML_BACKEND_DL=ON",
     "-DGGML_CPU_ALL_VARIANTS=ON",
@@ -101,6 +103,13 @@ for argument do
 done
 """
 
+# A DLL of llama.cpp exports every symbol, those of zig's start code too, which every other DLL and program has for
+# itself. This object, linked into all of them, keeps these from being exported.
+OWN_START = r"""
+__asm__(".section .drectve,\"yni\"\n"
+        ".ascii \" -exclude-symbols:atexit,_CRT_INIT,__mingw_module_is_dll\"\n");
+"""
+
 
 def compilers(root: Path, platform: Platform) -> list[str]:
     """Write a script for each program of zig, because CMake takes the path of a program; return CMake's options."""
@@ -112,6 +121,11 @@ def compilers(root: Path, platform: Platform) -> list[str]:
         script.write_text(f'#!/bin/sh{translate}exec "{ZIG / "zig"}" {program}{target} "$@"\n')
         script.chmod(0o755)
         options.append(f"-DCMAKE_{variable}={script}")
+    if platform.system == "Windows":
+        source, compiled = root / "own_start.c", root / "own_start.obj"
+        source.write_text(OWN_START)
+        subprocess.run([root / "zig-cc", "-c", source, "-o", compiled], check=True)
+        options += [f"-DCMAKE_{language}_STANDARD_LIBRARIES={compiled}" for language in ("C", "CXX")]
     return options
 
 
