@@ -100,7 +100,7 @@ class Worker:
 
     def _decode(self, position: int, n: int) -> Seconds:
         batch = [Token(int(self.tokens[(position + i) % len(self.tokens)]), position + i) for i in range(n)]
-        return self.timer(lambda: self.context.decode(batch, last_only=True))
+        return self.timer(lambda: self.context.decode(batch, last=1))
 
     def _forget(self) -> None:
         self.context.lib.llama_memory_seq_rm(self.context.memory, 0, self.position, -1)

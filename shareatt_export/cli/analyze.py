@@ -19,7 +19,7 @@ from .options import (
 
 @click.command("analyze", short_help="Show which layers attend alike, and what sharing would cost.")
 @click.argument("model", type=FILE)
-@text_option
+@text_option("Text to measure with")
 @click.option("-o", "--output", type=OutFolder(), metavar="DIR", help="Write analysis.json and heatmaps there.")
 @window_options(n_ctx=256)
 @reach_option
@@ -29,7 +29,7 @@ from .options import (
 @quiet_option
 def analyze_command(
     model: Path,
-    text: Path | None,
+    text: tuple[Path, ...],
     output: Path | None,
     n_ctx: int,
     n_windows: int,

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from ..evaluation.analyze import Analysis, Matrix, ranked
 from ..system.staging import publish, staged
+from .corpora import MATTERS, corpus_dict
 from .tables import table
 
 FILES = ("analysis.json", "similarity.png", "error.png")
@@ -17,7 +18,7 @@ def as_dict(analysis: Analysis) -> dict[str, Any]:
     request = analysis.request
     return {
         "model": str(request.model),
-        "text": {"name": analysis.text.name, "sha256": analysis.text.sha256},
+        "text": corpus_dict(analysis.text),
         "n_ctx": request.n_ctx,
         "windows": analysis.n_windows,
         "sinks_per_window": analysis.sinks_per_window,
@@ -55,7 +56,7 @@ def show(analysis: Analysis, console: Console) -> None:
     columns = ("layer", "best source", "similarity", "no sinks", "error", "error of none", "ratio", "same heads")
     console.print(table(rows, columns))
     console.print(
-        f"{analysis.n_windows} windows of {analysis.request.n_ctx} tokens of {analysis.text.name}. "
+        f"{analysis.n_windows} windows of {analysis.request.n_ctx} tokens of {analysis.text.name}. {MATTERS} "
         "Error: of the attention output with the source's attention weights, relative to the residual stream; error of "
         "none: without any attention. Where the ratio is near 1, dropping the attention costs no more than sharing it."
         " Same heads: the share of heads whose most similar head in the source has the same number.",

@@ -20,7 +20,7 @@ from .options import (
 @click.command("eval", short_help="Measure what SA models lose in quality.")
 @click.argument("dense", type=FILE)
 @click.argument("others", type=FILE, nargs=-1, required=True, metavar="SA...")
-@text_option
+@text_option("Text to measure with")
 @window_options(n_ctx=512)
 @click.option("--tasks", type=FILE, multiple=True, metavar="FILE",
               help="A file of JSON lines, multiple choice or exact match, to answer as well; repeatable.")  # fmt: skip
@@ -37,7 +37,7 @@ from .options import (
 def eval_command(
     dense: Path,
     others: tuple[Path, ...],
-    text: Path | None,
+    text: tuple[Path, ...],
     n_ctx: int,
     n_windows: int,
     tasks: tuple[Path, ...],

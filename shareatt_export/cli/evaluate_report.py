@@ -11,6 +11,7 @@ from rich.table import Table
 from ..evaluation.evaluate import Evaluation, Score, TaskAnswers
 from ..evaluation.intervals import Mean, sign_test, wilson
 from ..evaluation.positions import Bucket, PositionScores
+from .corpora import MATTERS, corpus_dict
 from .tables import plain, table
 
 
@@ -18,7 +19,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
     request = evaluation.request
     names = [score.subject.name for score in evaluation.scores]
     data: dict[str, Any] = {
-        "text": {"name": evaluation.text.name, "sha256": evaluation.text.sha256},
+        "text": corpus_dict(evaluation.text),
         "n_ctx": request.n_ctx,
         "windows": evaluation.n_windows,
         "tokens": evaluation.n_tokens,
@@ -102,7 +103,8 @@ def show(evaluation: Evaluation, positions: bool, console: Console) -> None:
     console.print(_scores(evaluation))
     say(
         f"{evaluation.n_tokens} tokens in {evaluation.n_windows} windows of {request.n_ctx} of {evaluation.text.name}; "
-        "the second half of each is scored. ±: half of a 95 % confidence interval, over windows. KL in nats."
+        "the second half of each is scored. ±: half of a 95 % confidence interval, over windows. KL in nats. "
+        f"{MATTERS}"
     )
     if request.baselines:
         pairs = zip(evaluation.others, evaluation.baselines, strict=True)

@@ -8,7 +8,7 @@ import click
 from ..exporting.request import ExportRequest
 from ..model.spans import SourceMode
 from .option_types import FILE, OutPath, OutType, SplitSize
-from .options import budget_options, json_option, llama_cpp_option, quiet_option, source_option
+from .options import budget_options, json_option, llama_cpp_option, quiet_option, source_option, text_option
 
 
 @click.command("export", short_help="Make an SA GGUF (the default command).")
@@ -23,8 +23,7 @@ from .options import budget_options, json_option, llama_cpp_option, quiet_option
 @click.option("--threads", type=click.IntRange(1), help="Threads for --outtype, --align, --refit.  [default: all]")
 @click.option("--align", is_flag=True, help="Put the heads of followers in the order that fits their source best.")
 @click.option("--refit", is_flag=True, help="Solve for the followers' output projections that come closest to MODEL.")
-@click.option("--text", type=FILE, metavar="FILE",
-              help="Text for --align, --refit and --spans auto.  [default: Python's documentation]")  # fmt: skip
+@text_option("Text for --align, --refit and --spans auto")
 @budget_options
 @click.option("--split-max-size", type=SplitSize(), help="Write shards of at most N megabytes (M) or gigabytes (G).")
 @click.option("--card/--no-card", default=None,
@@ -49,7 +48,7 @@ def export_command(
     threads: int | None,
     align: bool,
     refit: bool,
-    text: Path | None,
+    text: tuple[Path, ...],
     followers: int | None,
     max_kl: float | None,
     kv_bytes: int | None,

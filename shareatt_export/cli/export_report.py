@@ -12,6 +12,7 @@ from ..formats.gguf_header import TensorInfo
 from ..model.spans import Span
 from ..plan.plan import Plan
 from ..system.streams import sha256
+from .corpora import MATTERS, corpus_dict
 from .tables import NEEDS, change, plain, size, table
 
 
@@ -45,9 +46,7 @@ def plan_dict(job: ExportJob) -> dict[str, Any]:
             "after": plan.kv_bytes_per_token_after * facts.n_ctx_train,
         },
         "outtype": job.request.outtype.lower(),
-        "fit": {"how": str(plan.fitting), "text": job.text.name, "sha256": job.text.sha256}
-        if plan.fitting and job.text
-        else None,
+        "fit": {"how": str(plan.fitting), "text": corpus_dict(job.text)} if plan.fitting and job.text else None,
         "file_bytes": list(job.sizes),
         "needs": NEEDS,
     }
@@ -80,7 +79,11 @@ def show_followers(done: Exported, console: Console) -> None:
     ]
     console.print(table(rows, columns), highlight=False)
     if done.job.plan.fitting and done.job.plan.fitting.refit:
-        console.print("The errors compare a follower's attention output with the dense model's, on held-out text.")
+        console.print(
+            "The errors compare a follower's attention output with the dense model's, on windows of the text that took "
+            f"no part in the fit. {MATTERS}",
+            highlight=False,
+        )
     if again := [str(follower.layer) for follower in done.followers if follower.requantised]:
         layers = f"layer{'s' * (len(again) > 1)} {', '.join(again)}"
         console.print(

@@ -8,7 +8,7 @@ import click
 from ..healing.request import LEARNING_RATE, HealRequest
 from ..model.spans import SourceMode
 from .option_types import FILE
-from .options import json_option, quiet_option, source_option
+from .options import json_option, quiet_option, source_option, text_option
 
 
 @click.command("heal", short_help="Fine-tune a model to recover what sharing costs.")
@@ -18,8 +18,7 @@ from .options import json_option, quiet_option, source_option
               help="Start with the followers of an SA GGUF that --align or --refit made of MODEL.")  # fmt: skip
 @click.option("-o", "--output", type=FILE, metavar="DIR", help="The Hugging Face folder to write.")
 @source_option
-@click.option("--text", "texts", type=FILE, metavar="FILE", multiple=True,
-              help="Text to train on; repeatable.  [default: Python's documentation]")  # fmt: skip
+@text_option("Text to train on")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True),
               help="Maximum training time.  [default: 15, if --steps is not given]")  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), help="Maximum number of training steps.")
@@ -50,7 +49,7 @@ def heal_command(
     begin: Path | None,
     output: Path | None,
     source: SourceMode,
-    texts: tuple[Path, ...],
+    text: tuple[Path, ...],
     minutes: float | None,
     steps: int | None,
     method: Literal["full", "lora"],
@@ -81,7 +80,7 @@ def heal_command(
         model=model,
         spans=spans,
         out=None if dry_run else output,
-        texts=texts,
+        text=text,
         source=source,
         method=method,
         rank=rank,

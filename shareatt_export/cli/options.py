@@ -22,9 +22,20 @@ source_option = click.option(
 llama_cpp_option = click.option(
     "--llama-cpp", type=FILE, metavar="DIR", help="Use your own llama.cpp checkout instead of the pinned source."
 )
-text_option = click.option(
-    "--text", type=FILE, metavar="FILE", help="Text to measure with.  [default: Python's documentation]"
-)
+
+
+def text_option(purpose: str) -> Callable[[Command], Command]:
+    """--text, repeatable. `purpose` begins its help."""
+    return click.option(
+        "--text",
+        type=FILE,
+        metavar="PATH",
+        multiple=True,
+        help=f"{purpose}: a file, or a folder of files. Repeatable; then the texts take turns.  "
+        "[default: a mixture of prose, code, documentation and chat]",
+    )
+
+
 threads_option = click.option(
     "--threads",
     "n_threads",

@@ -51,6 +51,7 @@ def _become(
 ) -> None:
     """Replace this process with a program of the runtime."""
     from ..formats.shards import read_model
+    from ..llamacpp.bindings import waiting
     from ..llamacpp.runtime import tool
     from ..model.facts import read_facts
     from ..system.operating_system import replace_process
@@ -59,14 +60,4 @@ def _become(
     path = str(tool(program))
     given = {"--threads": threads, "--gpu-layers": "all" if gpu_layers == -1 else gpu_layers, "--device": device}
     shared = [text for name, value in given.items() if value is not None for text in (name, str(value))]
-    replace_process([path, "-m", str(file), *shared, *own, *arguments], _waiting() | os.environ)
-
-
-def _waiting() -> dict[str, str]:
-    """Return how threads wait at OpenMP's barriers, unless the user's environment says it.
-
-    By default they spin so long that other programs make generation several times slower, and llama.cpp's --poll does
-    not change it. To sleep at once (OMP_WAIT_POLICY=passive) would halve the speed of a machine with nothing else to do
-    (docs/runtime.md).
-    """
-    return {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "1000"}
+    replace_process([path, "-m", str(file), *shared, *own, *arguments], waiting() | os.environ)

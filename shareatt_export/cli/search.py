@@ -24,7 +24,7 @@ from .options import (
 @click.option("--align/--no-align", default=True, show_default=True,
               help="Put the heads of followers in the best order.")  # fmt: skip
 @click.option("--refit/--no-refit", default=True, show_default=True, help="Refit the followers' output projections.")
-@text_option
+@text_option("Text to measure with")
 @click.option("-o", "--output", type=OutFolder(), metavar="DIR",
               help="Write search.json, pareto.png and the state of an interrupted search there.")  # fmt: skip
 @window_options(n_ctx=256, least=2)
@@ -43,7 +43,7 @@ def search_command(
     fast: bool,
     align: bool,
     refit: bool,
-    text: Path | None,
+    text: tuple[Path, ...],
     output: Path | None,
     n_ctx: int,
     n_windows: int,

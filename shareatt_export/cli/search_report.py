@@ -11,10 +11,11 @@ from ..model.spans import followers
 from ..searching.scoring import ScoredMap
 from ..searching.search import SearchResult
 from ..system.staging import publish, staged
+from .corpora import MATTERS, corpus_dict
 from .tables import table
 
 FILES = ("search.json", "pareto.png")
-STATE = "search-state.json"
+STATE = "search-state"
 AS_GOOD = "Dropping attention in these layers costs no more than sharing it, and saves more memory."
 
 
@@ -29,7 +30,7 @@ def as_dict(found: SearchResult) -> dict[str, Any]:
     request = found.request
     return {
         "model": str(request.model),
-        "text": {"name": found.text.name, "sha256": found.text.sha256},
+        "text": corpus_dict(found.text),
         "n_ctx": request.n_ctx,
         "align": request.align,
         "refit": request.refit,
@@ -70,7 +71,8 @@ def show(found: SearchResult, console: Console) -> None:
     request = found.request
     lines = [
         f"Scored on the last quarter of {found.text.name}, in windows of {request.n_ctx} tokens; fitted and searched "
-        f"on the rest ({found.n_measured} maps measured). ±: half of a 95 % confidence interval. KL in nats."
+        f"on the rest ({found.n_measured} maps measured). ±: half of a 95 % confidence interval. KL in nats. "
+        f"{MATTERS}"
     ]
     if found.singles:
         alone = sum(found.singles[layer] for layer in followers(found.chosen.source_layers))

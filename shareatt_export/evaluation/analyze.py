@@ -21,7 +21,7 @@ from ..fitting.observer import ObservedLayer, head_outputs, observing
 from ..formats.gguf_header import Header
 from ..formats.shards import read_model
 from ..formats.tensor_copies import FloatRows, read_f32
-from ..formats.texts import Text, read_text
+from ..formats.texts import Corpus, read_corpus
 from ..llamacpp import runtime
 from ..llamacpp.token_windows import token_windows
 from ..model.candidate_pairs import Pair, candidates
@@ -59,7 +59,7 @@ class Analysis:
     """
 
     request: AnalyzeRequest
-    text: Text
+    text: Corpus
     facts: Facts
     n_windows: int
     sinks_per_window: float
@@ -81,7 +81,7 @@ def analyze(request: AnalyzeRequest, step: Step = silent) -> Analysis:
     Raises BadInput where the text is too short, Unsupported for encoders and SA files, RuntimeProblem where the runtime
     does not show the attention of this architecture.
     """
-    header, text = read_model(Path(request.model)), read_text(request.text)
+    header, text = read_model(Path(request.model)), read_corpus(request.text)
     facts = read_facts(header)
     if not require_exportable(header).causal:
         raise Unsupported(
@@ -148,7 +148,7 @@ class _Sums:
             difference = (head_outputs(layers[source].weights, ours.values) - own) @ projection
             self.error[Pair(source, follower)] += float(np.sum(np.square(difference), dtype=np.float64))
 
-    def analysis(self, request: AnalyzeRequest, text: Text, n_windows: int) -> Analysis:
+    def analysis(self, request: AnalyzeRequest, text: Corpus, n_windows: int) -> Analysis:
         relative = np.sqrt(self.attention / np.maximum(self.residual, 1e-30))
         pairs = [
             PairErrors(

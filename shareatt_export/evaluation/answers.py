@@ -112,7 +112,7 @@ def log_likelihoods(
     """
     n = len(prompt)
     context.clear()
-    after_prompt = log_softmax(context.decode(_tokens(prompt, 0), last_only=True))[0]
+    after_prompt = log_softmax(context.decode(_tokens(prompt, 0), last=1))[0]
     for sequence in range(1, len(choices)):
         context.copy_sequence(0, sequence)
     sums = np.array([after_prompt[choice[0]] for choice in choices])
@@ -128,7 +128,7 @@ def log_likelihoods(
 def generate(context: Context, prompt: Sequence[int], stop: Sequence[str], max_tokens: int) -> str:
     """Return the text that greedy decoding adds to the prompt, up to where a text of `stop` begins."""
     context.clear()
-    logits = context.decode(_tokens(prompt, 0), last_only=True)
+    logits = context.decode(_tokens(prompt, 0), last=1)
     tokens: list[int] = []
     while True:
         token = int(logits[-1].argmax())

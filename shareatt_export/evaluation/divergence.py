@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..llamacpp.engine import Logits, log_softmax
+from ..llamacpp.engine import Logits
 from .intervals import Mean, mean
 
-ROWS = 32  # number of tokens whose distributions are in memory in double precision at a time
+ROWS = 32  # number of tokens whose distributions are computed at a time: few enough for the cache of a processor
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,37 @@ class Divergence:
         for first in range(0, len(targets), ROWS):
             rows = slice(first, min(first + ROWS, len(targets)))
             at = (window, slice(start + rows.start, start + rows.stop))
-            ours, theirs = log_softmax(logits[rows]), log_softmax(expected[rows])
-            self.nll[at] = -ours[np.arange(len(ours)), targets[rows]]
-            self.kl[at] = (np.exp(theirs) * (theirs - ours)).sum(-1)
-            self.same[at] = logits[rows].argmax(-1) == expected[rows].argmax(-1)
+            ours, theirs = logits[rows], expected[rows]
+            log_sum = log_sum_exp(ours)
+            self.nll[at] = log_sum - ours[np.arange(len(ours)), targets[rows]]
+            self.kl[at] = _kl(ours, log_sum, theirs, log_sum_exp(theirs))
+            self.same[at] = ours.argmax(-1) == theirs.argmax(-1)
 
     def quality(self, first: int = 0) -> Quality:
         """Return the scores of all tokens in the columns from `first` to the last."""
         nll, kl = self.nll[:, first:], self.kl[:, first:]
         same = float(self.same[:, first:].mean())
         return Quality(mean(nll), mean(kl), float(np.quantile(kl, 0.99)), float(kl.max()), same)
+
+
+Column = npt.NDArray[np.float64]  # [n_tokens]
+
+
+def log_sum_exp(logits: Logits) -> Column:
+    """Return log(sum(exp(x))) of each row of logits [n_tokens, n_vocab]."""
+    highest = logits.max(-1, keepdims=True)
+    sums: Column = np.exp(logits - highest).sum(-1, dtype=np.float64)
+    log_sums: Column = np.log(sums) + highest[:, 0]
+    return log_sums
+
+
+def _kl(ours: Logits, log_sum_ours: Column, theirs: Logits, log_sum_theirs: Column) -> Column:
+    """Return KL(theirs || ours) of each row.
+
+    Single precision is enough for exp() and for the logarithm of the ratio, which is 0 where the rows are equal; their
+    products are added up in double precision.
+    """
+    log_ratio = (theirs - ours) - (log_sum_theirs - log_sum_ours)[:, None].astype(np.float32)
+    probabilities = np.exp(theirs - log_sum_theirs[:, None].astype(np.float32))
+    kl: Column = (probabilities * log_ratio).sum(-1, dtype=np.float64)
+    return kl

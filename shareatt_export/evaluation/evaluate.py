@@ -17,7 +17,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from ..errors import BadInput
 from ..formats.gguf_header import Header
 from ..formats.shards import read_model
-from ..formats.texts import Text, read_text
+from ..formats.texts import Corpus, read_corpus
 from ..llamacpp import runtime
 from ..llamacpp.bindings import load
 from ..llamacpp.devices import offload_params
@@ -86,7 +86,7 @@ class Evaluation:
     """
 
     request: EvaluateRequest
-    text: Text
+    text: Corpus
     n_windows: int
     n_tokens: int
     scores: tuple[Score, ...]
@@ -115,7 +115,7 @@ def evaluate(request: EvaluateRequest, step: Step = silent) -> Evaluation:
     built = runtime.require()
     lib = load(built.python, built.bin)
     step("reading the models", None)
-    half, text, dense_path = request.n_ctx // 2, read_text(request.text), Path(request.dense)
+    half, text, dense_path = request.n_ctx // 2, read_corpus(request.text), Path(request.dense)
     tasks = tuple(read_tasks(Path(path)) for path in request.tasks)
     headers = {path: read_model(path) for path in map(Path, (request.dense, *request.others))}
     dense, *others = _subjects(request, headers)

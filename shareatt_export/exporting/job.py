@@ -14,7 +14,7 @@ from ..checkpoint.checks import check_files, check_no_code, checkpoint_files
 from ..errors import BadInput, BadSpans, ShareattError
 from ..formats.gguf_header import Header
 from ..formats.shards import piece_names, read_model
-from ..formats.texts import Text, read_text
+from ..formats.texts import Corpus, read_corpus
 from ..llamacpp import runtime
 from ..model.facts import read_facts
 from ..model.spans import AUTO, parse_spans
@@ -42,7 +42,7 @@ class ExportJob:
     quantisation: Quantisation | None
     prediction: Prediction | None  # of the quantisation
     sizes: tuple[int, ...]  # bytes of the files that it will write
-    text: Text | None  # to fit with
+    text: Corpus | None  # to fit with
     stages: Stages
 
     @property
@@ -76,9 +76,10 @@ def opened(request: ExportRequest, step: Step = silent) -> Iterator[ExportJob]:
 
 
 def _check_options(request: ExportRequest) -> None:
-    for path in (request.imatrix, request.text):
-        if isinstance(path, Path | str) and not Path(path).is_file():
-            raise BadInput("no such file", path=path)
+    if request.imatrix is not None and not Path(request.imatrix).is_file():
+        raise BadInput("no such file", path=request.imatrix)
+    if request.text:
+        read_corpus(request.text)
     searches = request.spans == AUTO
     if request.budget.n_given != int(searches) or (request.fast and not searches):
         raise BadSpans(
@@ -149,7 +150,7 @@ def _job(
 ) -> ExportJob:
     facts = read_facts(header)
     fits = request.align or request.refit
-    text = read_text(request.text) if fits or request.spans == AUTO else None
+    text = read_corpus(request.text) if fits or request.spans == AUTO else None
     fitting = Fitting(request.align, request.refit, text.sha256) if text and fits else None
     spans = _found_spans(header, request, text, stages) if request.spans == AUTO else request.spans
     plan = make_plan(header, facts, parse_spans(spans, facts.n_layer, request.source, facts.is_swa), fitting)
@@ -172,7 +173,7 @@ def _check_outputs(job: ExportJob, inputs: Sequence[Path]) -> None:
         check_output(path, inputs, job.request.force)
 
 
-def _found_spans(header: Header, request: ExportRequest, text: Text | None, stages: Stages) -> str:
+def _found_spans(header: Header, request: ExportRequest, text: Corpus | None, stages: Stages) -> str:
     from ..searching.search import search  # scipy takes a while to import
 
     watch = stages("searching")

@@ -44,7 +44,7 @@ class FeatureReader:
         self._collector.start(layer)
         self._context.clear()
         with self._callback:
-            self._context.decode([Token(token, position) for position, token in enumerate(tokens)], last_only=True)
+            self._context.decode([Token(token, position) for position, token in enumerate(tokens)], last=1)
         return self._collector.collected()
 
 

@@ -19,7 +19,7 @@ from gguf import GGML_QUANT_SIZES
 from ..errors import Unsupported
 from ..formats.gguf_header import TensorInfo
 from ..formats.tensor_copies import RawRows, TensorCopy, float_rows, raw_rows, read_f32
-from ..formats.texts import Text
+from ..formats.texts import Corpus
 from ..llamacpp.engine import Model
 from ..llamacpp.runtime import RuntimeStatus
 from ..llamacpp.token_windows import token_windows
@@ -40,7 +40,7 @@ class FitRequest:
     """`n_ctx`: tokens of a window. `n_windows`: maximum number of windows."""
 
     how: Fitting
-    text: Text
+    text: Corpus
     n_ctx: int = 256
     n_windows: int = 64
     n_threads: int = 2

@@ -75,7 +75,7 @@ class Observer:
         collector.clear()
         self._context.clear()
         with self._callback:
-            self._context.decode([Token(token, position) for position, token in enumerate(tokens)], last_only=True)
+            self._context.decode([Token(token, position) for position, token in enumerate(tokens)], last=1)
         n_layer = self._facts.n_layer - self._facts.n_layer_nextn
         layers = [layer for layer in range(n_layer) if self._facts.n_head_kv[layer]]
         self._require(collector.weights, layers, "attention weights")

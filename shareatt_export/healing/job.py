@@ -20,7 +20,7 @@ from ..checkpoint.rewrite import Slot, find_tensors
 from ..errors import BadInput, BadSpans, Unsupported
 from ..formats.gguf_header import Header
 from ..formats.shards import read_model
-from ..formats.texts import Text, read_text
+from ..formats.texts import Text, read_corpus
 from ..model.spans import Span, parse_spans
 from ..system.staging import check_output_folder
 from . import starting_weights
@@ -81,7 +81,7 @@ def planned(request: HealRequest) -> HealJob:
         check_output_folder(Path(request.out), folder, request.force, RECORD)
     if request.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("torch finds no such device", field="--device cuda", next_step="leave out the option")
-    texts = tuple(map(read_text, request.texts or (None,)))
+    texts = read_corpus(request.text).texts
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     config = _config(folder)

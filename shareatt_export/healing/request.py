@@ -16,7 +16,7 @@ class HealRequest:
     """`model`: a Hugging Face folder. `spans`: as for an export; None takes the spans of `begin`.
 
     `out`: the Hugging Face folder to write; None makes a plan alone. `begin`: an SA GGUF that was aligned or refitted,
-    whose followers training starts with. `texts`: what to train on; none means Python's documentation.
+    whose followers training starts with. `text`: what to train on.
     `method`: "full" trains matrices, "lora" differences of rank `rank`. `train_mlp`: train the MLPs of the spans, too.
     `n_ctx`: tokens of a window. `batch`: windows of one step. Training ends after `minutes` or `steps`, whichever comes
     first; without either, after 15 minutes. `dtype`: what the model computes in. `checkpointing`: compute layers again
@@ -26,7 +26,7 @@ class HealRequest:
     model: Path | str
     spans: str | None = None
     out: Path | str | None = None
-    texts: tuple[TextSource, ...] = ()
+    text: TextSource = None
     source: SourceMode = "first"
     method: Literal["full", "lora"] = "full"
     rank: int = 16

@@ -20,12 +20,23 @@ def load(python: Path, bin: Path) -> ModuleType:
     loaded = sys.modules.get("llama_cpp")
     if loaded is not None and os.environ.get("LLAMA_CPP_LIB_PATH") != str(bin):
         raise RuntimeProblem("this process has loaded another llama_cpp already", path=bin)
-    os.environ["LLAMA_CPP_LIB_PATH"] = str(bin)
+    os.environ |= {"LLAMA_CPP_LIB_PATH": str(bin)} | waiting()
     if str(python) not in sys.path:
         sys.path.insert(0, str(python))
     llama_cpp = importlib.import_module("llama_cpp.llama_cpp")
     _load_backends(llama_cpp, bin)
     return llama_cpp
+
+
+def waiting() -> dict[str, str]:
+    """Return the environment that says how threads wait at OpenMP's barriers; nothing where the user's says it.
+
+    By default they spin so long that other programs make llama.cpp several times slower, and its --poll does not change
+    it. To sleep at once (OMP_WAIT_POLICY=passive) would halve the speed of a machine with nothing else to do
+    (docs/runtime.md).
+    """
+    set_by_user = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
+    return {} if set_by_user else {"GOMP_SPINCOUNT": "1000"}
 
 
 def _load_backends(llama_cpp: ModuleType, bin: Path) -> None:

@@ -170,30 +170,31 @@ class Context:
             raise RuntimeProblem(f"no context: {log.error()}")
         self.log = log.lines
 
-    def decode(self, tokens: Sequence[Token], last_only: bool = False) -> Logits:
-        """Return the logits after each token, [len(tokens), n_vocab], or after the last one, [1, n_vocab].
+    def decode(self, tokens: Sequence[Token], last: int | None = None) -> Logits:
+        """Return the logits after each token, [len(tokens), n_vocab], or after the last few, [last, n_vocab].
 
-        Raises RuntimeProblem if llama.cpp cannot decode.
+        Logits that are not asked for are not computed. Raises RuntimeProblem if llama.cpp cannot decode.
         """
-        self._submit(tokens, last_only=last_only)
-        return self._rows(self.lib.llama_get_logits(self.handle), 1 if last_only else len(tokens), self.model.n_vocab)
+        n_rows = len(tokens) if last is None else last
+        self._submit(tokens, n_rows)
+        return self._rows(self.lib.llama_get_logits(self.handle), n_rows, self.model.n_vocab)
 
     def embed(self, tokens: Sequence[Token]) -> Logits:
         """Return the embedding of each token, [len(tokens), n_embd], from a context that has embeddings=True.
 
         This is the output of models without logits. Raises RuntimeProblem if llama.cpp cannot compute it.
         """
-        self._submit(tokens, last_only=False)
+        self._submit(tokens, len(tokens))
         n_embd = int(self.lib.llama_model_n_embd(self.model.handle))
         return self._rows(self.lib.llama_get_embeddings(self.handle), len(tokens), n_embd)
 
-    def _submit(self, tokens: Sequence[Token], *, last_only: bool) -> None:
+    def _submit(self, tokens: Sequence[Token], n_outputs: int) -> None:
         batch = self.lib.llama_batch_init(len(tokens), 0, 1)
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
             batch.token[i], batch.pos[i] = token.id, token.position
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, token.sequence
-            batch.logits[i] = not last_only or i == len(tokens) - 1
+            batch.logits[i] = i >= len(tokens) - n_outputs
         status = self.lib.llama_decode(self.handle, batch)
         self.lib.llama_batch_free(batch)
         if status:

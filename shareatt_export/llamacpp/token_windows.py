@@ -1,12 +1,14 @@
-"""Cut a text into windows of tokens as llama-perplexity does."""
+"""Cut texts into windows of tokens as llama-perplexity does."""
 
 from ..errors import BadInput
-from ..formats.texts import Text, spread
+from ..formats.texts import Corpus, Text, mixed
 from .engine import Model
 
+Window = list[int]  # of tokens
 
-def token_windows(model: Model, text: Text, n_ctx: int, n_windows: int | None = None) -> list[list[int]]:
-    """Return windows of n_ctx tokens each, at most n_windows of them, spread evenly over the text.
+
+def text_windows(model: Model, text: Text, n_ctx: int) -> list[Window]:
+    """Return all windows of n_ctx tokens of one text.
 
     Each window begins with BOS if the model wants it. As in llama-perplexity, only the text as a whole gets a BOS of
     its own, so that the BOS of each later window replaces a token. Raises BadInput if the text is too short for one.
@@ -16,5 +18,12 @@ def token_windows(model: Model, text: Text, n_ctx: int, n_windows: int | None = 
     starts = range(0, len(tokens) - n_ctx + 1, n_ctx)
     if not starts:
         raise BadInput(f"{len(tokens)} tokens; a window takes {n_ctx}", path=text.name)
-    chosen = starts if n_windows is None else spread(starts, n_windows)
-    return [[*first, *tokens[start + len(first) : start + n_ctx]] for start in chosen]
+    return [[*first, *tokens[start + len(first) : start + n_ctx]] for start in starts]
+
+
+def token_windows(model: Model, corpus: Corpus, n_ctx: int, n_windows: int) -> list[Window]:
+    """Return at most n_windows windows of n_ctx tokens, of all texts by turns.
+
+    Raises BadInput as text_windows() does.
+    """
+    return mixed([text_windows(model, text, n_ctx) for text in corpus.texts], n_windows)

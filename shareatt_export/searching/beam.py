@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from ..model.candidate_pairs import Pair
 from ..model.spans import SourceMap, followers
-
-Cost = Callable[[SourceMap], float]
+from .measured_costs import CostedMap, MeasuredCosts
 
 
 @dataclass(frozen=True)
@@ -26,17 +25,7 @@ class Settings:
     rounds: int = 3
 
 
-@dataclass(frozen=True)
-class CostedMap:
-    """A source map and its measured cost."""
-
-    source_layers: SourceMap
-    cost: float
-
-    @property
-    def n_followers(self) -> int:
-        return len(followers(self.source_layers))
-
+DEFAULTS = Settings()
 
 Enough = Callable[[CostedMap], bool]  # whether no further follower is needed
 
@@ -80,26 +69,32 @@ def guess(n_layer: int, errors: Mapping[Pair, float], n: int) -> SourceMap | Non
 
 
 class BeamSearch:
-    """Searches the maps of a model. `errors`: of all pairs that could share. `cost`: measures a map."""
+    """Searches the maps of a model. `errors`: of all pairs that could share.
 
-    def __init__(self, n_layer: int, errors: Mapping[Pair, float], cost: Cost, settings: Settings) -> None:
-        self.n_layer, self.errors, self.cost, self.settings = n_layer, errors, cost, settings
-        self.singles: dict[int, float] = {}  # cost of each follower alone: says more than the error of its output
+    `singles`: rough cost of each follower alone, with its best source; known after path().
+    """
+
+    def __init__(
+        self, n_layer: int, errors: Mapping[Pair, float], costs: MeasuredCosts, settings: Settings = DEFAULTS
+    ) -> None:
+        self.n_layer, self.errors, self.costs, self.settings = n_layer, errors, costs, settings
+        self.singles: dict[int, float] = {}
 
     def path(self, enough: Enough) -> list[CostedMap]:
         """Return the best map for each number of followers, from none to where it is enough or none can be added."""
-        dense = self._costed(tuple(range(self.n_layer)))
+        dense = self.costs.costed(tuple(range(self.n_layer)))
         path, beam = [dense], [dense]
         while not enough(path[-1]):
-            maps = {extended for step in beam for extended in self._extensions(step.source_layers)}
             if not self.singles:
-                steps = [self._costed(extended) for extended in sorted(maps)]
-                self.singles = {_new_follower(dense.source_layers, step.source_layers): step.cost for step in steps}
+                self.singles = {
+                    _new_follower(dense.source_layers, extended): self.costs.rough(extended)
+                    for extended in additions(dense.source_layers, self.errors)
+                }
+            maps = {extended for step in beam for extended in self._extensions(step.source_layers)}
             first = guess(self.n_layer, self.errors, len(path))
-            steps = [self._costed(extended) for extended in sorted(maps | {first} if first else maps)]
-            if not steps:
+            beam = self.costs.best(maps | {first} if first else maps, self.settings.beam)
+            if not beam:
                 break
-            beam = sorted(steps, key=_cost_of)[: self.settings.beam]
             path.append(beam[0])
         return path
 
@@ -109,13 +104,13 @@ class BeamSearch:
         Where no contiguous spans have that number of followers, as in models that mix sliding windows with full
         attention, the follower with the least error is added to the map before.
         """
-        path = [self._costed(tuple(range(self.n_layer)))]
+        path = [self.costs.costed(tuple(range(self.n_layer)))]
         while not enough(path[-1]):
             found = guess(self.n_layer, self.errors, len(path))
             found = found or next(additions(path[-1].source_layers, self.errors), None)
             if found is None:
                 break
-            path.append(self._costed(found))
+            path.append(self.costs.costed(found))
         return path
 
     def exchanged(self, step: CostedMap) -> CostedMap:
@@ -124,7 +119,8 @@ class BeamSearch:
             before = step
             for follower in followers(before.source_layers):
                 if step.source_layers[follower] != follower:
-                    step = min([step, *map(self._costed, self._exchanges(step.source_layers, follower))], key=_cost_of)
+                    exchanges = self._exchanges(step.source_layers, follower)
+                    step = min(step, *self.costs.best([step.source_layers, *exchanges], 1), key=lambda each: each.cost)
             if step == before:
                 break
         return step
@@ -140,19 +136,10 @@ class BeamSearch:
         return [exchanged for exchanged in self._extensions(fewer) + moved if exchanged != source_layers]
 
     def _extensions(self, source_layers: SourceMap) -> list[SourceMap]:
-        """Return the maps with one follower more that are worth a measurement; all until single followers are known."""
-        maps = list(additions(source_layers, self.errors))
-        if not self.singles:
-            return maps
+        """Return the maps with one follower more that are worth a measurement: those that cost least alone."""
+        maps = additions(source_layers, self.errors)
         cheapest = sorted(maps, key=lambda extended: self.singles[_new_follower(source_layers, extended)])
         return cheapest[: self.settings.candidates]
-
-    def _costed(self, source_layers: SourceMap) -> CostedMap:
-        return CostedMap(source_layers, self.cost(source_layers))
-
-
-def _cost_of(step: CostedMap) -> float:
-    return step.cost
 
 
 def _new_follower(before: SourceMap, after: SourceMap) -> int:

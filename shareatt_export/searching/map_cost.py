@@ -35,15 +35,19 @@ class MapCosts:
     ) -> None:
         self._trial_model, self._fits, self._windows = trial_model, fits, windows
         self._n_ctx, self._n_threads = n_ctx, n_threads
-        shape = (len(windows), n_ctx - 1 - n_ctx // 2, trial_model.model.n_vocab)
+        self._n_scored = n_ctx - 1 - n_ctx // 2
+        shape = (len(windows), self._n_scored, trial_model.model.n_vocab)
         self._dense = np.memmap(file, np.float32, "w+", shape=shape)
         trial_model.change(tuple(range(trial_model.model.n_layer)), {})
-        for i, logits in enumerate(self._logits(F16)):
+        for i, logits in enumerate(self._logits(range(len(windows)), F16)):
             self._dense[i] = logits
 
-    def cost(self, source_layers: SourceMap) -> float:
-        """Return the mean KL divergence to the dense model, in nats per token."""
-        return self.quality(source_layers).kl.value
+    def costs(self, source_layers: SourceMap, first: int, stop: int) -> list[float]:
+        """Return the mean KL divergence to the dense model in each window from `first` to before `stop`.
+
+        In nats per token.
+        """
+        return [float(window.mean()) for window in self._compared(source_layers, range(first, stop)).kl]
 
     def quality(
         self,
@@ -55,30 +59,39 @@ class MapCosts:
 
         `changes`: changed tensors; without them, the followers are fitted to their sources.
         """
-        if changes is None:
-            pairs = [Pair(source_layers[layer], layer) for layer in followers(source_layers)]
-            changes = {copy: raw for pair in pairs for copy, raw in self._fitted(pair).items()}
-        self._trial_model.change(source_layers, changes)
-        first = self._n_ctx // 2 + 1
-        sums = Divergence(*self._dense.shape[:2])
-        for i, logits in enumerate(self._logits(type_k)):
-            sums.add(i, 0, logits, self._dense[i], np.array(self._windows[i][first:]))
-        return sums.quality()
+        return self._compared(source_layers, range(len(self._windows)), type_k, changes).quality()
 
     def zeros(self, copies: Iterable[TensorCopy]) -> dict[TensorCopy, RawRows]:
         """Return the tensors with all numbers 0."""
         return {copy: self._trial_model.encoded(np.zeros(copy.shape[::-1], np.float32), copy.type) for copy in copies}
 
+    def _compared(
+        self,
+        source_layers: SourceMap,
+        windows: range,
+        type_k: GGMLQuantizationType = F16,
+        changes: Mapping[TensorCopy, RawRows] | None = None,
+    ) -> Divergence:
+        if changes is None:
+            pairs = [Pair(source_layers[layer], layer) for layer in followers(source_layers)]
+            changes = {copy: raw for pair in pairs for copy, raw in self._fitted(pair).items()}
+        self._trial_model.change(source_layers, changes)
+        sums = Divergence(len(windows), self._n_scored)
+        for row, (i, logits) in enumerate(zip(windows, self._logits(windows, type_k), strict=True)):
+            sums.add(row, 0, logits, self._dense[i], np.array(self._windows[i][-self._n_scored :]))
+        return sums
+
     def _fitted(self, pair: Pair) -> Mapping[TensorCopy, RawRows]:
         """Pairs out of reach, which only baselines have, are not fitted."""
         return self._fits[pair].changes if pair in self._fits else {}
 
-    def _logits(self, type_k: GGMLQuantizationType) -> Iterator[Logits]:
-        """Yield the logits of the second half of each window without its last token, [n_scored, n_vocab]."""
+    def _logits(self, windows: range, type_k: GGMLQuantizationType) -> Iterator[Logits]:
+        """Yield the logits that predict the scored tokens of each window, [n_scored, n_vocab]."""
         n_ctx = self._n_ctx
         sizes = {"n_ctx": n_ctx, "n_batch": n_ctx, "n_ubatch": min(n_ctx, 512)}
         threads = {"n_threads": self._n_threads, "n_threads_batch": self._n_threads}
         with Context(self._trial_model.model, flash_attn=True, type_k=type_k, **sizes, **threads) as context:
-            for tokens in self._windows:
+            for i in windows:
                 context.clear()
-                yield context.decode([Token(token, i) for i, token in enumerate(tokens)])[n_ctx // 2 : -1]
+                tokens = [Token(token, position) for position, token in enumerate(self._windows[i][:-1])]
+                yield context.decode(tokens, last=self._n_scored)

@@ -24,7 +24,7 @@ from ..plan.projections import Projections, projections
 from ..system.progress import Fraction
 
 RIDGE = 1e-2  # what held-out text chose most often
-MAX_BYTES = 1 << 30  # of the normal equations in memory
+MAX_BYTES = 2 << 30  # of the normal equations in memory
 ALIGN_SHARE = 0.3  # of the time, where heads are aligned
 
 

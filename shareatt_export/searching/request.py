@@ -30,8 +30,8 @@ class SearchRequest:
 
     `n_ctx`: tokens of a window. `n_windows`: windows for the search and again for the scores; twice as many fit the
     followers. `reach`: maximum number of layers from a source to its follower. `beam`: number of maps that are followed
-    up. `fast`: add up the errors of pairs instead of measuring maps. `state`: a file that keeps the measured costs, so
-    that an interrupted search goes on.
+    up. `fast`: add up the errors of pairs instead of measuring maps. `state`: a folder that keeps the fits and the
+    measured costs, so that an interrupted search goes on.
     """
 
     model: Path | str

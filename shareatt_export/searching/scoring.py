@@ -17,8 +17,8 @@ from ..model.facts import F16, Facts
 from ..model.spans import SourceMap, followers, parse_spans, source_map, spans_of, spans_text
 from ..plan.projections import projections
 from ..system.progress import Fraction
-from .beam import CostedMap
 from .map_cost import MapCosts
+from .measured_costs import CostedMap
 
 QUANTISED_K = (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0)
 BLOCK_SIZES = (2, 3, 4)  # layers in a block that shares attention weights

@@ -19,19 +19,21 @@ from ..fitting.trial_model import TrialModel
 from ..formats.gguf_header import Header
 from ..formats.identity import tensors_sha256
 from ..formats.shards import read_model
-from ..formats.texts import Text, read_text, spread
+from ..formats.texts import Corpus, mixed, read_corpus
 from ..llamacpp import runtime
-from ..llamacpp.token_windows import token_windows
+from ..llamacpp.token_windows import text_windows
 from ..model.candidate_pairs import Pair, candidates
 from ..model.facts import Facts, read_facts, require_exportable
 from ..model.spans import spans_of, spans_text
 from ..system.progress import Fraction, Stages, Step, silent
-from .beam import BeamSearch, CostedMap, Settings
-from .cost_cache import CostCache
+from .beam import BeamSearch, Settings
 from .map_cost import MapCosts
+from .measured_costs import CostedMap, MeasuredCosts
 from .pair_fits import PairFit, PairFitter
 from .request import Budget, SearchRequest
+from .saved_fits import from_arrays, to_arrays
 from .scoring import ScoredMap, score_maps
+from .state import State
 
 MIN_WINDOWS = 8  # of the text, so that each part of it has two
 Windows = Sequence[Sequence[int]]  # of tokens
@@ -47,7 +49,7 @@ class SearchResult:
     """
 
     request: SearchRequest
-    text: Text
+    text: Corpus
     path: tuple[ScoredMap, ...]
     chosen: ScoredMap
     dropped: ScoredMap | None
@@ -72,7 +74,7 @@ def search(request: SearchRequest, step: Step = silent) -> SearchResult:
     Raises BadInput where the budget or the text is too small, Unsupported where the model cannot share.
     """
     header = read_model(Path(request.model))
-    facts, text = read_facts(header), read_text(request.text)
+    facts, text = read_facts(header), read_corpus(request.text)
     if not require_exportable(header).causal or facts.is_shared:
         raise Unsupported("a dense language model is needed to search on", path=request.model)
     pairs = candidates(facts, request.reach)
@@ -86,14 +88,17 @@ def search(request: SearchRequest, step: Step = silent) -> SearchResult:
             layers = {layer for pair in pairs for layer in pair}
             require_bare_heads(trial_model, layers, "a search that fits weights", "add --no-align --no-refit")
         fit_windows, search_windows, test_windows = _split(trial_model, request, text)
-        fits = _fit_pairs(request, built, facts, trial_model, pairs, fit_windows, stages("fitting pairs"))
+        state = State(request.state, _settings(request, text, header))
+        if (saved := state.fits()) is not None:
+            fits = from_arrays(saved, header, facts)
+        else:
+            fits = _fit_pairs(request, built, facts, trial_model, pairs, fit_windows, stages("fitting pairs"))
+            state.save_fits(to_arrays(fits))
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="shareatt-")))
         measured_on = partial(MapCosts, trial_model, fits, n_ctx=request.n_ctx, n_threads=request.n_threads)
-        cost = CostCache(
-            request.state, _settings(request, text, header), measured_on(search_windows, folder / "search").cost
-        )
+        costs = MeasuredCosts(state, measured_on(search_windows, folder / "search").costs, len(search_windows))
         errors = {pair: fit.error for pair, fit in fits.items()}
-        beam_search = BeamSearch(facts.n_layer, errors, cost, Settings(beam=request.beam))
+        beam_search = BeamSearch(facts.n_layer, errors, costs, Settings(beam=request.beam))
         path = _searched(beam_search, request, facts, stages("searching"))
         watch = stages("scoring")
         scores = score_maps(path, measured_on(test_windows, folder / "test"), facts, header, watch)
@@ -106,7 +111,7 @@ def search(request: SearchRequest, step: Step = silent) -> SearchResult:
         baselines=scores.baselines,
         singles=beam_search.singles,
         cost=path[-1].cost,
-        n_measured=cost.n_measured,
+        n_measured=costs.n_measured,
     )
 
 
@@ -152,22 +157,23 @@ def _check_budget(request: SearchRequest, facts: Facts, pairs: Sequence[Pair]) -
         raise BadInput(f"a token takes {least} at least", path=request.model, field=f"--kv-bytes {budget.kv_bytes}")
 
 
-def _split(trial_model: TrialModel, request: SearchRequest, text: Text) -> tuple[Windows, Windows, Windows]:
-    """Return the windows to fit with, to search with and to score with."""
-    windows = token_windows(trial_model.model, text, request.n_ctx)
-    if len(windows) < MIN_WINDOWS:
-        raise BadInput(
-            f"{len(windows)} windows of {request.n_ctx} tokens; a search needs {MIN_WINDOWS}", path=text.name
-        )
-    half, three_quarters = len(windows) // 2, 3 * len(windows) // 4
+def _split(trial_model: TrialModel, request: SearchRequest, text: Corpus) -> tuple[Windows, Windows, Windows]:
+    """Return the windows to fit with, to search with and to score with: parts of each text."""
+    of_texts = [text_windows(trial_model.model, each, request.n_ctx) for each in text.texts]
+    for each, windows in zip(text.texts, of_texts, strict=True):
+        if len(windows) < MIN_WINDOWS:
+            raise BadInput(
+                f"{len(windows)} windows of {request.n_ctx} tokens; a search needs {MIN_WINDOWS}", path=each.name
+            )
+    halves = [(windows, len(windows) // 2, 3 * len(windows) // 4) for windows in of_texts]
     return (
-        spread(windows[:half], 2 * request.n_windows),
-        spread(windows[half:three_quarters], request.n_windows),
-        spread(windows[three_quarters:], request.n_windows),
+        mixed([windows[:half] for windows, half, _ in halves], 2 * request.n_windows),
+        mixed([windows[half:three_quarters] for windows, half, three_quarters in halves], request.n_windows),
+        mixed([windows[three_quarters:] for windows, _, three_quarters in halves], request.n_windows),
     )
 
 
-def _settings(request: SearchRequest, text: Text, header: Header) -> dict[str, object]:
+def _settings(request: SearchRequest, text: Corpus, header: Header) -> dict[str, object]:
     """Return what measured costs depend on."""
     return {
         "model": tensors_sha256(header) if request.state else "",

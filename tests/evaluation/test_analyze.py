@@ -9,7 +9,7 @@ import pytest
 from shareatt_export.evaluation.analyze import analyze
 from shareatt_export.evaluation.request import AnalyzeRequest
 from shareatt_export.formats.gguf_reader import read_header
-from shareatt_export.formats.texts import read_text
+from shareatt_export.formats.texts import read_corpus, read_text
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model, Token
 from shareatt_export.llamacpp.graph_callback import GraphCallback
@@ -32,7 +32,7 @@ def seen(model: Path, names: list[str], source_layers: tuple[int, ...] | None = 
     )
     params = {"n_ctx": N_CTX, "n_ubatch": N_CTX, "type_k": 0, "type_v": 0, "cb_eval": taps.callback}
     with Model(lib, model, source_layers) as loaded, Context(loaded, False, **params) as context, taps:
-        (tokens,) = token_windows(loaded, TEXT, N_CTX, 1)
+        (tokens,) = token_windows(loaded, read_corpus(TEXT), N_CTX, 1)
         context.decode([Token(token, i) for i, token in enumerate(tokens)])
     return found
 

@@ -173,7 +173,7 @@ def greedy(model, n):
     first = len(tokens)
     while len(tokens) < first + n:
         with Context(model, True, n_ctx=256, **EXACT) as context:
-            logits = context.decode([Token(token, i) for i, token in enumerate(tokens)], last_only=True)
+            logits = context.decode([Token(token, i) for i, token in enumerate(tokens)], last=1)
         tokens.append(int(logits[0].argmax()))
     return tokens[first:]
 

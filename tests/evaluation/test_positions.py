@@ -6,7 +6,7 @@ import pytest
 from shareatt_export.evaluation.evaluate import evaluate
 from shareatt_export.evaluation.positions import edges
 from shareatt_export.evaluation.request import EvaluateRequest
-from shareatt_export.formats.texts import read_text
+from shareatt_export.formats.texts import read_corpus, read_text
 from shareatt_export.llamacpp.engine import Context, Model, Token, log_softmax
 from shareatt_export.llamacpp.token_windows import token_windows
 from tests.support import parity, tiny_models
@@ -36,10 +36,10 @@ def test_positions_are_those_of_the_predicted_tokens(demo_dense, shared):
     likelihoods = []
     for path in (demo_dense, shared):
         with Model(parity.lib(), path) as model, Context(model, True, n_ctx=n_ctx, n_batch=n_ctx) as context:
-            for tokens in token_windows(model, TEXT, n_ctx, n_windows):
+            for tokens in token_windows(model, read_corpus(TEXT), n_ctx, n_windows):
                 context.clear()
                 likelihoods.append(log_softmax(context.decode([Token(token, i) for i, token in enumerate(tokens)])))
-            parts = token_windows(model, TEXT, n_ctx, n_windows)
+            parts = token_windows(model, read_corpus(TEXT), n_ctx, n_windows)
     dense, ours = likelihoods[:2], likelihoods[2:]
 
     def nll(rows, tokens, bucket):

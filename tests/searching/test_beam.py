@@ -6,17 +6,11 @@ import numpy as np
 import pytest
 
 from shareatt_export.model.spans import followers, spans_of
-from shareatt_export.searching.beam import BeamSearch, CostedMap, Settings, additions, guess
+from shareatt_export.searching.beam import BeamSearch, Settings, additions, guess
+from shareatt_export.searching.measured_costs import CostedMap
+from tests.support.costs import exact, maps_of
 
 N_LAYER = 6
-
-
-def every_map(n_layer, n, reach=8):
-    """Yield all source maps with n followers."""
-    choices = (range(max(0, layer - reach), layer + 1) for layer in range(n_layer))
-    for found in itertools.product(*choices):
-        if len(followers(found)) == n and all(found[source] == source for source in found):
-            yield found
 
 
 def pair_errors(seed, n_layer=N_LAYER):
@@ -38,7 +32,7 @@ def test_the_first_guess_is_the_cheapest_of_all_contiguous_maps(seed, n):
 
     found = guess(N_LAYER, errors, n)
     assert is_contiguous(found) and len(followers(found)) == n
-    assert total(found) == pytest.approx(min(map(total, filter(is_contiguous, every_map(N_LAYER, n)))))
+    assert total(found) == pytest.approx(min(map(total, filter(is_contiguous, maps_of(N_LAYER, n)))))
 
 
 def test_no_guess_where_pairs_are_out_of_reach():
@@ -73,9 +67,9 @@ def test_a_search_comes_close_to_brute_force(n):
     for seed in range(20):
         errors = pair_errors(seed)
         cost = crooked(errors, seed)
-        best = min(map(cost, every_map(N_LAYER, n)))
+        best = min(map(cost, maps_of(N_LAYER, n)))
         for settings in (Settings(beam=1000, candidates=1000, rounds=9), Settings()):
-            search = BeamSearch(N_LAYER, errors, cost, settings)
+            search = BeamSearch(N_LAYER, errors, exact(cost), settings)
             path = search.path(lambda step: step.n_followers >= n)
             assert [step.n_followers for step in path] == list(range(n + 1))
             step = search.exchanged(path[-1])
@@ -89,7 +83,7 @@ def test_a_search_comes_close_to_brute_force(n):
 def test_exchanges_better_a_bad_map(seed):
     errors = pair_errors(seed)
     cost = crooked(errors, seed)
-    worst = max(every_map(N_LAYER, 2), key=cost)
-    search = BeamSearch(N_LAYER, errors, cost, Settings())
+    worst = max(maps_of(N_LAYER, 2), key=cost)
+    search = BeamSearch(N_LAYER, errors, exact(cost))
     search.path(lambda step: step.n_followers >= 1)
     assert search.exchanged(CostedMap(worst, cost(worst))).cost < cost(worst) / 2

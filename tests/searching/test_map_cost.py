@@ -8,17 +8,18 @@ import pytest
 import shareatt_export
 from shareatt_export.evaluation.evaluate import evaluate
 from shareatt_export.evaluation.request import EvaluateRequest
-from shareatt_export.formats.texts import read_text
+from shareatt_export.formats.texts import read_corpus
 from shareatt_export.llamacpp.token_windows import token_windows
 from shareatt_export.model.candidate_pairs import candidates
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import parse_spans, source_map
-from shareatt_export.searching.beam import BeamSearch, Settings, with_follower
+from shareatt_export.searching.beam import BeamSearch, with_follower
 from shareatt_export.searching.map_cost import MapCosts
 from shareatt_export.searching.pair_fits import PairFit
 from tests.support import tiny_models
+from tests.support.costs import exact
 
-HELDOUT = read_text(tiny_models.DEMO / "heldout.txt")
+HELDOUT = read_corpus(tiny_models.DEMO / "heldout.txt")
 
 
 def test_costs_are_those_of_eval(demo_dense, trial_model, tmp_path):
@@ -31,7 +32,7 @@ def test_costs_are_those_of_eval(demo_dense, trial_model, tmp_path):
         quality = map_costs.quality(source_map(parse_spans(spans, 12), 12))
         assert quality.kl.value == pytest.approx(done.scores[1].kl.value, rel=1e-2)  # eval uses other kernels
         assert quality.perplexity == pytest.approx(done.scores[1].perplexity, rel=1e-3)
-    assert map_costs.cost(tuple(range(12))) == 0
+    assert map_costs.costs(tuple(range(12)), 0, 4) == [0] * 4
 
 
 def test_fitted_weights_are_in_the_cost(demo_dense, trial_model, tmp_path):
@@ -48,9 +49,9 @@ def test_fitted_weights_are_in_the_cost(demo_dense, trial_model, tmp_path):
     plain = MapCosts(trial_model, {}, parts, tmp_path / "b", n_ctx=64, n_threads=2)
     found = source_map(parse_spans("6-7", 12), 12)
     dropped = plain.quality(tuple(range(12)), changes=zeros(trial_model, copy)).kl.value
-    assert map_costs.cost(found) == pytest.approx(dropped, rel=1e-3)
-    assert plain.cost(found) != pytest.approx(dropped, rel=0.05)
-    assert map_costs.cost(tuple(range(12))) == 0
+    assert np.mean(map_costs.costs(found, 0, 2)) == pytest.approx(dropped, rel=1e-3)
+    assert np.mean(plain.costs(found, 0, 2)) != pytest.approx(dropped, rel=0.05)
+    assert map_costs.costs(tuple(range(12)), 1, 2) == [0]
 
 
 def zeros(trial_model, copy):
@@ -64,7 +65,11 @@ def test_the_search_finds_what_brute_force_finds(demo_dense, trial_model, tmp_pa
         trial_model, {}, token_windows(trial_model.model, HELDOUT, 64, 2), tmp_path / "logits", n_ctx=64, n_threads=2
     )
     pairs = candidates(facts, 2)
-    singles = {pair: map_costs.cost((*range(pair[1]), pair[0], *range(pair[1] + 1, 12))) for pair in pairs}
+
+    def cost(found):
+        return float(np.mean(map_costs.costs(found, 0, 2)))
+
+    singles = {pair: cost((*range(pair[1]), pair[0], *range(pair[1] + 1, 12))) for pair in pairs}
     likely = sorted(singles, key=singles.__getitem__)[:12]
     dense = tuple(range(12))
     every = [
@@ -72,8 +77,8 @@ def test_the_search_finds_what_brute_force_finds(demo_dense, trial_model, tmp_pa
         for first, second in itertools.combinations(likely, 2)
         if first[1] != second[1] and first[0] != second[1] and second[0] != first[1]
     ]
-    best = min(map(map_costs.cost, every))
+    best = min(map(cost, every))
     errors = {pair: singles[pair] ** 0.5 for pair in pairs}
-    search = BeamSearch(12, errors, map_costs.cost, Settings())
+    search = BeamSearch(12, errors, exact(cost))
     found = search.exchanged(search.path(lambda step: step.n_followers >= 2)[-1])
     assert found.cost <= best * 1.0001
