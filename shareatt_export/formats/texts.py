@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from ..errors import BadInput
 from . import mixture
 
@@ -98,8 +96,8 @@ def spread(items: Sequence[T], n: int) -> Sequence[T]:
 def mixed(groups: Sequence[Sequence[T]], n: int) -> list[T]:
     """Return n items, as many of each group as can be, spread evenly over it; all if there are no more than n.
 
-    The groups take turns, in another order each time, so that neither the first items nor every fourth are all of one
-    group.
+    The groups take turns. Another group begins every second time, so that neither the first items nor every fourth are
+    all of one group.
     """
     shares = [0] * len(groups)
     while sum(shares) < n and shares != [len(group) for group in groups]:
@@ -107,6 +105,6 @@ def mixed(groups: Sequence[Sequence[T]], n: int) -> list[T]:
             if shares[i] < len(group) and sum(shares) < n:
                 shares[i] += 1
     chosen = [spread(group, share) if share else () for group, share in zip(groups, shares, strict=True)]
-    orders = np.random.default_rng(0)
-    turns = [(turn, i) for turn in range(max(shares, default=0)) for i in orders.permutation(len(groups))]
+    n_turns, n_groups = max(shares, default=0), len(groups)
+    turns = [(turn, (place + turn // 2) % n_groups) for turn in range(n_turns) for place in range(n_groups)]
     return [chosen[i][turn] for turn, i in turns if turn < shares[i]]
