@@ -10,7 +10,7 @@ One pass over the text, in windows; only sums are kept of each window.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from ..llamacpp.token_windows import token_windows
 from ..model.candidate_pairs import Pair, candidates
 from ..model.facts import Facts, read_facts, require_exportable
 from ..system.progress import Step, silent
+from ..system.threads import whole_tasks
 from .request import AnalyzeRequest
 
 Matrix = npt.NDArray[np.float64]
@@ -93,7 +94,7 @@ def analyze(request: AnalyzeRequest, step: Step = silent) -> Analysis:
         )
     built = runtime.require()
     step("reading the model", None)
-    sums = _Sums(facts, candidates(facts, request.reach), _output_weights(header))
+    sums = _Sums(facts, candidates(facts, request.reach), _output_weights(header), request.n_threads)
     with observing(built, header.path, facts, n_ctx=request.n_ctx, n_threads=request.n_threads) as observer:
         windows = token_windows(observer.model, text, request.n_ctx, request.n_windows)
         for i, tokens in enumerate(windows):
@@ -117,9 +118,11 @@ def _output_weights(header: Header) -> Callable[[int], FloatRows]:
 class _Sums:
     """Sums over windows. `output_weights` gives W_O of a layer, [n_embd, n_head * head_dim]."""
 
-    def __init__(self, facts: Facts, pairs: Sequence[Pair], output_weights: Callable[[int], FloatRows]) -> None:
+    def __init__(
+        self, facts: Facts, pairs: Sequence[Pair], output_weights: Callable[[int], FloatRows], n_threads: int
+    ) -> None:
         n = facts.n_layer
-        self.facts, self.pairs, self.output_weights = facts, pairs, output_weights
+        self.facts, self.pairs, self.output_weights, self.n_threads = facts, pairs, output_weights, n_threads
         self.similarities = np.zeros((3, n, n))
         self.n_sinks = 0
         self.error = dict.fromkeys(pairs, 0.0)
@@ -132,13 +135,11 @@ class _Sums:
         first = np.arange(len(sinks)) == 0
         for i, hidden in enumerate((np.zeros_like(first), first, first | sinks)):
             self.similarities[i] += _similarity(layers, hidden, self.facts.n_layer)
-        for follower in layers:
-            sources = [source for source, other in self.pairs if other == follower]
-            self._add_errors(layers, sources, follower)
-            for source in sources:
-                self.heads[Pair(source, follower)] += _head_similarity(layers[source].weights, layers[follower].weights)
+        with whole_tasks(self.n_threads) as pool:
+            list(pool.map(partial(self._add_follower, layers), layers))
 
-    def _add_errors(self, layers: Mapping[int, ObservedLayer], sources: list[int], follower: int) -> None:
+    def _add_follower(self, layers: Mapping[int, ObservedLayer], follower: int) -> None:
+        sources = [source for source, other in self.pairs if other == follower]
         ours = layers[follower]
         own = head_outputs(ours.weights, ours.values)
         projection = self.output_weights(follower).T
@@ -147,6 +148,7 @@ class _Sums:
         for source in sources:
             difference = (head_outputs(layers[source].weights, ours.values) - own) @ projection
             self.error[Pair(source, follower)] += float(np.sum(np.square(difference), dtype=np.float64))
+            self.heads[Pair(source, follower)] += _head_similarity(layers[source].weights, ours.weights)
 
     def analysis(self, request: AnalyzeRequest, text: Corpus, n_windows: int) -> Analysis:
         relative = np.sqrt(self.attention / np.maximum(self.residual, 1e-30))

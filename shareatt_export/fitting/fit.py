@@ -11,6 +11,7 @@ Neither costs anything at run time. The runtime computes all features, so quanti
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from ..model.spans import followers
 from ..plan.plan import Plan, with_fit
 from ..plan.projections import Fitting, Projections, projections
 from ..system.progress import Fraction
+from ..system.threads import whole_tasks
 from . import heads, ridge
 from .features import feature_reader
 from .observer import ObservedLayer, observing
@@ -141,17 +143,18 @@ def _aligned(
     weights = {layer: read_f32(each.output) for layer, each in tensors.items()}
     costs = {layer: np.zeros((facts.n_head[layer],) * 2) for layer in tensors}
 
-    def add(observed: Mapping[int, ObservedLayer]) -> None:
-        for layer in tensors:
-            source, ours = observed[plan.source_layers[layer]], observed[layer]
-            costs[layer] += heads.costs(source.weights, ours.weights, ours.values, weights[layer])
+    def add(observed: Mapping[int, ObservedLayer], layer: int) -> None:
+        source, ours = observed[plan.source_layers[layer]], observed[layer]
+        costs[layer] += heads.costs(source.weights, ours.weights, ours.values, weights[layer])
 
     with observing(built, plan.dense.path, facts, n_ctx=request.n_ctx, n_threads=request.n_threads) as observer:
         n_windows = min(heads.ALIGN_WINDOWS, request.n_windows)
         windows = token_windows(observer.model, request.text, request.n_ctx, n_windows)
         for i, tokens in enumerate(windows):
             watch(i / len(windows))
-            add(observer.layers(tokens))
+            observed = observer.layers(tokens)
+            with whole_tasks(request.n_threads) as pool:
+                list(pool.map(partial(add, observed), tensors))
     return {layer: heads.match(found, facts.n_head_kv[layer]) for layer, found in costs.items()}
 
 

@@ -71,7 +71,7 @@ class GraphCallback:
 
     def __init__(self, lib: ModuleType, bin: Path, names: Sequence[str], take: TakeTensor) -> None:
         self._ggml, self._take = ggml_base(bin), take
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._wanted_name = re.compile(self._pattern("|".join(map(re.escape, names))))
         self.callback = lib.ggml_backend_sched_eval_callback(self._on_node)
 
@@ -101,7 +101,7 @@ class GraphCallback:
             return True
         try:
             return self._take(found["name"], int(found["layer"]), self._copy(candidate[1])) is not END
-        except Exception as error:
+        except BaseException as error:  # also what a signal raises
             self._failure = error
             return False
 

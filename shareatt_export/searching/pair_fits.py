@@ -5,7 +5,7 @@ followers again, each to what the fitted ones before it compute (fitting/fit.py)
 fitted in as many passes over the text as that takes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +22,7 @@ from ..model.candidate_pairs import Pair
 from ..model.facts import Facts
 from ..plan.projections import Projections, projections
 from ..system.progress import Fraction
+from ..system.threads import whole_tasks
 
 RIDGE = 1e-2  # what held-out text chose most often
 MAX_BYTES = 2 << 30  # of the normal equations in memory
@@ -52,10 +53,11 @@ class PairFitter:
         *,
         align: bool,
         refit: bool,
+        n_threads: int,
     ) -> None:
         self._header, self._facts, self._trial_model = header, facts, trial_model
         self._observer, self._windows = observer, windows
-        self._align, self._refit = align, refit
+        self._align, self._refit, self._n_threads = align, refit, n_threads
 
     def fits(self, pairs: Sequence[Pair], watch: Fraction) -> dict[Pair, PairFit]:
         """Return the fit of each pair. Raises Unsupported where a follower has no output projection."""
@@ -78,16 +80,12 @@ class PairFitter:
         """Return the best order of the follower's heads for each pair."""
         costs = {pair: np.zeros((self._facts.n_head[pair.follower],) * 2) for pair in pairs}
 
-        def add(observed: Mapping[int, ObservedLayer]) -> None:
-            for pair in pairs:
-                source, follower = pair
-                ours = observed[follower]
-                costs[pair] += heads.costs(observed[source].weights, ours.weights, ours.values, weights[follower])
+        def add(observed: Mapping[int, ObservedLayer], pair: Pair) -> None:
+            source, follower = pair
+            ours = observed[follower]
+            costs[pair] += heads.costs(observed[source].weights, ours.weights, ours.values, weights[follower])
 
-        windows = self._windows[: heads.ALIGN_WINDOWS]
-        for i, tokens in enumerate(windows):
-            watch(i / len(windows))
-            add(self._observer.layers(tokens))
+        self._for_each_window(self._windows[: heads.ALIGN_WINDOWS], pairs, add, watch)
         return {pair: heads.match(costs[pair], self._facts.n_head_kv[pair.follower]) for pair in pairs}
 
     def _fitted(
@@ -101,21 +99,33 @@ class PairFitter:
         equations = {pair: NormalEquations.empty(*tensors[pair.follower].output.shape) for pair in pairs}
         residuals = dict.fromkeys(pairs, 0.0)
 
-        def add(observed: Mapping[int, ObservedLayer]) -> None:
-            for pair in pairs:
-                source, follower = observed[pair.source], observed[pair.follower]
-                targets = head_outputs(follower.weights, follower.values) @ weights[pair.follower].T
-                features = head_outputs(source.weights, follower.values, heads.heads_by_place(orders[pair]))
-                equations[pair].add(features, targets)
-                residuals[pair] += follower.residual
+        def add(observed: Mapping[int, ObservedLayer], pair: Pair) -> None:
+            source, follower = observed[pair.source], observed[pair.follower]
+            targets = head_outputs(follower.weights, follower.values) @ weights[pair.follower].T
+            features = head_outputs(source.weights, follower.values, heads.heads_by_place(orders[pair]))
+            equations[pair].add(features, targets)
+            residuals[pair] += follower.residual
 
-        for i, tokens in enumerate(self._windows):
-            watch(i / len(self._windows))
-            add(self._observer.layers(tokens))
-        return {
-            pair: self._solved(pair, tensors[pair.follower], orders[pair], equations[pair], residuals[pair])
-            for pair in pairs
-        }
+        def solved(pair: Pair) -> PairFit:
+            return self._solved(pair, tensors[pair.follower], orders[pair], equations[pair], residuals[pair])
+
+        self._for_each_window(self._windows, pairs, add, watch)
+        with whole_tasks(self._n_threads) as pool:
+            return dict(zip(pairs, pool.map(solved, pairs), strict=True))
+
+    def _for_each_window(
+        self,
+        windows: Sequence[Sequence[int]],
+        pairs: Sequence[Pair],
+        add: Callable[[Mapping[int, ObservedLayer], Pair], None],
+        watch: Fraction,
+    ) -> None:
+        """Call `add` for each pair with what the model computes on each window."""
+        for i, tokens in enumerate(windows):
+            watch(i / len(windows))
+            observed = self._observer.layers(tokens)
+            with whole_tasks(self._n_threads) as pool:
+                list(pool.map(partial(add, observed), pairs))
 
     def _solved(
         self, pair: Pair, tensors: Projections, order: heads.Heads, equations: NormalEquations, residual: float

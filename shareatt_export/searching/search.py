@@ -126,7 +126,16 @@ def _fit_pairs(
 ) -> dict[Pair, PairFit]:
     header = trial_model.header
     with observing(built, header.path, facts, n_ctx=request.n_ctx, n_threads=request.n_threads) as observer:
-        fitter = PairFitter(header, facts, trial_model, observer, windows, align=request.align, refit=request.refit)
+        fitter = PairFitter(
+            header,
+            facts,
+            trial_model,
+            observer,
+            windows,
+            align=request.align,
+            refit=request.refit,
+            n_threads=request.n_threads,
+        )
         return fitter.fits(pairs, watch)
 
 
