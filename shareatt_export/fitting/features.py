@@ -14,34 +14,33 @@ from ..llamacpp.graph_callback import END, InputCallback
 
 
 class _Collector:
-    """Collects the input of one layer's W_O, which llama.cpp may split into batches, and ends the computation there."""
+    """Collects the inputs of W_O of some layers, which llama.cpp may split into batches, and ends after the last."""
 
     def __init__(self) -> None:
-        self._layer = -1
-        self._batches: list[FloatRows] = []
+        self._batches: dict[int, list[FloatRows]] = {}
 
-    def start(self, layer: int) -> None:
-        self._layer, self._batches = layer, []
+    def start(self, layers: Sequence[int]) -> None:
+        self._batches = {layer: [] for layer in layers}
 
     def take(self, name: str, layer: int, values: npt.NDArray[np.floating[Any]]) -> object:
-        if layer != self._layer:
+        if layer not in self._batches:
             return None
-        self._batches.append(values.reshape(-1, values.shape[-1]).astype(np.float32))
-        return END
+        self._batches[layer].append(values.reshape(-1, values.shape[-1]).astype(np.float32))
+        return END if layer == max(self._batches) else None
 
-    def collected(self) -> FloatRows:
-        return np.concatenate(self._batches)
+    def collected(self) -> dict[int, FloatRows]:
+        return {layer: np.concatenate(batches) for layer, batches in self._batches.items()}
 
 
 class FeatureReader:
-    """Reads what the heads of a layer pass to W_O; the layers after it are not computed."""
+    """Reads what the heads of layers pass to W_O; the layers after the last of them are not computed."""
 
     def __init__(self, context: Context, callback: InputCallback, collector: _Collector) -> None:
         self._context, self._callback, self._collector = context, callback, collector
 
-    def read(self, layer: int, tokens: Sequence[int]) -> FloatRows:
-        """Return the features of a window of at most n_ctx tokens, [n_tokens, n_head * head_dim]."""
-        self._collector.start(layer)
+    def read(self, layers: Sequence[int], tokens: Sequence[int]) -> dict[int, FloatRows]:
+        """Return the features of a window of at most n_ctx tokens for each layer, [n_tokens, n_head * head_dim]."""
+        self._collector.start(layers)
         self._context.clear()
         with self._callback:
             self._context.decode([Token(token, position) for position, token in enumerate(tokens)], last=1)

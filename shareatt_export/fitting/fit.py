@@ -9,19 +9,21 @@ Neither costs anything at run time. The runtime computes all features, so quanti
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES
 
 from ..errors import Unsupported
 from ..formats.gguf_header import TensorInfo
 from ..formats.tensor_copies import RawRows, TensorCopy, float_rows, raw_rows, read_f32
 from ..formats.texts import Corpus
-from ..llamacpp.engine import Model
 from ..llamacpp.runtime import RuntimeStatus
 from ..llamacpp.token_windows import token_windows
 from ..model.spans import followers
@@ -35,6 +37,7 @@ from .observer import ObservedLayer, observing
 from .trial_model import TrialModel
 
 HELD_OUT = 4  # every fourth window chooses the ridge
+Targets = npt.NDArray[np.float32]  # [n_windows, n_ctx, n_embd]
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def fit(plan: Plan, request: FitRequest, built: RuntimeStatus, watch: Fraction =
     orders = {layer: heads.unmoved(plan.facts.n_head[layer]) for layer in layers}
     refits: dict[int, ridge.Solution] = {}
     changes: dict[TensorCopy, RawRows] = {}
-    n_stages = request.how.align + request.how.refit * len(layers)
+    n_stages = request.how.align + request.how.refit * (1 + len(layers))
 
     def stage(number: int) -> Fraction:
         return lambda fraction: watch((number + fraction) / n_stages)
@@ -94,14 +97,15 @@ def fit(plan: Plan, request: FitRequest, built: RuntimeStatus, watch: Fraction =
             for layer, order in orders.items():
                 changes |= moved(trial_model, tensors[layer], order, plan.facts.n_head_kv[layer])
         if request.how.refit:
-            with Model(trial_model.lib, plan.dense.path) as dense:
-                windows = token_windows(dense, request.text, request.n_ctx, request.n_windows)
-                for number, layer in enumerate(layers, int(request.how.align)):
+            windows = token_windows(trial_model.model, request.text, request.n_ctx, request.n_windows)
+            outputs = {layer: each.output for layer, each in tensors.items()}
+            first = int(request.how.align)
+            with _dense_outputs(trial_model, outputs, windows, request, stage(first)) as targets:
+                for number, (layer, output) in enumerate(outputs.items(), first + 1):
                     trial_model.change(plan.source_layers, changes)
-                    output = tensors[layer].output
                     before = changes.get(output, raw_rows(output))
                     refits[layer], changes[output] = _refitted(
-                        trial_model, dense, output, before, layer, windows, request, stage(number)
+                        trial_model, output, before, layer, windows, targets[layer], request, stage(number)
                     )
     fitted = (_follower(plan, tensors[layer].output, layer, orders[layer], refits.get(layer)) for layer in layers)
     return Fit(tuple(fitted), changes)
@@ -199,35 +203,57 @@ def moved(
 # ---------------------------------------------------------------- refit
 
 
+@contextmanager
+def _dense_outputs(
+    trial_model: TrialModel,
+    outputs: Mapping[int, TensorCopy],
+    windows: Sequence[Sequence[int]],
+    request: FitRequest,
+    watch: Fraction,
+) -> Iterator[Mapping[int, Targets]]:
+    """Yield what W_O of these layers makes in the dense model; in files, as they may take more than there is memory."""
+    weights = {layer: read_f32(output).T for layer, output in outputs.items()}
+    with TemporaryDirectory(prefix="shareatt-") as folder:
+        shapes = {layer: (len(windows), request.n_ctx, output.shape[1]) for layer, output in outputs.items()}
+        targets = {
+            layer: np.memmap(Path(folder) / str(layer), np.float32, "w+", shape=shape)
+            for layer, shape in shapes.items()
+        }
+        trial_model.change(tuple(range(trial_model.model.n_layer)), {})
+        with feature_reader(
+            trial_model.model, trial_model.bin, n_ctx=request.n_ctx, n_threads=request.n_threads
+        ) as dense:
+            for i, tokens in enumerate(windows):
+                watch(i / len(windows))
+                for layer, features in dense.read(list(outputs), tokens).items():
+                    targets[layer][i] = features @ weights[layer]
+        yield targets
+
+
 def _refitted(
     trial_model: TrialModel,
-    dense: Model,
     output: TensorCopy,
     before: RawRows,
     layer: int,
     windows: Sequence[Sequence[int]],
+    targets: Targets,
     request: FitRequest,
     watch: Fraction,
 ) -> tuple[ridge.Solution, RawRows]:
     """Return the solution for a follower's W_O, and the new W_O; `before` where no solution was better.
 
-    The features are what the follower's heads compute in the trial model. The targets are what the dense model's W_O
-    makes of the dense model's features.
+    The features are what the follower's heads compute in the trial model.
     """
-    projection = read_f32(output)
     fitted, held_out = (ridge.NormalEquations.empty(output.shape[0], output.shape[1]) for _ in range(2))
     n_tokens = 0
     sizes = {"n_ctx": request.n_ctx, "n_threads": request.n_threads}
-    with (
-        feature_reader(trial_model.model, trial_model.bin, **sizes) as ours,
-        feature_reader(dense, trial_model.bin, **sizes) as theirs,
-    ):
+    with feature_reader(trial_model.model, trial_model.bin, **sizes) as reader:
         for i, tokens in enumerate(windows):
             watch(i / len(windows))
-            features = ours.read(layer, tokens)
+            features = reader.read([layer], tokens)[layer]
             n_tokens += len(features)
             equations = held_out if i % HELD_OUT == HELD_OUT - 1 else fitted
-            equations.add(features, theirs.read(layer, tokens) @ projection.T)
+            equations.add(features, targets[i])
     importance = (np.diag(fitted.gram + held_out.gram) / n_tokens).astype(np.float32)
     chooses = held_out if len(windows) >= HELD_OUT else fitted  # too few windows to hold one out
     solution = ridge.solve(fitted, chooses, float_rows(before, output.type).astype(np.float64))
