@@ -16,6 +16,7 @@ from ..formats.gguf_header import Header
 from ..formats.shards import piece_names, read_model
 from ..formats.texts import Corpus, read_corpus
 from ..llamacpp import runtime
+from ..llamacpp.quantize import Quantisation
 from ..model.facts import read_facts
 from ..model.spans import AUTO, parse_spans
 from ..plan.make_plan import make_plan
@@ -24,10 +25,9 @@ from ..plan.projections import Fitting
 from ..searching.request import SearchRequest
 from ..system.progress import Stages, Step, silent
 from ..system.staging import check_output
-from . import quantize
 from .convert import CONVERTER_TYPES, converted
 from .output_names import destination
-from .quantize import Prediction, Quantisation
+from .prediction import Prediction, check_input, predict
 from .request import ExportRequest
 
 
@@ -156,8 +156,8 @@ def _job(
     plan = make_plan(header, facts, parse_spans(spans, facts.n_layer, request.source, facts.is_swa), fitting)
     prediction = None
     if quantisation is not None:
-        quantize.check_input(header)
-        prediction = quantize.predict(plan, quantisation)
+        check_input(header)
+        prediction = predict(plan, quantisation)
     pieces = prediction.pieces(request.split_max_size) if prediction else plan.pieces(request.split_max_size)
     sizes = tuple(piece.file_size for piece in pieces)
     job = ExportJob(request, repository, inputs, plan, quantisation, prediction, sizes, text, stages)

@@ -15,11 +15,11 @@ from ..formats.shards import pieces, read_model
 from ..formats.tensor_copies import whole_copies
 from ..formats.transfer import TensorWritten
 from ..llamacpp import runtime
+from ..llamacpp.quantize import quantize
 from ..model.facts import read_facts
 from ..system.progress import counted
 from ..system.staging import check_space, made_folder, publish, staged
 from ..system.streams import Writeback
-from . import quantize
 from .job import ExportJob
 from .verify import Verified, hold_against, same_inventory
 from .write import unchanged, write_pieces, write_plan
@@ -92,7 +92,7 @@ def _write_quantised(job: ExportJob, folder: Path, files: list[Path]) -> Verifie
     assert job.quantisation is not None and job.prediction is not None  # noqa: S101  (export() has looked)
     sa, quantised = folder / ".sa", folder / ".quantised"
     verified = _write_sa(job, [sa])
-    quantize.quantize(sa, quantised, job.quantisation, job.stages("quantising"))
+    quantize(sa, quantised, job.quantisation, job.stages("quantising"))
     sa.unlink()
     header = read_header(quantised)
     same_inventory(header, job.prediction.tensors)

@@ -1,13 +1,11 @@
-"""Quantise an SA file with the runtime's llama-quantize, which keeps the metadata of Shared Attention.
+"""What llama-quantize will write of an SA file: sizes and names are known before anything is computed.
 
-predict() asks llama-quantize's dry run what it would write, so that sizes and names are known before anything is
-computed. quantize() runs it, and the export checks the result against the prediction.
+predict() asks its dry run. The export checks the file that llama-quantize writes against the prediction.
 """
 
 import math
 import re
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,24 +17,12 @@ from ..formats.gguf_header import DEFAULT_ALIGNMENT, Header, RawValue
 from ..formats.gguf_reader import read_header
 from ..formats.shards import Piece, pieces
 from ..formats.weight_types import WEIGHT_TYPES
-from ..llamacpp import runtime
+from ..llamacpp.quantize import Quantisation, dry_run
 from ..plan.plan import Plan
-from ..system import child_process
-from ..system.progress import Fraction
 
 FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 GGML_QNT_VERSION = 2
 _LINE = re.compile(r"\[ *\d+/ *(\d+)\] (.+?) +- \[.*MiB(?: -> +[\d.]+ MiB \((\w+)\))?$", re.MULTILINE)
-_DONE = re.compile(r"^\[ *(\d+)/ *(\d+)\] ")
-
-
-@dataclass(frozen=True)
-class Quantisation:
-    """The arguments of llama-quantize."""
-
-    type: str  # one of WEIGHT_TYPES
-    imatrix: Path | None = None
-    n_threads: int | None = None  # None: as many as the machine has
 
 
 @dataclass(frozen=True)
@@ -82,7 +68,7 @@ def predict(plan: Plan, quantisation: Quantisation) -> Prediction:
         with sa.open("wb") as file:  # the header is all that a dry run reads
             file.write(piece.header)
             file.truncate(piece.file_size)
-        log = _run(["--dry-run", *_imatrix(quantisation), str(sa)], quantisation, plan.dense.path)
+        log = dry_run(sa, quantisation, plan.dense.path)
     if "actually completing this quantization will require an imatrix" in log:
         raise Unsupported(
             f"--outtype {quantisation.type} needs an importance matrix",
@@ -117,15 +103,6 @@ def _type(name: str, quantisation: Quantisation) -> GGMLQuantizationType:
         ) from None
 
 
-def quantize(sa: Path, out: Path, quantisation: Quantisation, watch: Fraction) -> None:
-    """Write the SA file `sa` to `out` with other weight types. Raises ShareattError with llama-quantize's reason."""
-    _run([*_imatrix(quantisation), str(sa.absolute()), str(out.absolute())], quantisation, sa, watch)
-
-
-def _imatrix(quantisation: Quantisation) -> list[str]:
-    return ["--imatrix", quantisation.imatrix.name] if quantisation.imatrix else []
-
-
 def _imatrix_keys(quantisation: Quantisation) -> dict[str, RawValue]:
     """Return the keys that llama-quantize writes about an importance matrix; it cuts texts at 127 bytes."""
     if quantisation.imatrix is None:
@@ -150,31 +127,3 @@ def _imatrix_keys(quantisation: Quantisation) -> dict[str, RawValue]:
 
 def _cut(text: str) -> str:
     return text.encode()[:127].decode(errors="ignore")
-
-
-def _run(
-    arguments: Sequence[str], quantisation: Quantisation, model: Path, watch: Fraction = lambda fraction: None
-) -> str:
-    """Run llama-quantize and return its log.
-
-    It runs in the folder of the importance matrix, because it writes the path that it is given into the file.
-    """
-    log: list[str] = []
-
-    def read_line(line: str) -> None:
-        log.append(line)
-        if done := _DONE.match(line):
-            watch(int(done[1]) / int(done[2]))
-
-    n_threads = [] if quantisation.n_threads is None else [str(quantisation.n_threads)]
-    command = [str(runtime.tool("llama-quantize")), *arguments, quantisation.type, *n_threads]
-    status = child_process.run(command, read_line, cwd=quantisation.imatrix.parent if quantisation.imatrix else None)
-    if status:
-        raise ShareattError(_reason(log, status), path=model, field=f"llama-quantize {quantisation.type}")
-    return "".join(log)
-
-
-def _reason(log: Sequence[str], status: int) -> str:
-    lines = [line.strip() for line in log if line.strip()]
-    errors = [line for line in lines if re.search(r"error|failed|requires|invalid", line, re.IGNORECASE)]
-    return (errors or lines or [f"exit status {status}"])[0]
