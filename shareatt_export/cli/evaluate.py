@@ -28,6 +28,9 @@ from .options import (
 @click.option("--plot", type=FILE, metavar="PNG", help="Draw the perplexity, relative to DENSE, by position.")
 @click.option("--baselines/--no-baselines", default=True, show_default=True,
               help="For each SA, also evaluate DENSE with the best quantised K cache of no more bytes.")  # fmt: skip
+@click.option("--weights/--no-weights", default=True, show_default=True,
+              help="With the baselines, also DENSE as Q4_K_M and Q3_K_M, if its own weights are better.")  # fmt: skip
+@click.option("--drop", is_flag=True, help="For each SA, also DENSE without attention in the layers that share.")
 @click.option("--combined", is_flag=True, help="Also evaluate each SA with its own K cache as q8_0.")
 @gpu_layers_option
 @device_option
@@ -44,6 +47,8 @@ def eval_command(
     positions: bool,
     plot: Path | None,
     baselines: bool,
+    weights: bool,
+    drop: bool,
     combined: bool,
     gpu_layers: int | None,
     device: str | None,
@@ -64,7 +69,19 @@ def eval_command(
     if plot is not None:
         require_matplotlib("--plot")
     request = EvaluateRequest(
-        dense, others, text, n_ctx, n_windows, baselines, combined, tasks, n_threads, gpu_layers, device
+        dense,
+        others,
+        text,
+        n_ctx,
+        n_windows,
+        baselines=baselines,
+        weights=weights,
+        drop=drop,
+        combined=combined,
+        tasks=tasks,
+        n_threads=n_threads,
+        gpu_layers=gpu_layers,
+        device=device,
     )
     with steps(err, quiet) as step:
         done = evaluate(request, progress=step)

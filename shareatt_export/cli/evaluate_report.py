@@ -1,6 +1,7 @@
 """What `shareatt-export eval` says, as tables and as JSON."""
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..evaluation.evaluate import Evaluation, Score, TaskAnswers
 from ..evaluation.intervals import Mean, sign_test, wilson
 from ..evaluation.positions import Bucket, PositionScores
 from .corpora import MATTERS, corpus_dict
+from ..evaluation.subjects import WEIGHT_TYPES
 from .tables import plain, table
 
 
@@ -27,11 +29,15 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
         "positions": [_bucket_dict(bucket, names) for bucket in evaluation.positions],
         "tasks": [_answers_dict(answers, names) for answers in evaluation.answers],
     }
-    if request.baselines:
-        data["baselines"] = [
-            {"name": other.name, "baseline": found.name if found else None}
-            for other, found in zip(evaluation.others, evaluation.baselines, strict=True)
-        ]
+    subjects = evaluation.subjects
+    for key, name, found in (("baselines", "baseline", subjects.baselines), ("dropped", "dropped", subjects.dropped)):
+        if found:
+            data[key] = [
+                {"name": other.name, name: each.name if each else None}
+                for other, each in zip(subjects.others, found, strict=True)
+            ]
+    if subjects.why_no_weights:
+        data["why_no_weights"] = subjects.why_no_weights
     return data
 
 
@@ -44,7 +50,10 @@ def _score_dict(score: Score) -> dict[str, Any]:
         "name": score.subject.name,
         "model": str(score.subject.model),
         "type_k": score.subject.type_k.name.lower(),
+        "weights": score.subject.weights,
+        "without_attention": list(score.subject.without),
         "file_bytes": score.file_bytes,
+        "bits_per_weight": score.bits_per_weight,
         "kv_bytes_per_token": score.subject.kv_bytes_per_token,
         "nll": _mean_dict(score.nll),
         "perplexity": score.perplexity,
@@ -99,17 +108,9 @@ def show(evaluation: Evaluation, positions: bool, console: Console) -> None:
     def say(sentence: str) -> None:
         console.print(plain(sentence), highlight=False)
 
-    request = evaluation.request
-    console.print(_scores(evaluation))
-    say(
-        f"{evaluation.n_tokens} tokens in {evaluation.n_windows} windows of {request.n_ctx} of {evaluation.text.name}; "
-        "the second half of each is scored. ±: half of a 95 % confidence interval, over windows. KL in nats. "
-        f"{MATTERS}"
-    )
-    if request.baselines:
-        pairs = zip(evaluation.others, evaluation.baselines, strict=True)
-        named = [f"for {other.name} {found.name if found else 'none'}" for other, found in pairs]
-        say(f"The dense model with the best K cache that takes no more bytes: {'; '.join(named)}.")
+    console.print(_scores(evaluation, console.width))
+    for sentence in (measured_on(evaluation), *comparisons(evaluation)):
+        say(sentence)
     if positions:
         console.print(_positions(evaluation))
         say("By the position of the predicted token in its window. Ratio: perplexity divided by the dense model's.")
@@ -121,23 +122,58 @@ def show(evaluation: Evaluation, positions: bool, console: Console) -> None:
         )
 
 
-def _scores(evaluation: Evaluation) -> Table:
-    columns = ("", "file bytes", "KV per token", "perplexity", "bits/byte", "KL", "KL p99", "KL max", "same top")
-    rows = [
-        (
-            score.subject.name,
-            f"{score.file_bytes:,}",
-            str(score.subject.kv_bytes_per_token),
-            f"{score.perplexity:.2f} ± {score.perplexity_half:.2f}",
-            f"{score.bits_per_byte:.3f}",
-            f"{score.kl.value:.2g} ± {score.kl.half:.1g}",
-            f"{score.kl_p99:.2g}",
-            f"{score.kl_max:.2g}",
-            f"{100 * score.same_top:.1f} %",
-        )
-        for score in evaluation.scores
-    ]
-    return table(rows, columns)
+def measured_on(evaluation: Evaluation) -> str:
+    return (
+        f"{evaluation.n_tokens} tokens in {evaluation.n_windows} windows of {evaluation.request.n_ctx} of "
+        f"{evaluation.text.name}; the second half of each is scored. "
+        "±: half of a 95 % confidence interval, over windows. KL in nats."
+    )
+
+
+def comparisons(evaluation: Evaluation) -> Iterator[str]:
+    """Yield a sentence about each way to make the dense model smaller that the SA models are compared with."""
+    subjects = evaluation.subjects
+    for what, found in (
+        ("The dense model with the best K cache that takes no more bytes", subjects.baselines),
+        ("The dense model without attention in the layers that share, which then need no KV cache", subjects.dropped),
+    ):
+        pairs = zip(subjects.others, found, strict=False)
+        if named := [f"for {other.name} {each.name if each else 'none'}" for other, each in pairs]:
+            yield f"{what}: {'; '.join(named)}."
+    if subjects.weights:
+        bits = [f"{score.subject.weights} {score.bits_per_weight:.1f}" for score in evaluation.scores
+                if score.subject.weights]  # fmt: skip
+        n_embd = subjects.dense.facts.n_embd
+        fallback = f" llama-quantize takes types of more bits for rows of {n_embd}." if n_embd % K_BLOCK else ""
+        yield f"Bits per weight: {', '.join(bits)}; dense {evaluation.scores[0].bits_per_weight:.1f}.{fallback}"
+    if subjects.why_no_weights:
+        yield f"The dense model is not quantised to {' and '.join(WEIGHT_TYPES)}: {subjects.why_no_weights}."
+
+
+def _scores(evaluation: Evaluation, width: int) -> Table:
+    """Return the table of the scores; where it does not fit the width, without the columns of least interest."""
+    shown = [title for title in SCORE_COLUMNS if width >= WIDE or title not in ("bits/byte", "KL p99", "KL max")]
+    rows = ((score.subject.name, *(SCORE_COLUMNS[title](score) for title in shown)) for score in evaluation.scores)
+    made = table(rows, ("", *shown))
+    made.padding, made.pad_edge = (0, 1, 0, 0), False  # leave the names more room
+    made.columns[0].overflow = "fold"
+    for column in made.columns[1:]:
+        column.no_wrap = True
+    return made
+
+
+K_BLOCK = 256  # numbers in a block of Q4_K and Q3_K
+WIDE = 110  # characters of a terminal that shows all columns
+SCORE_COLUMNS: dict[str, Callable[[Score], str]] = {
+    "file bytes": lambda score: f"{score.file_bytes:,}",
+    "KV/token": lambda score: str(score.subject.kv_bytes_per_token),
+    "perplexity": lambda score: f"{score.perplexity:.2f} ± {score.perplexity_half:.2f}",
+    "bits/byte": lambda score: f"{score.bits_per_byte:.3f}",
+    "KL": lambda score: f"{score.kl.value:.2g} ± {score.kl.half:.1g}",
+    "KL p99": lambda score: f"{score.kl_p99:.2g}",
+    "KL max": lambda score: f"{score.kl_max:.2g}",
+    "same top": lambda score: f"{100 * score.same_top:.1f} %",
+}
 
 
 def _positions(evaluation: Evaluation) -> Table:

@@ -1,18 +1,18 @@
-"""How well SA models predict a text and answer tasks, compared to the dense model, also with a quantised K cache.
+"""How well SA models predict a text and answer tasks, compared to the dense model and what else makes that smaller.
 
 Each model reads the same windows. As in llama-perplexity, the second half of a window is scored, so that every scored
 token has at least half a window before it; the scores by position are of whole windows. KL is the divergence from the
 dense model's next-token distribution to the other model's.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 
 from ..errors import BadInput
 from ..formats.gguf_header import Header
@@ -23,44 +23,26 @@ from ..llamacpp.bindings import load
 from ..llamacpp.devices import offload_params
 from ..llamacpp.engine import Context, Model, Token
 from ..llamacpp.token_windows import token_windows
-from ..model.facts import F16, Facts, read_facts
+from ..model.costs import bits_per_weight
 from ..system.progress import Step, silent
 from .answers import Encoded, answer, context_params, encode
 from .divergence import Divergence, Quality
+from .made_files import made_files
 from .positions import Bucket, buckets
 from .request import EvaluateRequest
+from .subjects import Subject, Subjects, chosen
 from .tasks import Tasks, read_tasks
 
-Q8_0 = GGMLQuantizationType.Q8_0
-# K caches that flash attention reads, from the largest to the smallest; q4_0 takes as much as iq4_nl and loses more
-K_TYPES = (F16, Q8_0, *(GGMLQuantizationType[name] for name in ("Q5_1", "Q5_0", "Q4_1", "IQ4_NL")))
 BATCH = 512  # number of tokens whose logits are in memory at a time
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is evaluated: a model with a type of K cache."""
-
-    name: str
-    model: Path
-    facts: Facts
-    type_k: GGMLQuantizationType = F16
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        return self.facts.kv_bytes_per_token(self.facts.source_layers, self.type_k)
-
-    def with_k(self, type_k: GGMLQuantizationType) -> "Subject":
-        """Return the same model with another type of K cache."""
-        return Subject(f"{self.name}, K cache {type_k.name.lower()}", self.model, self.facts, type_k)
-
-
-@dataclass(frozen=True)
 class Score(Quality):
-    """`bits_per_byte`: of the scored text, in UTF-8."""
+    """`bits_per_weight`: mean over the matrices of the layers. `bits_per_byte`: of the scored text, in UTF-8."""
 
     subject: Subject
     file_bytes: int
+    bits_per_weight: float
     bits_per_byte: float
 
 
@@ -79,38 +61,26 @@ class TaskAnswers:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`n_tokens`: number of scored tokens. `scores`: of each subject, the dense model first. `others`: the SA models.
+    """`n_tokens`: number of scored tokens.
 
-    `baselines`: the baseline of each SA model, None where even the smallest K cache takes more bytes; empty if no
-    baselines were asked for. `positions` and `answers` have one entry per subject, in the order of `scores`.
+    `scores`, `positions` and `answers` have one entry per subject, in the order of `subjects.all`.
     """
 
     request: EvaluateRequest
     text: Corpus
     n_windows: int
     n_tokens: int
+    subjects: Subjects
     scores: tuple[Score, ...]
-    others: tuple[Subject, ...]
-    baselines: tuple[Subject | None, ...]
     positions: tuple[Bucket, ...]
     answers: tuple[TaskAnswers, ...]
-
-
-def baseline(dense: Subject, kv_bytes_per_token: int) -> Subject | None:
-    """Return the dense model with the best K cache that takes no more bytes; None if even the smallest takes more."""
-    for type_k in K_TYPES:
-        fits = dense.facts.head_dim_k % GGML_QUANT_SIZES[type_k][0] == 0
-        subject = dense if type_k == F16 else dense.with_k(type_k)
-        if fits and subject.kv_bytes_per_token <= kv_bytes_per_token:
-            return subject
-    return None
 
 
 def evaluate(request: EvaluateRequest, step: Step = silent) -> Evaluation:
     """Evaluate the models of a request.
 
     Raises BadInput where the models do not have the same number of tokens, the text is shorter than a window, or an
-    item of a task file does not fit the model.
+    item of a task file does not fit the model; and what made_files() raises.
     """
     built = runtime.require()
     lib = load(built.python, built.bin)
@@ -118,10 +88,7 @@ def evaluate(request: EvaluateRequest, step: Step = silent) -> Evaluation:
     half, text, dense_path = request.n_ctx // 2, read_corpus(request.text), Path(request.dense)
     tasks = tuple(read_tasks(Path(path)) for path in request.tasks)
     headers = {path: read_model(path) for path in map(Path, (request.dense, *request.others))}
-    dense, *others = _subjects(request, headers)
-    baselines = [baseline(dense, other.kv_bytes_per_token) for other in others] if request.baselines else []
-    combined = [other.with_k(Q8_0) for other in others] if request.combined else []
-    subjects = list(dict.fromkeys([dense, *others, *combined, *filter(None, baselines)]))
+    subjects = chosen(request, headers)
     with ExitStack() as stack:
         offload = offload_params(lib, request.gpu_layers, request.device)
         models = {path: stack.enter_context(Model(lib, path, **offload)) for path in headers}
@@ -129,36 +96,30 @@ def evaluate(request: EvaluateRequest, step: Step = silent) -> Evaluation:
         for path, model in models.items():
             if model.n_vocab != base.n_vocab:
                 raise BadInput(f"has {model.n_vocab} tokens, {request.dense} has {base.n_vocab}", path=path)
-        encoded_tasks = [encode(base, each, dense.facts.n_ctx_train) for each in tasks]
+        encoded_tasks = [encode(base, each, subjects.dense.facts.n_ctx_train) for each in tasks]
         windows = token_windows(base, text, request.n_ctx, request.n_windows)
-        loaded = [(models[subject.model], subject.type_k) for subject in subjects]
+        made = stack.enter_context(made_files(headers[dense_path], subjects.all, request.n_threads, step))
+        headers |= {path: read_model(path) for path in made.values()}
+        models |= {path: stack.enter_context(Model(lib, path, **offload)) for path in made.values()}
+        files = [made.get(subject, subject.model) for subject in subjects.all]
+        loaded = [(models[file], subject.type_k) for file, subject in zip(files, subjects.all, strict=True)]
         divergences = _predict(request, loaded, windows, step)
         n_bytes = len(base.text(token for window in windows for token in window[half + 1 :]))
         answers = tuple(_answer(request, loaded, tasks, encoded_tasks, step))
     scores = [
-        _score(subject, headers[subject.model].file_size, divergence, half, n_bytes)
-        for subject, divergence in zip(subjects, divergences, strict=True)
+        _score(subject, headers[file], divergence, half, n_bytes)
+        for subject, file, divergence in zip(subjects.all, files, divergences, strict=True)
     ]
     return Evaluation(
         request=request,
         text=text,
         n_windows=len(windows),
         n_tokens=len(windows) * (request.n_ctx - 1 - half),
+        subjects=subjects,
         scores=tuple(scores),
-        others=tuple(others),
-        baselines=tuple(baselines),
         positions=buckets([each.nll for each in divergences], [each.kl for each in divergences]),
         answers=answers,
     )
-
-
-def _subjects(request: EvaluateRequest, headers: Mapping[Path, Header]) -> Iterator[Subject]:
-    """Yield the dense model and the SA models; files of the same name are named with their folders."""
-    dense, others = Path(request.dense), list(map(Path, request.others))
-    yield Subject("dense", dense, read_facts(headers[dense]))
-    names = [path.name for path in others]
-    for path in others:
-        yield Subject(path.name if names.count(path.name) == 1 else str(path), path, read_facts(headers[path]))
 
 
 Loaded = tuple[Model, GGMLQuantizationType]  # a model and the type of its K cache
@@ -199,10 +160,16 @@ def _predict(
     return divergences
 
 
-def _score(subject: Subject, file_bytes: int, divergence: Divergence, first: int, n_bytes: int) -> Score:
+def _score(subject: Subject, header: Header, divergence: Divergence, first: int, n_bytes: int) -> Score:
     """Score the tokens in the columns from `first` to the last, which stand for n_bytes of text."""
     bits = float(divergence.nll[:, first:].sum()) / n_bytes / float(np.log(2))
-    return Score(**vars(divergence.quality(first)), subject=subject, file_bytes=file_bytes, bits_per_byte=bits)
+    return Score(
+        **vars(divergence.quality(first)),
+        subject=subject,
+        file_bytes=header.file_size,
+        bits_per_weight=bits_per_weight(header),
+        bits_per_byte=bits,
+    )
 
 
 def _answer(

@@ -13,6 +13,7 @@ from ..system import child_process
 from ..system.progress import Fraction
 from . import runtime
 
+_SIZE = re.compile(r"quant size += +([0-9.]+) MiB")
 _DONE = re.compile(r"^\[ *(\d+)/ *(\d+)\] ")
 
 
@@ -37,6 +38,13 @@ def dry_run(model: Path, quantisation: Quantisation, named: Path) -> str:
     Raises ShareattError with llama-quantize's reason.
     """
     return _run(["--dry-run", str(model.absolute())], quantisation, named, lambda fraction: None)
+
+
+def predicted_bytes(model: Path, quantisation: Quantisation) -> int:
+    """Return the bytes of tensors that llama-quantize would write. Raises ShareattError with its reason."""
+    if not (size := _SIZE.search(dry_run(model, quantisation, model))):
+        raise ShareattError("its log cannot be read", path=model, field="llama-quantize --dry-run")
+    return int(float(size[1]) * (1 << 20))
 
 
 def _run(arguments: Sequence[str], quantisation: Quantisation, model: Path, watch: Fraction) -> str:

@@ -40,6 +40,12 @@ def read_weights(header: Header) -> WeightSizes:
     )
 
 
+def bits_per_weight(header: Header) -> float:
+    """Return the mean number of bits of a weight in the matrices of the layers, which are most of a model."""
+    matrices = [info for info in header.tensors.values() if info.name.startswith("blk.") and len(info.shape) > 1]
+    return 8 * sum(info.n_bytes for info in matrices) / max(1, sum(prod(info.shape) for info in matrices))
+
+
 def saved_parameters(facts: Facts, source_layers: SourceMap) -> int:
     """Return the number of parameters in the Q and K projections that the followers drop."""
     return sum(facts.n_embd * (facts.n_embd_q(layer) + facts.n_embd_k(layer)) for layer in followers(source_layers))

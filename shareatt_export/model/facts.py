@@ -1,5 +1,6 @@
 """The facts about a model that the export needs: its layers, its heads, and which tokens its layers attend to."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
@@ -48,10 +49,17 @@ class Facts:
         return self.n_head_kv[layer] * self.head_dim_v
 
     def kv_bytes_per_token(
-        self, source_layers: SourceMap, type_k: GGMLQuantizationType = F16, type_v: GGMLQuantizationType = F16
+        self,
+        source_layers: SourceMap,
+        type_k: GGMLQuantizationType = F16,
+        type_v: GGMLQuantizationType = F16,
+        without: Collection[int] = (),
     ) -> int:
-        """Return the bytes that one token takes in the KV cache; a follower stores no K."""
-        layers = range(self.n_layer)
+        """Return the bytes that one token takes in the KV cache.
+
+        A follower stores no K. The layers `without` attention store neither K nor V.
+        """
+        layers = [layer for layer in range(self.n_layer) if layer not in without]
         k = sum(row_bytes(self.n_embd_k(layer), type_k) for layer in layers if source_layers[layer] == layer)
         v = sum(row_bytes(self.n_embd_v(layer), type_v) for layer in layers)
         return k + v

@@ -43,7 +43,7 @@ class Span:
         layers = (self.source, *self.followers)
         if layers == tuple(range(self.source, layers[-1] + 1)):
             return f"{self.source}-{layers[-1]}"
-        return f"{self.source}:{'+'.join(_runs(self.followers))}"
+        return f"{self.source}:{'+'.join(runs(self.followers))}"
 
     def in_words(self) -> str:
         """Return a sentence: 'layer 6 computes; layers 7, 8 and 9 reuse its attention weights'."""
@@ -53,14 +53,15 @@ class Span:
         return f"layer {self.source} computes; layers {', '.join(head)} and {last} reuse its attention weights"
 
 
-def _runs(layers: tuple[int, ...]) -> list[str]:
-    runs: list[list[int]] = []
+def runs(layers: Iterable[int]) -> list[str]:
+    """Return texts of ascending layers, those without gaps as a range: 4, 6-7."""
+    found: list[list[int]] = []
     for layer in layers:
-        if runs and runs[-1][-1] == layer - 1:
-            runs[-1].append(layer)
+        if found and found[-1][-1] == layer - 1:
+            found[-1].append(layer)
         else:
-            runs.append([layer])
-    return [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+            found.append([layer])
+    return [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in found]
 
 
 def parse_spans(

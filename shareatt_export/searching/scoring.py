@@ -56,17 +56,16 @@ def score_maps(path: Sequence[CostedMap], map_costs: MapCosts, facts: Facts, hea
         watch(i / (len(entries) + 1))
         kv_bytes = facts.kv_bytes_per_token(source_layers, type_k)
         scored.append(ScoredMap(name, source_layers, kv_bytes, map_costs.quality(source_layers, type_k)))
-    dropped = _dropped(chosen.source_layers, map_costs, facts, header) if chosen.n_followers else None
+    dropped = score_dropped(chosen.source_layers, map_costs, facts, header) if chosen.n_followers else None
     return Scores(tuple(scored[: len(path)]), dropped, tuple(scored[len(path) :]))
 
 
-def _dropped(source_layers: SourceMap, map_costs: MapCosts, facts: Facts, header: Header) -> ScoredMap:
+def score_dropped(source_layers: SourceMap, map_costs: MapCosts, facts: Facts, header: Header) -> ScoredMap:
     """Score the dense model without any attention in the followers, so that their K and V need not be kept."""
     dense = tuple(range(facts.n_layer))
     layers = followers(source_layers)
     zeros = map_costs.zeros(projections(header, facts, layer).output for layer in layers)
-    saved = sum(2 * (facts.n_embd_k(layer) + facts.n_embd_v(layer)) for layer in layers)  # f16
-    kv_bytes = facts.kv_bytes_per_token(dense) - saved
+    kv_bytes = facts.kv_bytes_per_token(dense, without=layers)
     return ScoredMap("no attention in these layers", dense, kv_bytes, map_costs.quality(dense, changes=zeros))
 
 

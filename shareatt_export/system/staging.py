@@ -114,11 +114,11 @@ def _remove_abandoned(path: Path) -> None:
             os.close(lock)
 
 
-def check_space(path: Path, n_bytes: int) -> None:
+def check_space(path: Path, n_bytes: int, next_step: str = "make room or name another folder") -> None:
     """Raise OutputRefused if the file system of `path` has less than `n_bytes` of free space."""
     if n_bytes > (free := shutil.disk_usage(path.parent).free):
         reason = f"needs {n_bytes} bytes, {path.parent} has {free}"
-        raise OutputRefused(reason, path=path, next_step="make room or name another folder")
+        raise OutputRefused(reason, path=path, next_step=next_step)
 
 
 def publish(names: Mapping[Path, Path], inputs: Iterable[Path], force: bool) -> None:
@@ -188,9 +188,12 @@ def publish_folder(temporary: Path, path: Path, source: Path, force: bool, mark:
 
 
 def write_text(path: Path, text: str, force: bool) -> None:
-    """Write a small text file, complete or not at all. Raises OutputRefused as check_output() does."""
+    """Write a small text file, complete or not at all, with its line ends as they are.
+
+    Raises OutputRefused as check_output() does.
+    """
     with staged(path) as folder:
-        (folder / path.name).write_text(text, encoding="utf-8")
+        (folder / path.name).write_text(text, encoding="utf-8", newline="")
         publish({folder / path.name: path}, [], force)
 
 

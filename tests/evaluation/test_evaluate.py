@@ -9,8 +9,9 @@ import pytest
 
 import shareatt_export
 from shareatt_export.cli import output
-from shareatt_export.evaluation.evaluate import Q8_0, Subject, baseline, evaluate
+from shareatt_export.evaluation.evaluate import evaluate
 from shareatt_export.evaluation.request import EvaluateRequest
+from shareatt_export.evaluation.subjects import Q8_0, Subject, baseline
 from shareatt_export.formats.texts import Text, read_text
 from shareatt_export.llamacpp import runtime
 from shareatt_export.model.facts import F16
@@ -103,14 +104,14 @@ def test_each_sa_model_gets_the_baseline_of_its_bytes(demo_dense, shared, beginn
     half = shareatt_export.export(demo_dense, "every:2", tmp_path / "half.gguf").files[0]
     most = shareatt_export.export(demo_dense, "0-11", tmp_path / "most.gguf").files[0]
     files = (half, shared, most)
-    done = evaluate(EvaluateRequest(demo_dense, files, read_text(beginning), N_CTX, 2, combined=True))
-    assert [other.name for other in done.others] == ["half.gguf", "sa.gguf", "most.gguf"]
-    q5_1, q8_0, none = done.baselines
+    done = evaluate(EvaluateRequest(demo_dense, files, read_text(beginning), N_CTX, 2, combined=True, weights=False))
+    assert [other.name for other in done.subjects.others] == ["half.gguf", "sa.gguf", "most.gguf"]
+    q5_1, q8_0, none = done.subjects.baselines
     assert (q5_1.name, q8_0.name, none) == ("dense, K cache q5_1", "dense, K cache q8_0", None)
     names = ["dense", *(file.name for file in files), *(f"{file.name}, K cache q8_0" for file in files)]
     by_name = {score.subject.name: score for score in done.scores}
     assert list(by_name) == [*names, q5_1.name, q8_0.name]
-    for other, found in zip(done.others[:2], done.baselines, strict=False):
+    for other, found in zip(done.subjects.others[:2], done.subjects.baselines, strict=False):
         assert found.kv_bytes_per_token <= other.kv_bytes_per_token < by_name["dense"].subject.kv_bytes_per_token
     assert 0 < by_name[q8_0.name].kl.value < by_name[q5_1.name].kl.value < by_name["sa.gguf"].kl.value
     both, alone = by_name["sa.gguf, K cache q8_0"], by_name["sa.gguf"]
@@ -128,7 +129,7 @@ def test_files_of_the_same_name_keep_their_folders(demo_dense, shared, beginning
 
 
 def test_the_command(run, demo_dense, shared, tmp_path):
-    arguments = ["eval", demo_dense, shared, "--ctx", 160, "--windows", 2]
+    arguments = ["eval", demo_dense, shared, "--ctx", 160, "--windows", 2, "--no-weights"]
     done = run(*arguments, "--json", "--plot", tmp_path / "out.png")
     data = json.loads(done.stdout)
     names = ["dense", "sa.gguf", "dense, K cache q8_0"]
@@ -175,4 +176,6 @@ def test_a_text_that_is_too_short(demo_dense, shared):
 
 def test_the_dense_model_may_be_a_folder(run, shared):
     scores = json.loads(run("eval", tiny_models.DEMO, shared, "--ctx", 64, "--windows", 1, "--json").stdout)["scores"]
-    assert [score["model"] for score in scores] == [str(tiny_models.DEMO), str(shared), str(tiny_models.DEMO)]
+    folder = str(tiny_models.DEMO)
+    assert [score["model"] for score in scores] == [folder, str(shared), folder, folder, folder]
+    assert [score["weights"] for score in scores] == [None, None, None, "Q4_K_M", "Q3_K_M"]

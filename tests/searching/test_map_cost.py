@@ -16,6 +16,7 @@ from shareatt_export.model.spans import parse_spans, source_map
 from shareatt_export.searching.beam import BeamSearch, with_follower
 from shareatt_export.searching.map_cost import MapCosts
 from shareatt_export.searching.pair_fits import PairFit
+from shareatt_export.searching.scoring import score_dropped
 from tests.support import tiny_models
 from tests.support.costs import exact
 
@@ -26,9 +27,13 @@ def test_costs_are_those_of_eval(demo_dense, trial_model, tmp_path):
     map_costs = MapCosts(
         trial_model, {}, token_windows(trial_model.model, HELDOUT, 64, 4), tmp_path / "logits", n_ctx=64, n_threads=2
     )
+    facts = read_facts(trial_model.header)
     for spans in ("6-9", "1-2,4-5"):
         sa = shareatt_export.export(demo_dense, spans, tmp_path / f"{spans}.gguf").files[0]
-        done = evaluate(EvaluateRequest(demo_dense, (sa,), HELDOUT, 64, 4, baselines=False))
+        done = evaluate(EvaluateRequest(demo_dense, (sa,), HELDOUT, 64, 4, baselines=False, drop=True))
+        dropped = score_dropped(done.subjects.others[0].facts.source_layers, map_costs, facts, trial_model.header)
+        assert dropped.quality.kl.value == pytest.approx(done.scores[2].kl.value, rel=1e-2)
+        assert dropped.kv_bytes_per_token == done.scores[2].subject.kv_bytes_per_token
         quality = map_costs.quality(source_map(parse_spans(spans, 12), 12))
         assert quality.kl.value == pytest.approx(done.scores[1].kl.value, rel=1e-2)  # eval uses other kernels
         assert quality.perplexity == pytest.approx(done.scores[1].perplexity, rel=1e-3)
