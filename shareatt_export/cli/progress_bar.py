@@ -25,9 +25,15 @@ def steps(console: Console, quiet: bool = False) -> Iterator[Step]:
         with Progress(*columns, console=console, transient=True, speed_estimate_period=600) as progress:
             task = progress.add_task("", total=None)
 
+            last = 0.0
+
             def show(what: str, fraction: float | None) -> None:
+                nonlocal last
+                if fraction is not None and fraction < last:  # other work, whose time is counted anew
+                    progress.reset(task, total=1)
+                last = fraction or 0.0
                 total = 1 if fraction is not None else None
-                progress.update(task, description=what, completed=fraction or 0, total=total)
+                progress.update(task, description=what, completed=last, total=total)
 
             yield show
     else:
@@ -41,20 +47,21 @@ def _lines(console: Console) -> Step:
     """
     said: set[str] = set()
     last_time = start = float("-inf")
-    last_name = ""
+    last_name, last_fraction = "", 0.0
 
     def say(what: str, fraction: float | None) -> None:
-        nonlocal last_time, start, last_name
+        nonlocal last_time, start, last_name, last_fraction
         now = time.monotonic()
         name = what.partition(",")[0]
         line, key, left = what, name, ""
         if fraction is not None:
             percent = f": {int(10 * fraction) * 10} %"
             line, key = what + percent, name + percent
-            if start < 0:
+            if start < 0 or fraction < last_fraction:  # other work, whose time is counted anew
                 start = now
             elif 0 < fraction < 1:
                 left = f", about {_duration((now - start) * (1 - fraction) / fraction)} left"
+            last_fraction = fraction
         if key in said or (name == last_name and now - last_time < PATIENCE):
             return
         said.add(key)

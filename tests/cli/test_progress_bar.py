@@ -50,3 +50,25 @@ def test_a_bar_on_a_terminal_unless_quiet(quiet):
 )
 def test_a_duration_is_told_in_seconds_or_minutes(seconds, words):
     assert progress_bar._duration(seconds) == words
+
+
+def test_the_time_of_other_work_is_counted_anew(monkeypatch):
+    times = iter((0, 100, 100, 110))
+    monkeypatch.setattr(progress_bar, "PATIENCE", 0)
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: next(times))
+    console = Console(file=io.StringIO(), width=80)
+    with steps(console) as step:
+        for what, done in (("copying", 0.0), ("copying", 1.0), ("compiling", 0.0), ("compiling", 0.5)):
+            step(what, done)
+    assert console.file.getvalue().splitlines()[-1] == "compiling: 50 %, about 10 seconds left"
+
+
+def test_the_bar_of_other_work_is_not_finished():
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    with steps(console) as step:
+        step("copying", 1.0)
+        step("compiling", 0.0)
+        shown = console.file.getvalue()
+        step("compiling", 0.1)
+    last = console.file.getvalue()[len(shown) :]
+    assert "compiling" in last and "-:--:--" in last
