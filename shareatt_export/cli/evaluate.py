@@ -26,6 +26,7 @@ from .options import (
               help="A file of JSON lines, multiple choice or exact match, to answer as well; repeatable.")  # fmt: skip
 @click.option("--positions", is_flag=True, help="Show the losses by position in the window, too.")
 @click.option("--plot", type=FILE, metavar="PNG", help="Draw the perplexity, relative to DENSE, by position.")
+@click.option("--card", is_flag=True, help="Write what was measured into README.md, the model card beside each SA.")
 @click.option("--baselines/--no-baselines", default=True, show_default=True,
               help="For each SA, also evaluate DENSE with the best quantised K cache of no more bytes.")  # fmt: skip
 @click.option("--weights/--no-weights", default=True, show_default=True,
@@ -46,6 +47,7 @@ def eval_command(
     tasks: tuple[Path, ...],
     positions: bool,
     plot: Path | None,
+    card: bool,
     baselines: bool,
     weights: bool,
     drop: bool,
@@ -62,12 +64,14 @@ def eval_command(
     memory, too.
     """
     from ..api import evaluate
-    from . import evaluate_plot, evaluate_report
+    from . import evaluate_plot, evaluate_report, quality_card
     from .output import err, out, print_json, require_matplotlib
     from .progress_bar import steps
+    from .tables import plain
 
     if plot is not None:
         require_matplotlib("--plot")
+    cards = quality_card.cards_of(others) if card else {}  # before minutes of measurement
     request = EvaluateRequest(
         dense,
         others,
@@ -91,3 +95,6 @@ def eval_command(
         print_json(evaluate_report.as_dict(done))
     else:
         evaluate_report.show(done, positions, out)
+    for path in quality_card.write_cards(done, cards):
+        if not quiet:
+            err.print(f"wrote the quality into {plain(str(path))}", highlight=False)

@@ -115,18 +115,15 @@ def show(evaluation: Evaluation, positions: bool, console: Console) -> None:
         console.print(_positions(evaluation))
         say("By the position of the predicted token in its window. Ratio: perplexity divided by the dense model's.")
     if evaluation.answers:
-        console.print(_answers(evaluation))
-        say(
-            "Intervals are Wilson's, 95 %. Lost and won: items that only the dense model, or only this model, answers "
-            "right; p: the probability of a split this uneven if both models were equally good (exact sign test)."
-        )
+        console.print(table(answer_rows(evaluation), ANSWER_COLUMNS))
+        say(answers_legend())
 
 
 def measured_on(evaluation: Evaluation) -> str:
     return (
         f"{evaluation.n_tokens} tokens in {evaluation.n_windows} windows of {evaluation.request.n_ctx} of "
         f"{evaluation.text.name}; the second half of each is scored. "
-        "±: half of a 95 % confidence interval, over windows. KL in nats."
+        "±: half of a 95 % confidence interval, over windows. KV/token: bytes of the KV cache. KL in nats."
     )
 
 
@@ -194,21 +191,27 @@ def _positions(evaluation: Evaluation) -> Table:
     return table(rows, ("", "position", "perplexity", "ratio", "KL"))
 
 
-def _answers(evaluation: Evaluation) -> Table:
-    rows = []
+ANSWER_COLUMNS = ("task", "", "right", "accuracy", "interval", "lost", "won", "p")
+
+
+def answer_rows(evaluation: Evaluation) -> Iterator[tuple[str, ...]]:
     for answers in evaluation.answers:
         for score, right in zip(evaluation.scores, answers.right, strict=True):
             lost, won = map(len, flips(answers, right))
             first = right is answers.right[0]
             low, high = wilson(int(right.sum()), len(right))
-            rows.append(
-                (
-                    f"{answers.tasks.path.name}, {answers.metric}" if first else "",
-                    score.subject.name,
-                    f"{right.sum()}/{len(right)}",
-                    f"{100 * right.mean():.1f} %",
-                    f"{100 * low:.1f}-{100 * high:.1f}",
-                    *(("", "", "") if first else (str(lost), str(won), f"{sign_test(lost, won):.2g}")),
-                )
+            yield (
+                f"{answers.tasks.path.name}, {answers.metric}" if first else "",
+                score.subject.name,
+                f"{right.sum()}/{len(right)}",
+                f"{100 * right.mean():.1f} %",
+                f"{100 * low:.1f}-{100 * high:.1f}",
+                *(("", "", "") if first else (str(lost), str(won), f"{sign_test(lost, won):.2g}")),
             )
-    return table(rows, ("task", "", "right", "accuracy", "interval", "lost", "won", "p"))
+
+
+def answers_legend() -> str:
+    return (
+        "Intervals are Wilson's, 95 %. Lost and won: items that only the dense model, or only this model, answers "
+        "right; p: the probability of a split this uneven if both models were equally good (exact sign test)."
+    )

@@ -1,8 +1,6 @@
 """The model card of an export: README.md with the front matter that the Hugging Face hub reads."""
 
 import json
-import shlex
-import sys
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,6 +9,8 @@ from ..checkpoint import hub
 from ..exporting.pipeline import Exported
 from ..llamacpp.pin import patch_id, pin
 from ..plan.plan import Plan
+from .output import command_line
+from .quality_card import NOT_MEASURED
 from .tables import change, size
 
 USAGE = """
@@ -37,7 +37,8 @@ def model_card(done: Exported, data: dict[str, Any]) -> str:
     weights = plan.weight_bytes_before, plan.weight_bytes_after
     for what, (before, after) in {"weights as exported": weights, "KV cache per token (f16)": kv}.items():
         lines.append(f"| {what} | {size(before)} | {size(after)} | {change(before, after)} |")
-    lines += [USAGE.format(file=done.files[0].name, version=__version__), "## Made by", "", f"    {_command()}", ""]
+    lines += ["", "## Quality", "", *NOT_MEASURED]
+    lines += [USAGE.format(file=done.files[0].name, version=__version__), "## Made by", "", f"    {command_line()}", ""]
     lines += ["| file | bytes | SHA-256 |", "| --- | --- | --- |"]
     lines += [f"| {file['file'].rsplit('/', 1)[-1]} | {file['bytes']} | {file['sha256']} |" for file in data["outputs"]]
     lines += ["", f"Tensor data of the dense model: SHA-256 {done.source_sha256}."]
@@ -53,7 +54,7 @@ def _about(done: Exported, plan: Plan) -> list[str]:
     return [
         f"{followers} of {plan.facts.n_layer} layers reuse the attention weights of another layer"
         " ([Shared Attention](https://arxiv.org/abs/2407.12866)): they have no Q and K projection and no K cache. "
-        f"{rest} What this costs in quality was not measured here.",
+        f"{rest}",
     ]
 
 
@@ -76,10 +77,6 @@ def _base_model(done: Exported) -> str | None:
         if url.netloc == "huggingface.co" and (id := hub.repository(url.path.strip("/"))):
             return id
     return None
-
-
-def _command() -> str:
-    return shlex.join(["shareatt-export", *sys.argv[1:]])
 
 
 def _line(text: str) -> str:

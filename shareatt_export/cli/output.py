@@ -1,6 +1,7 @@
 """Where the commands print: results on stdout, all else on stderr; and the folders that they write reports to."""
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,11 @@ from ..system.staging import check_output, made_folder
 
 out = Console(width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+
+
+def command_line() -> str:
+    """Return the command that runs, as a shell takes it."""
+    return shlex.join(["shareatt-export", *sys.argv[1:]])
 
 
 def print_json(data: dict[str, Any]) -> None:

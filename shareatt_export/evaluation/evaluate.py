@@ -5,9 +5,10 @@ token has at least half a window before it; the scores by position are of whole 
 dense model's next-token distribution to the other model's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,18 @@ class Evaluation:
     scores: tuple[Score, ...]
     positions: tuple[Bucket, ...]
     answers: tuple[TaskAnswers, ...]
+
+    def only(self, models: Collection[Path]) -> "Evaluation":
+        """Return it without the SA models that are not in `models`, and what only those were compared to."""
+        subjects = self.subjects.only(models)
+        kept = [subject in subjects.all for subject in self.subjects.all]
+        return replace(
+            self,
+            subjects=subjects,
+            scores=tuple(compress(self.scores, kept)),
+            positions=tuple(replace(each, models=tuple(compress(each.models, kept))) for each in self.positions),
+            answers=tuple(replace(each, right=tuple(compress(each.right, kept))) for each in self.answers),
+        )
 
 
 def evaluate(request: EvaluateRequest, step: Step = silent) -> Evaluation:

@@ -4,8 +4,9 @@ The dense model with a K cache of another type, with weights of another type, an
 whether sharing attention is worth its loss.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -77,6 +78,17 @@ class Subjects:
         """Each of them once, the dense model first."""
         more = filter(None, (*self.baselines, *self.weights, *self.dropped))
         return tuple(dict.fromkeys([self.dense, *self.others, *self.combined, *more]))
+
+    def only(self, models: Collection[Path]) -> "Subjects":
+        """Return them without the SA models that are not in `models`, and what only those were compared to."""
+        kept = [other.model in models for other in self.others]
+        return replace(
+            self,
+            others=tuple(compress(self.others, kept)),
+            combined=tuple(compress(self.combined, kept)),
+            baselines=tuple(compress(self.baselines, kept)),
+            dropped=tuple(compress(self.dropped, kept)),
+        )
 
 
 def chosen(request: EvaluateRequest, headers: Mapping[Path, Header]) -> Subjects:
