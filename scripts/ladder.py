@@ -11,7 +11,6 @@ the model. Files in the work folder are kept and not made again, so an interrupt
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -81,22 +80,6 @@ class Ladder:
         spans = read_header(fitted).text("shareatt.spans")
         return self.made(f"{name}.gguf", lambda out: self.tool(folder, "--spans", spans, "-q", "-o", out))
 
-    def dropped(self, name: str, spans: Path) -> Path:
-        """Write the dense model without the attention output of the layers that are followers in an SA file."""
-        sources = read_facts(read_header(spans)).source_layers
-
-        def make(out: Path) -> None:
-            partial = out.with_suffix(".tmp")
-            shutil.copy(self.dense, partial)
-            with partial.open("r+b") as file:
-                for layer in (layer for layer, source in enumerate(sources) if source != layer):
-                    info = read_header(self.dense).tensors[f"blk.{layer}.attn_output.weight"]
-                    file.seek(info.offset)
-                    file.write(bytes(info.n_bytes))
-            partial.replace(out)
-
-        return self.made(name, make)
-
     def files(self, followers: int, heal: bool) -> Iterator[Path]:
         source = self.n_layer - 2 - followers
         for where, spans in {
@@ -105,9 +88,7 @@ class Ladder:
             "every2": "every:2",
             "found-half": self.searched(self.n_layer // 2),
         }.items():
-            plain = self.exported(f"{where}-plain.gguf", spans)
-            yield self.dropped(f"{where}-dropped.gguf", plain)
-            yield plain
+            yield self.exported(f"{where}-plain.gguf", spans)
             yield self.exported(f"{where}-align.gguf", spans, "--align")
             fitted = self.exported(f"{where}-refit.gguf", spans, *FIT)
             yield fitted
@@ -119,7 +100,7 @@ class Ladder:
     def scores(self, followers: int, heal: bool) -> Path:
         files = list(self.files(followers, heal))
         heldout = self.model / "heldout.txt"
-        options = ("--text", heldout, "--ctx", N_CTX, "--windows", 128, "--json", "-q")
+        options = ("--text", heldout, "--ctx", N_CTX, "--windows", 128, "--drop", "--no-weights", "--json", "-q")
         return self.made("scores.json", lambda out: out.write_text(self.tool("eval", self.dense, *files, *options)))
 
 
@@ -128,8 +109,11 @@ class Row:
     where: str  # late, found, every2, found-half, or the name of a baseline
     step: str
     spans: str
-    kv_bytes: int
     score: dict[str, Any]
+
+    @property
+    def kv_bytes(self) -> int:
+        return int(self.score["kv_bytes_per_token"])
 
 
 STEPS = {
@@ -143,19 +127,19 @@ STEPS = {
 
 
 def rows(scores: Path) -> Iterator[Row]:
-    for score in json.loads(scores.read_text())["scores"]:
+    """Yield the rows in the order of the files; the attention that is left away comes first in each place."""
+    data = json.loads(scores.read_text())
+    by_name = {score["name"]: score for score in data["scores"]}
+    dropped = {each["name"]: by_name[each["dropped"]] for each in data["dropped"]}
+    for score in data["scores"]:
         path, name = Path(score["model"]), score["name"].removesuffix(".gguf")
-        kv = score["kv_bytes_per_token"]
         step = next((step for step in sorted(STEPS, key=len, reverse=True) if name.endswith(f"-{step}")), "")
         where = name.removesuffix(f"-{step}")
-        spans = ""
-        if step:
-            plain = read_header(path.with_name(f"{where}-plain.gguf"))
-            spans, facts = plain.text("shareatt.spans"), read_facts(plain)
-            if step == "dropped":  # neither K nor V of these layers is kept
-                gone = [layer for layer, source in enumerate(facts.source_layers) if source != layer]
-                kv -= sum(2 * (facts.n_embd_k(layer) + facts.n_embd_v(layer)) for layer in gone)
-        yield Row(where, step, spans, kv, score)
+        spans = read_header(path.with_name(f"{where}-plain.gguf")).text("shareatt.spans") if step else ""
+        if step == "plain":
+            yield Row(where, "dropped", spans, dropped[score["name"]])
+        if not score["without_attention"]:
+            yield Row(where, step, spans, score)
 
 
 def table(found: list[Row]) -> Iterator[str]:

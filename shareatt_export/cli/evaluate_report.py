@@ -120,8 +120,9 @@ def show(evaluation: Evaluation, positions: bool, console: Console) -> None:
 
 
 def measured_on(evaluation: Evaluation) -> str:
+    windows = f"{evaluation.n_windows} window{'s' * (evaluation.n_windows != 1)}"
     return (
-        f"{evaluation.n_tokens} tokens in {evaluation.n_windows} windows of {evaluation.request.n_ctx} of "
+        f"{evaluation.n_tokens} tokens in {windows} of {evaluation.request.n_ctx} of "
         f"{evaluation.text.name}; the second half of each is scored. "
         "±: half of a 95 % confidence interval, over windows. KV/token: bytes of the KV cache. KL in nats."
     )

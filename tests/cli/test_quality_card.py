@@ -63,12 +63,13 @@ def test_the_card_says_what_was_measured(measure, sa, demo_dense, text):
     names = ["dense", "sa.gguf", r"dense, K cache q8\_0", "dense, no attention in 7-9"]
     assert [row[0] for row in rows[2:6]] == names
     assert rows[3][1:3] == [f"{sa.stat().st_size:,}", "4032"]
-    assert [row[1] for row in rows[8:]] == names and rows[8][0] == "tasks.jsonl, acc"
+    assert [row[0] for row in rows[8::4]] == ["tasks.jsonl, acc", r"tasks.jsonl, acc\_norm"]
+    assert [row[1] for row in rows[8:]] == 2 * names
     for line in (
         f"    shareatt-export eval {demo_dense} --text '{text}' --ctx 16 --windows 1",
         f"SHA-256 of the text: {hashlib.sha256(text.read_bytes()).hexdigest()}.",
         f"SHA-256 of the tasks: tasks.jsonl {hashlib.sha256(tasks.read_bytes()).hexdigest()}.",
-        "7 tokens in 1 windows of 16 of ",
+        "7 tokens in 1 window of 16 of ",
         r"a\|b\_c.txt; the second half of each is scored.",
         "Runtime: llama.cpp ",
     ):
