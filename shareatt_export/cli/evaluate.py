@@ -60,8 +60,8 @@ def eval_command(
 ) -> None:
     """Measure what SA models lose against DENSE, the GGUF or Hugging Face folder that they were made from.
 
-    Perplexity, KL divergence, agreement and tasks, also for the dense model with a quantised K cache, which saves
-    memory, too.
+    Perplexity, KL divergence, agreement and tasks, also for the dense model with a quantised K cache and with quantised
+    weights, which save memory, too.
     """
     from ..api import evaluate
     from . import evaluate_plot, evaluate_report, quality_card

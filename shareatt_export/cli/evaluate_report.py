@@ -115,7 +115,7 @@ def show(evaluation: Evaluation, positions: bool, console: Console) -> None:
         console.print(_positions(evaluation))
         say("By the position of the predicted token in its window. Ratio: perplexity divided by the dense model's.")
     if evaluation.answers:
-        console.print(table(answer_rows(evaluation), ANSWER_COLUMNS))
+        console.print(_compact(table(answer_rows(evaluation), ANSWER_COLUMNS), n_names=2))
         say(answers_legend())
 
 
@@ -152,10 +152,15 @@ def _scores(evaluation: Evaluation, width: int) -> Table:
     """Return the table of the scores; where it does not fit the width, without the columns of least interest."""
     shown = [title for title in SCORE_COLUMNS if width >= WIDE or title not in ("bits/byte", "KL p99", "KL max")]
     rows = ((score.subject.name, *(SCORE_COLUMNS[title](score) for title in shown)) for score in evaluation.scores)
-    made = table(rows, ("", *shown))
-    made.padding, made.pad_edge = (0, 1, 0, 0), False  # leave the names more room
-    made.columns[0].overflow = "fold"
-    for column in made.columns[1:]:
+    return _compact(table(rows, ("", *shown)), n_names=1)
+
+
+def _compact(made: Table, n_names: int) -> Table:
+    """Leave the names, which are in the first columns, as much room as there is, and cut none of them."""
+    made.padding, made.pad_edge = (0, 1, 0, 0), False
+    for column in made.columns[:n_names]:
+        column.overflow = "fold"
+    for column in made.columns[n_names:]:
         column.no_wrap = True
     return made
 
@@ -189,7 +194,7 @@ def _positions(evaluation: Evaluation) -> Table:
                     f"{at.kl.value:.2g} ± {at.kl.half:.1g}",
                 )
             )
-    return table(rows, ("", "position", "perplexity", "ratio", "KL"))
+    return _compact(table(rows, ("", "position", "perplexity", "ratio", "KL")), n_names=1)
 
 
 ANSWER_COLUMNS = ("task", "", "right", "accuracy", "interval", "lost", "won", "p")

@@ -138,7 +138,7 @@ def test_one_card_for_the_files_of_a_folder(measure, sa, tmp_path, demo_dense):
         (lambda text: b"\xff", "not UTF-8 text"),
         (lambda text: text.replace(END, "").encode(), "has not one place for the quality"),
         (lambda text: (text + END + "\n").encode(), "has not one place for the quality"),
-        (lambda text: text.replace(BEGIN, "x").replace(END, BEGIN).replace("x", END).encode(), "has not one place"),
+        (lambda text: text.replace(BEGIN, "\0").replace(END, BEGIN).replace("\0", END).encode(), "has not one place"),
         (lambda text: text.replace("sa.gguf", "aa.sa.gguf").encode(), "does not name sa.gguf"),
     ],
 )

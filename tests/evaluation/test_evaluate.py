@@ -1,14 +1,16 @@
 """`shareatt-export eval`: its scores are those of llama-perplexity."""
 
+import io
 import json
 import math
 import re
 import subprocess
 
 import pytest
+from rich.console import Console
 
 import shareatt_export
-from shareatt_export.cli import output
+from shareatt_export.cli import evaluate_report, output
 from shareatt_export.evaluation.evaluate import evaluate
 from shareatt_export.evaluation.request import EvaluateRequest
 from shareatt_export.evaluation.subjects import Q8_0, Subject, baseline
@@ -179,3 +181,19 @@ def test_the_dense_model_may_be_a_folder(run, shared):
     folder = str(tiny_models.DEMO)
     assert [score["model"] for score in scores] == [folder, str(shared), folder, folder, folder]
     assert [score["weights"] for score in scores] == [None, None, None, "Q4_K_M", "Q3_K_M"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_name_and_no_number_is_cut(demo_dense, shared, tmp_path, width):
+    sa = tmp_path / "Stdlib-5.0M-SA6-9-v1.0-BF16.gguf"
+    sa.symlink_to(shared)
+    tasks = tmp_path / "a-long-name-of-tasks.jsonl"
+    tasks.write_text('{"prompt": "import", "choices": [" os", " x"], "answer": 0}\n')
+    done = evaluate(EvaluateRequest(demo_dense, (sa,), TEXT, 64, 2, weights=False, drop=True, tasks=(tasks,)))
+    console = Console(file=io.StringIO(), width=width)
+    evaluate_report.show(done, True, console)
+    shown = console.file.getvalue()
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= width
+    assert shown.count("perplexity") > 2 and ("KL p99" in shown) == (width == 120)
+    for score in done.scores:
+        assert f"{score.kl.value:.2g} ± {score.kl.half:.1g}" in shown and f"{score.file_bytes:,}" in shown
