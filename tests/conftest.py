@@ -74,16 +74,25 @@ def built() -> runtime.RuntimeStatus:
     return runtime.require()
 
 
+def _demo(folder: Path, outtype: str) -> Path:
+    from shareatt_export.exporting.convert import converted
+
+    dense = folder / "dense.gguf"
+    with converted(tiny_models.DEMO, folder, outtype, None) as made:
+        made.replace(dense)
+    return dense
+
+
 @pytest.fixture(scope="session")
 def demo_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained demo model as dense GGUF, made by the real converter."""
-    from shareatt_export.exporting.convert import converted
+    return _demo(tmp_path_factory.mktemp("demo"), "auto")
 
-    folder = tmp_path_factory.mktemp("demo")
-    dense = folder / "dense.gguf"
-    with converted(tiny_models.DEMO, folder, "auto", None) as made:
-        made.replace(dense)
-    return dense
+
+@pytest.fixture(scope="session")
+def demo_f32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model with F32 weights: what it computes hardly depends on how many tokens are computed at a time."""
+    return _demo(tmp_path_factory.mktemp("demo-f32"), "f32")
 
 
 @pytest.fixture(scope="session")

@@ -6,17 +6,17 @@ space at the prompt's end belongs to the choice. The model answers with the choi
 the target, without white space around both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ..llamacpp.engine import Context, Model, Token, log_softmax
+from ..llamacpp.engine import Context, Model
+from .completions import Prompt, complete
+from .likelihoods import Query, score
 from .tasks import Choices, Completion, Item, Tasks, bad_line
-
-N_UBATCH = 512
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,6 @@ class Encoded:
     item: Item
     prompt: list[int]
     choices: tuple[list[int], ...]
-
-    @property
-    def n_cells(self) -> int:
-        """Number of cells of the KV cache that the item takes; all choices are in it at once."""
-        return len(self.prompt) + max(sum(map(len, self.choices)), _n_generated(self.item))
 
     @property
     def n_positions(self) -> int:
@@ -79,72 +74,27 @@ def _encode(model: Model, path: Path, item: Item, n_ctx_train: int) -> Encoded:
     return encoded
 
 
-def context_params(items: Sequence[Encoded]) -> dict[str, int | bool]:
-    """Return fields of llama_context_params for a context in which every item fits."""
-    n_ctx = max(encoded.n_cells for encoded in items)
-    n_seq_max = max(len(encoded.choices) for encoded in items)
-    sizes = {"n_ctx": n_ctx, "n_batch": n_ctx, "n_ubatch": min(n_ctx, N_UBATCH)}
-    return sizes | {"n_seq_max": max(1, n_seq_max), "kv_unified": True}
-
-
 def answer(context: Context, items: Sequence[Encoded]) -> dict[str, dict[int, bool]]:
     """Return by metric and line whether the model's answer is right."""
     right: dict[str, dict[int, bool]] = {}
-    for encoded in items:
-        item = encoded.item
-        if isinstance(item, Choices):
-            likelihoods = log_likelihoods(context, encoded.prompt, encoded.choices)
+    for encoded, likelihoods in zip(items, _log_likelihoods(context, items), strict=True):
+        if isinstance(item := encoded.item, Choices):
             per_character = likelihoods / [len(choice) for choice in item.choices]
             right.setdefault("acc", {})[item.line] = bool(likelihoods.argmax() == item.answer)
             right.setdefault("acc_norm", {})[item.line] = bool(per_character.argmax() == item.answer)
-        else:
-            text = generate(context, encoded.prompt, item.stop, item.max_tokens)
-            right.setdefault("exact_match", {})[item.line] = text.strip() == item.target.strip()
+    completions = [(each, each.item) for each in items if isinstance(each.item, Completion)]
+    prompts = [Prompt(tuple(each.prompt), item.stop, item.max_tokens) for each, item in completions]
+    texts = dict(complete(context, prompts))
+    for i, (_, item) in enumerate(completions):
+        right.setdefault("exact_match", {})[item.line] = texts[i].strip() == item.target.strip()
     return right
 
 
-def log_likelihoods(
-    context: Context, prompt: Sequence[int], choices: Sequence[Sequence[int]]
-) -> npt.NDArray[np.float64]:
-    """Return the log-likelihood of each choice after the prompt, in nats, [n_choices].
-
-    The prompt is computed once; each choice continues it in a sequence of its own.
-    """
-    n = len(prompt)
-    context.clear()
-    after_prompt = log_softmax(context.decode(_tokens(prompt, 0), last=1))[0]
-    for sequence in range(1, len(choices)):
-        context.copy_sequence(0, sequence)
-    sums = np.array([after_prompt[choice[0]] for choice in choices])
-    batch = [token for sequence, choice in enumerate(choices) for token in _tokens(choice[:-1], n, sequence)]
-    if batch:
-        rows = log_softmax(context.decode(batch))
-        owners = [sequence for sequence, choice in enumerate(choices) for _ in choice[1:]]
-        targets = [token for choice in choices for token in choice[1:]]
-        np.add.at(sums, owners, rows[np.arange(len(targets)), targets])
-    return sums
-
-
-def generate(context: Context, prompt: Sequence[int], stop: Sequence[str], max_tokens: int) -> str:
-    """Return the text that greedy decoding adds to the prompt, up to where a text of `stop` begins."""
-    context.clear()
-    logits = context.decode(_tokens(prompt, 0), last=1)
-    tokens: list[int] = []
-    while True:
-        token = int(logits[-1].argmax())
-        if context.model.ends(token):
-            return _decoded(context.model, tokens)
-        tokens.append(token)
-        text = _decoded(context.model, tokens)
-        cut = min((text.find(mark) for mark in stop if mark in text), default=None)
-        if cut is not None or len(tokens) == max_tokens:
-            return text[:cut]
-        logits = context.decode([Token(token, len(prompt) + len(tokens) - 1)])
-
-
-def _decoded(model: Model, tokens: Sequence[int]) -> str:
-    return model.text(tokens).decode("utf-8", "replace")
-
-
-def _tokens(ids: Sequence[int], first: int, sequence: int = 0) -> list[Token]:
-    return [Token(token, position, sequence) for position, token in enumerate(ids, first)]
+def _log_likelihoods(context: Context, items: Sequence[Encoded]) -> Iterator[npt.NDArray[np.float64]]:
+    """Yield the log-likelihood of each choice after the prompt, in nats, for each item."""
+    queries = [
+        Query((*encoded.prompt, *choice), len(encoded.prompt)) for encoded in items for choice in encoded.choices
+    ]
+    found = iter(score(context, queries))
+    for encoded in items:
+        yield np.array([next(found).log for _ in encoded.choices])

@@ -26,7 +26,8 @@ from ..llamacpp.engine import Context, Model, Token
 from ..llamacpp.token_windows import token_windows
 from ..model.costs import bits_per_weight
 from ..system.progress import Step, silent
-from .answers import Encoded, answer, context_params, encode
+from .answers import Encoded, answer, encode
+from .batches import BATCH, context_params
 from .divergence import Divergence, Quality
 from .made_files import made_files
 from .positions import Bucket, buckets
@@ -34,7 +35,6 @@ from .request import EvaluateRequest
 from .subjects import Subject, Subjects, chosen
 from .tasks import Tasks, read_tasks
 
-BATCH = 512  # number of tokens whose logits are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -196,9 +196,10 @@ def _answer(
     n_rounds = len(files) * len(loaded)
     for i, (tasks, encoded) in enumerate(zip(files, encoded_files, strict=True)):
         given = []
+        longest = max(each.n_positions for each in encoded)
         for j, one in enumerate(loaded):
             step("answering", (i * len(loaded) + j) / n_rounds)
-            with _context(request, one, **context_params(encoded)) as context:
+            with _context(request, one, **context_params(longest)) as context:
                 given.append(answer(context, encoded))
         for metric, by_line in given[0].items():
             right = tuple(np.array(list(each[metric].values())) for each in given)

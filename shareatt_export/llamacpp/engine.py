@@ -27,13 +27,24 @@ def log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
     return shifted
 
 
+def log_sum_exp(logits: Logits) -> npt.NDArray[np.float64]:
+    """Return the logarithm of the sum of the exponentials of each row; a logit minus it is a log-probability."""
+    top = logits.max(-1, keepdims=True)
+    sums: npt.NDArray[np.float64] = np.log(np.exp(logits - top).sum(-1, dtype=np.float64)) + top[..., 0]
+    return sums
+
+
 @dataclass(frozen=True)
 class Token:
-    """A token of a batch: its number in the vocabulary, its position and the number of its sequence."""
+    """A token of a batch: its number in the vocabulary, its position and the number of its sequence.
+
+    `also`: further sequences that begin with the same tokens up to this one, so that it is computed once for all.
+    """
 
     id: int
     position: int
     sequence: int = 0
+    also: tuple[int, ...] = ()
 
 
 class Log:
@@ -138,6 +149,14 @@ class Model:
         """Return whether generation ends with this token."""
         return bool(self.lib.llama_vocab_is_eog(self._vocab, token))
 
+    @property
+    def can_cut_back(self) -> bool:
+        """Whether the last tokens of a sequence can be removed, and only some of its tokens copied.
+
+        That is not so where layers keep a recurrent state.
+        """
+        return not (self.lib.llama_model_is_recurrent(self.handle) or self.lib.llama_model_is_hybrid(self.handle))
+
     def source_layers(self) -> tuple[int, ...]:
         """Return for each layer the layer whose attention weights it uses; itself for all layers of a dense model."""
         shared = SharedAttention.from_bindings(self.lib)
@@ -175,26 +194,38 @@ class Context:
 
         Logits that are not asked for are not computed. Raises RuntimeProblem if llama.cpp cannot decode.
         """
-        n_rows = len(tokens) if last is None else last
-        self._submit(tokens, n_rows)
-        return self._rows(self.lib.llama_get_logits(self.handle), n_rows, self.model.n_vocab)
+        first = 0 if last is None else len(tokens) - last
+        return self.decode_at(tokens, range(first, len(tokens)))
+
+    def decode_at(self, tokens: Sequence[Token], outputs: Sequence[int]) -> Logits:
+        """Return the logits after some tokens, whose ascending indices are `outputs`, [len(outputs), n_vocab].
+
+        Raises RuntimeProblem if llama.cpp cannot decode.
+        """
+        self._submit(tokens, outputs)
+        if not outputs:
+            return np.empty((0, self.model.n_vocab), np.float32)
+        return self._rows(self.lib.llama_get_logits(self.handle), len(outputs), self.model.n_vocab)
 
     def embed(self, tokens: Sequence[Token]) -> Logits:
         """Return the embedding of each token, [len(tokens), n_embd], from a context that has embeddings=True.
 
         This is the output of models without logits. Raises RuntimeProblem if llama.cpp cannot compute it.
         """
-        self._submit(tokens, len(tokens))
+        self._submit(tokens, range(len(tokens)))
         n_embd = int(self.lib.llama_model_n_embd(self.model.handle))
         return self._rows(self.lib.llama_get_embeddings(self.handle), len(tokens), n_embd)
 
-    def _submit(self, tokens: Sequence[Token], n_outputs: int) -> None:
-        batch = self.lib.llama_batch_init(len(tokens), 0, 1)
+    def _submit(self, tokens: Sequence[Token], outputs: Sequence[int]) -> None:
+        batch = self.lib.llama_batch_init(len(tokens), 0, 1 + max(len(token.also) for token in tokens))
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
-            batch.token[i], batch.pos[i] = token.id, token.position
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, token.sequence
-            batch.logits[i] = i >= len(tokens) - n_outputs
+            batch.token[i], batch.pos[i], batch.logits[i] = token.id, token.position, False
+            batch.n_seq_id[i] = 1 + len(token.also)
+            for j, sequence in enumerate((token.sequence, *token.also)):
+                batch.seq_id[i][j] = sequence
+        for i in outputs:
+            batch.logits[i] = True
         status = self.lib.llama_decode(self.handle, batch)
         self.lib.llama_batch_free(batch)
         if status:
@@ -208,13 +239,30 @@ class Context:
         return np.ctypeslib.as_array(rows, (n_rows, n_columns)).copy()
 
     @property
+    def n_cells(self) -> int:
+        """Number of tokens that the KV cache has room for."""
+        return int(self.lib.llama_n_ctx(self.handle))
+
+    @property
+    def n_sequences(self) -> int:
+        """Number of sequences that the context can have at a time."""
+        return int(self.lib.llama_n_seq_max(self.handle))
+
+    @property
     def memory(self) -> Any:
         """The handle of the KV cache, for llama_memory functions."""
         return self.lib.llama_get_memory(self.handle)
 
-    def copy_sequence(self, source: int, target: int) -> None:
-        """Let the sequence `target` have all tokens of `source`; a unified cache keeps only one copy of them."""
-        self.lib.llama_memory_seq_cp(self.memory, source, target, -1, -1)
+    def copy_sequence(self, source: int, target: int, n: int = -1) -> None:
+        """Let the sequence `target` have the first n tokens of `source`, or all of them.
+
+        A unified cache keeps only one copy of them.
+        """
+        self.lib.llama_memory_seq_cp(self.memory, source, target, -1, n)
+
+    def keep(self, sequence: int, n: int) -> None:
+        """Remove all tokens of a sequence but the first n."""
+        self.lib.llama_memory_seq_rm(self.memory, sequence, n, -1)
 
     def clear(self) -> None:
         """Remove all tokens of all sequences."""

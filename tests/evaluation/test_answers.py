@@ -9,18 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece
-from gguf import GGUFValueType
 
-import shareatt_export
 from shareatt_export.errors import BadInput
-from shareatt_export.evaluation.answers import answer, context_params, encode, generate, log_likelihoods
+from shareatt_export.evaluation.answers import answer, encode
+from shareatt_export.evaluation.batches import context_params
+from shareatt_export.evaluation.completions import Prompt, complete
 from shareatt_export.evaluation.intervals import sign_test, wilson
 from shareatt_export.evaluation.tasks import Choices, Completion, Tasks, read_tasks
-from shareatt_export.exporting.convert import converted
-from shareatt_export.formats.gguf_header import RawValue
 from shareatt_export.llamacpp import runtime
-from shareatt_export.llamacpp.engine import Context, Model, Token, log_softmax
-from tests.support import parity, small_gguf, tiny_models
+from shareatt_export.llamacpp.engine import Context, Model
+from tests.support import parity, tiny_models
 
 N_CTX_TRAIN = 512  # context length of the demo model
 EXACT = {"type_k": 0, "type_v": 0, "n_threads": 1, "n_threads_batch": 1}  # F32 caches
@@ -77,47 +75,9 @@ def test_items_that_do_not_fit_the_model(model):
         encode(model, tasks(Choices(1, "x", (" y", " z" * 600), 0)), N_CTX_TRAIN)
 
 
-ITEMS = (
-    Choices(1, "import sys\n\n\ndef main():\n    ", ("return 0", "print(sys.argv)", "x", "raise"), 0),
-    Choices(2, "import", (" os", " unittest.mock as mock"), 0),
-    Choices(3, "", ("import os", "é"), 0),
-    Choices(4, "for name in (", ("x", "y"), 0),
-)
-
-
-def of_whole_text(model, tokens, first):
-    """Return the log-likelihood of tokens[first:], computed in an empty context."""
-    with Context(model, True, n_ctx=256, **EXACT) as context:
-        rows = log_softmax(context.decode([Token(token, i) for i, token in enumerate(tokens)]))
-    return sum(rows[i - 1, tokens[i]] for i in range(first, len(tokens)))
-
-
-def test_log_likelihoods_are_those_of_whole_texts(model):
-    sheet = encode(model, tasks(*ITEMS), N_CTX_TRAIN)
-    with Context(model, True, **EXACT, **context_params(sheet)) as context:
-        for item in [*sheet, sheet[0]]:
-            found = log_likelihoods(context, item.prompt, item.choices)
-            expected = [of_whole_text(model, item.prompt + choice, len(item.prompt)) for choice in item.choices]
-            assert found == pytest.approx(expected, abs=0.02)
-
-
-def test_log_likelihoods_where_attention_slides(built, tmp_path):
-    """The prompt is longer than the window, and the choices share one cache."""
-    with converted(
-        tiny_models.save(tiny_models.build_sliding("gemma2"), tmp_path / "hf"), tmp_path, "auto", None
-    ) as dense:
-        (file,) = shareatt_export.export(dense, "2-7", tmp_path / "sa.gguf").files
-    rng = np.random.default_rng(0)
-    prompt, *choices = (rng.integers(3, 2048, n).tolist() for n in (3 * tiny_models.N_SWA, 5, 40, 1))
-    with Model(parity.lib(), file) as model:
-        with Context(model, True, n_ctx=256, n_seq_max=3, kv_unified=True, **EXACT) as context:
-            found = log_likelihoods(context, prompt, choices)
-        assert found == pytest.approx([of_whole_text(model, prompt + c, len(prompt)) for c in choices], abs=0.02)
-
-
 def right(model, *items):
     sheet = encode(model, tasks(*items), N_CTX_TRAIN)
-    with Context(model, True, **EXACT, **context_params(sheet)) as context:
+    with Context(model, True, **EXACT, **context_params(N_CTX_TRAIN)) as context:
         return answer(context, sheet)
 
 
@@ -164,53 +124,13 @@ def test_accuracy_is_that_of_llama_perplexity(model, demo_tasks, tmp_path):
     assert 0 < sum(theirs) < len(theirs)
 
 
-PROMPT = "    def __repr__(self):\n"  # both models are sure of the next tokens
-
-
-def greedy(model, n):
-    """Return n tokens; each is computed from the whole text before it."""
-    tokens = [1, *model.tokenize(PROMPT)]
-    first = len(tokens)
-    while len(tokens) < first + n:
-        with Context(model, True, n_ctx=256, **EXACT) as context:
-            logits = context.decode([Token(token, i) for i, token in enumerate(tokens)], last=1)
-        tokens.append(int(logits[0].argmax()))
-    return tokens[first:]
-
-
-def generated(model, stop, max_tokens, before=()):
-    with Context(model, True, n_ctx=256, **EXACT) as context:
-        for text in before:
-            generate(context, [1, *model.tokenize(text)], (), 4)
-        return generate(context, [1, *model.tokenize(PROMPT)], stop, max_tokens)
-
-
-def test_generation_is_greedy_and_ends_at_max_tokens(model):
-    tokens = greedy(model, 16)
-    assert generated(model, (), 16, before=("import", "class A:")) == model.text(tokens).decode()
-    assert generated(model, (), 1) == model.text(tokens[:1]).decode()
-
-
-def test_generation_ends_where_the_first_stop_begins(model):
-    text = model.text(greedy(model, 16)).decode()
-    early, late = text[10:15], text[20:24]  # inside of tokens and across them
-    assert text.find(early) < text.find(late)
-    assert generated(model, (late, early), 16) == text[: text.find(early)]
-    assert generated(model, ("never that",), 16) == text
-
-
-def test_generation_ends_with_the_end_of_text(demo_dense, model, tmp_path):
-    third = greedy(model, 3)[2]
-    eos = RawValue(GGUFValueType.UINT32, struct.pack("<I", third))
-    changed = small_gguf.with_metadata(model.path, tmp_path / "eos.gguf", tokenizer__ggml__eos_token_id=eos)
-    with Model(parity.lib(), changed) as other:
-        tokens = greedy(other, 3)
-        assert tokens[2] == third and third not in tokens[:2]
-        assert generated(other, (), 16) == other.text(tokens[:2]).decode()
+PROMPT = "    def __repr__(self):\n"
 
 
 def test_white_space_around_the_target_does_not_count(model):
-    line = generated(model, ("\n\n",), 16)
+    (encoded,) = encode(model, tasks(Completion(1, PROMPT, "x")), N_CTX_TRAIN)
+    with Context(model, True, **EXACT, **context_params(64)) as context:
+        ((_, line),) = complete(context, [Prompt(tuple(encoded.prompt), ("\n\n",), 16)])
     items = [
         Completion(1, PROMPT, f"  {line.strip()} ", ("\n\n",), 16),
         Completion(2, PROMPT, line.strip()[:-1], ("\n\n",), 16),

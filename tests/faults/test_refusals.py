@@ -56,7 +56,7 @@ def test_embeddings_are_those_of_the_last_layer(shared, pooling):
     for flash_attn in (False, True):
         options = F32_CACHE | {"embeddings": True, "pooling_type": pooling}
         with Model(parity.lib(), shared) as model, Context(model, flash_attn, **options) as context:
-            context._submit(tokens(20), 20)
+            context._submit(tokens(20), range(20))
             of = context.lib.llama_get_embeddings if pooling == 0 else context.lib.llama_get_embeddings_seq
             data = of(context.handle) if pooling == 0 else of(context.handle, 0)
             seen.append(context._rows(data, 20 if pooling == 0 else 1, small_gguf.N_EMBD))

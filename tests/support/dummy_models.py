@@ -50,6 +50,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "chameleon": {"vocab_size": 10240},
     "llama4": {"attention.sliding_window": None, "attention.sliding_window_pattern": 4, "block_count": 8},
     "qwen3tts": {"vocab_size": 3072},
+    "mamba": {"ssm.conv_kernel": 4, "ssm.inner_size": 2 * N_EMBD, "ssm.state_size": 16, "ssm.time_step_rank": 16},
 }
 
 
@@ -176,7 +177,9 @@ def make(arch: str, path: Path, extra: Mapping[str, Any] = MappingProxyType({}))
     for name, shape in shapes(arch, extra).items():
         role = name.split(".")[-2]
         data = rng.standard_normal(shape[::-1]).astype(np.float32)
-        if ("norm" in role and name.endswith("weight")) or name.endswith("scale"):
+        if name.endswith("ssm_a"):
+            data = -np.abs(data)  # the state decays
+        elif ("norm" in role and name.endswith("weight")) or name.endswith("scale"):
             data = 1 + 0.1 * data
         elif name.endswith("bias") or len(shape) == 1:
             data *= 0.1
