@@ -162,6 +162,8 @@ def check_options(page: Path, text: str, words: list[str]) -> None:
         words = ["export", *words]
     while isinstance(command, click.Group) and words and words[0] in command.commands:
         command, words = command.commands[words[0]], words[1:]
+    if command.context_settings.get("ignore_unknown_options"):
+        return  # all arguments are for another program
     words = words[: words.index("--")] if "--" in words else words
     known = {name for p in command.get_params(context) for name in (*p.opts, *p.secondary_opts)} | {"-h", "--help"}
     for word in words:

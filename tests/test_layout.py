@@ -15,7 +15,7 @@ LAYERS = [
     {"__init__"},
     {"api"},
     {"exporting"},
-    {"searching"},
+    {"searching", "harness"},
     {"evaluation"},
     {"fitting", "benchmark", "healing"},
     {"llamacpp", "plan", "checkpoint"},
@@ -28,6 +28,7 @@ LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Distributions that only some packages import: they are optional, or slow to load.
 ALLOWED = {
     **dict.fromkeys(("torch", "transformers"), ("healing", "checkpoint")),
+    **dict.fromkeys(("lm_eval", "tqdm"), ("harness",)),
     **dict.fromkeys(("click", "click_default_group", "rich", "matplotlib"), ("cli",)),
 }
 
@@ -106,6 +107,8 @@ def test_a_module_in_the_wrong_package_is_found(module: str, source: str, expect
         ("healing.heal", "import torch", []),
         ("llamacpp.engine", "def f():\n    import torch.nn", ["imports torch.nn"]),
         ("exporting.convert", "from transformers import AutoConfig", ["imports transformers.AutoConfig"]),
+        ("harness.run", "import lm_eval.models, tqdm", []),
+        ("evaluation.answers", "from lm_eval.api.model import LM", ["imports lm_eval.api.model.LM"]),
         ("evaluation.evaluate", "from rich.console import Console", ["imports rich.console.Console"]),
         ("benchmark.measure", "import matplotlib.pyplot as plt", ["imports matplotlib.pyplot"]),
         ("api", "import click, click_default_group", ["imports click", "imports click_default_group"]),

@@ -12,8 +12,8 @@ from rich.table import Table
 from ..evaluation.evaluate import Evaluation, Score, TaskAnswers
 from ..evaluation.intervals import Mean, sign_test, wilson
 from ..evaluation.positions import Bucket, PositionScores
-from .corpora import MATTERS, corpus_dict
 from ..evaluation.subjects import WEIGHT_TYPES
+from .corpora import MATTERS, corpus_dict
 from .tables import plain, table
 
 
@@ -124,7 +124,8 @@ def measured_on(evaluation: Evaluation) -> str:
     return (
         f"{evaluation.n_tokens} tokens in {windows} of {evaluation.request.n_ctx} of "
         f"{evaluation.text.name}; the second half of each is scored. "
-        "±: half of a 95 % confidence interval, over windows. KV/token: bytes of the KV cache. KL in nats."
+        "±: half of a 95 % confidence interval, over windows. KV/token: bytes of the KV cache. KL in nats. "
+        f"{MATTERS}"
     )
 
 

@@ -21,6 +21,7 @@ from .bench import bench_command
 from .doctor import doctor_command
 from .evaluate import eval_command
 from .export import export_command
+from .harness import lm_eval_command
 from .heal import heal_command
 from .inspect import inspect_command
 from .run import run_command, serve_command
@@ -59,6 +60,7 @@ for command in (
     analyze_command,
     search_command,
     eval_command,
+    lm_eval_command,
     heal_command,
     run_command,
     serve_command,

@@ -92,5 +92,5 @@ def _read(context: Context, held: list[list[int]], sequence: int, tokens: Sequen
     held[sequence] = list(tokens)
     for start in range(n, len(tokens), BATCH):
         piece = [Token(tokens[i], i, sequence) for i in range(start, min(start + BATCH, len(tokens)))]
-        logits = context.decode(piece, last_only=True)
+        logits = context.decode(piece, last=1)
     return int(logits[0].argmax())

@@ -36,7 +36,6 @@ from .subjects import Subject, Subjects, chosen
 from .tasks import Tasks, read_tasks
 
 
-
 @dataclass(frozen=True)
 class Score(Quality):
     """`bits_per_weight`: mean over the matrices of the layers. `bits_per_byte`: of the scored text, in UTF-8."""

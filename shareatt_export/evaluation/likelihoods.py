@@ -63,6 +63,7 @@ def score(context: Context, queries: Sequence[Query], step: Step = silent) -> li
         for i, likelihood in zip(order[len(found) :], _score(context, group, kept), strict=False):
             found[i] = likelihood
         held = group[-1].inputs
+    step("scoring", 1.0)
     return [found[i] for i in range(len(queries))]
 
 

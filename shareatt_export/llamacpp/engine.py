@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -125,6 +125,21 @@ class Model:
     def bos(self) -> int | None:
         """The token that a text begins with; None if the model wants none."""
         return int(self.lib.llama_vocab_bos(self._vocab)) if self.lib.llama_vocab_get_add_bos(self._vocab) else None
+
+    def special_token(self, name: Literal["bos", "eos"]) -> int | None:
+        """Return the token of that name, whether or not texts begin or end with it; None if the model has none."""
+        token = int(getattr(self.lib, f"llama_vocab_{name}")(self._vocab))
+        return None if token < 0 else token
+
+    def token_name(self, token: int) -> str:
+        """Return the token as it stands in the vocabulary, such as "<s>"."""
+        return str(self.lib.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace"))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The file's chat template, in Jinja; None if it has none."""
+        template = self.lib.llama_model_chat_template(self.handle, None)
+        return None if template is None else str(template.decode("utf-8", "replace"))
 
     def tokenize(self, text: str, special: bool = False) -> list[int]:
         """Return the tokens of the text, without BOS; with `special`, names of control tokens become those tokens.

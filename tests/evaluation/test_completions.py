@@ -43,7 +43,7 @@ def greedy(model, tokens, n):
     first = len(tokens)
     while len(tokens) < first + n:
         with Context(model, True, n_ctx=len(tokens), **EXACT) as context:
-            logits = context.decode([Token(token, i) for i, token in enumerate(tokens)], last_only=True)
+            logits = context.decode([Token(token, i) for i, token in enumerate(tokens)], last=1)
         tokens.append(int(logits[0].argmax()))
     return tokens[first:]
 
@@ -135,8 +135,8 @@ def test_a_recurrent_model(built, tmp_path):
     seen = []
 
     class Seeing(Context):
-        def decode(self, tokens, last_only=False):
-            logits = super().decode(tokens, last_only)
+        def decode(self, tokens, last=None):
+            logits = super().decode(tokens, last)
             seen.extend(logits.argmax(-1).tolist())
             return logits
 
