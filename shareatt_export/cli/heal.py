@@ -16,7 +16,8 @@ from .options import json_option, quiet_option, source_option, text_option
 @click.option("--spans", help="Which layers share, as in an export.")
 @click.option("--from", "begin", type=FILE, metavar="SA",
               help="Start with the followers of an SA GGUF that --align or --refit made of MODEL.")  # fmt: skip
-@click.option("-o", "--output", type=FILE, metavar="DIR", help="The Hugging Face folder to write.")
+@click.option("-o", "--output", type=FILE, metavar="OUT",
+              help="What to write: an SA GGUF if MODEL is a GGUF, else a Hugging Face folder.")  # fmt: skip
 @source_option
 @text_option("Text to train on")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True),
@@ -41,7 +42,9 @@ from .options import json_option, quiet_option, source_option, text_option
 @click.option("--resume", is_flag=True, help="Continue an interrupted run with the same settings.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained, and write nothing.")
 @json_option
-@click.option("--force", is_flag=True, help="Replace DIR, if it is a healed model, or an interrupted run.")
+@click.option(
+    "--force", is_flag=True, help="Replace OUT (a folder only if it is a healed model), or an interrupted run."
+)
 @quiet_option
 def heal_command(
     model: Path,
@@ -68,11 +71,11 @@ def heal_command(
     force: bool,
     quiet: bool,
 ) -> None:
-    """Fine-tune MODEL, a Hugging Face folder, to recover what sharing attention in the spans costs it.
+    """Fine-tune MODEL, a dense GGUF or a Hugging Face folder, to recover what sharing attention costs it.
 
     The teacher is the model with its unchanged weights. Trained are the V and output projections of the layers that
-    reuse attention weights, and the Q and K projections of the layer that computes them. Export DIR with the same
-    spans.
+    reuse attention weights, and the Q and K projections of the layer that computes them. From a GGUF, OUT is an SA
+    GGUF, ready to run. From a folder, OUT is a folder to export with the same spans.
     """
     if output is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--output' (or use --dry-run).")

@@ -16,14 +16,14 @@ from .tables import table
 def plan_dict(job: HealJob) -> dict[str, Any]:
     return {
         "spans": spans_text(job.spans),
-        "trained": [{"name": name, "shape": list(job.slots[name].shape)} for name in job.trained_names],
+        "trained": [{"name": part.name, "shape": list(job.shapes[part.name])} for part in job.parts],
         "n_trained": job.n_trained,
     }
 
 
 def show_plan(job: HealJob, console: Console) -> None:
     console.print(table([(str(span), span.in_words()) for span in job.spans], ("span", "")))
-    kinds = Counter(".".join(name.split(".")[-2:]) for name in job.trained_names)
+    kinds = Counter(".".join(part.name.split(".")[-2:]) for part in job.parts)
     what = ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
     how = f", as differences of rank {job.request.rank}" if job.request.lora_rank else ""
     console.print(f"trains {job.n_trained:,} numbers: {what}{how}", highlight=False)
@@ -42,6 +42,12 @@ def show(done: Healed, console: Console) -> None:
         f"KL {before['kl']:.3f} -> {after['kl']:.3f}",
         highlight=False,
     )
+    if (written := done.written) is not None:
+        console.print(
+            f"the file in the runtime, same windows: perplexity {written.perplexity:.2f}, KL {written.kl.value:.3f}",
+            highlight=False,
+        )
+        return
     spans = spans_text(done.job.spans)
     command = ["shareatt-export", str(request.out), "--spans", spans, "-o", f"{request.out}.gguf"]
     console.print(f"export it: {shlex.join(command)}", highlight=False, soft_wrap=True)

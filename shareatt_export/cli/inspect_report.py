@@ -1,12 +1,13 @@
 """What `shareatt-export inspect` and `runtime status` say, as tables and as JSON."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 
 from ..formats.gguf_header import Header
-from ..formats.gguf_keys import KEY_EXPORTER, KEY_FORMAT_VERSION, KEY_SOURCE_SHA256
+from ..formats.gguf_keys import KEY_EXPORTER, KEY_FIT, KEY_FIT_TENSORS, KEY_FORMAT_VERSION, KEY_HEAL, KEY_SOURCE_SHA256
 from ..llamacpp.devices import Device
 from ..llamacpp.pin import pin
 from ..llamacpp.runtime import RuntimeStatus, options_of
@@ -33,6 +34,9 @@ def as_dict(header: Header, facts: Facts, runtime: RuntimeStatus) -> dict[str, A
         "format_version": header.value(KEY_FORMAT_VERSION),
         "exporter": header.value(KEY_EXPORTER),
         "source_sha256": sha,
+        "fit": header.value(KEY_FIT),
+        "fitted_tensors": _fitted_tensors(header),
+        "healed": _healed(header),
         "needs": NEEDS if facts.is_shared else "any llama.cpp that knows the architecture",
         "runtime": runtime_dict(runtime),
     }
@@ -48,11 +52,37 @@ def show(header: Header, facts: Facts, runtime: RuntimeStatus, console: Console)
     ]
     if facts.is_shared:
         rows += [("made by", str(data["exporter"] or "?")), ("from", f"tensor data {data['source_sha256'] or '?'}")]
+        if data["fit"] is not None:
+            rows.append(("weights", f"{len(data['fitted_tensors'])} tensors are not the dense model's ({data['fit']})"))
+        if healed := data["healed"]:
+            rows.append(("", _healed_words(healed)))
     else:
         rows.append(("attention", "dense: every layer computes its own"))
     rows.append(("needs", str(data["needs"])))
     rows.append(("runtime", _runtime_words(runtime)))
     console.print(table(rows))
+
+
+def _fitted_tensors(header: Header) -> list[str]:
+    names = header.value(KEY_FIT_TENSORS)
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _healed(header: Header) -> dict[str, Any] | None:
+    """Return the record of the healing; None if there is none, or it is not one that this version can read."""
+    try:
+        record = json.loads(header.text(KEY_HEAL, ""))
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _healed_words(record: dict[str, Any]) -> str:
+    try:
+        first, last = record["held_out"][0]["kl"], record["held_out"][-1]["kl"]
+        return f"healed with {record['tokens']:,} tokens: KL on held-out windows {first:.3f} -> {last:.3f}"
+    except (KeyError, IndexError, TypeError, ValueError):
+        return "healed"
 
 
 def runtime_dict(runtime: RuntimeStatus) -> dict[str, Any]:

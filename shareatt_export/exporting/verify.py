@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import VerifyFailed
 from ..formats.gguf_encode import Tensor
 from ..formats.gguf_header import Header
-from ..formats.gguf_keys import KEY_EXPORTER, KEY_FIT_SHA256, KEY_SOURCE_SHA256, KEY_SPANS, key_source_layers
+from ..formats.gguf_keys import KEY_EXPORTER, KEY_FIT_SHA256, KEY_HEAL, KEY_SOURCE_SHA256, KEY_SPANS, key_source_layers
 from ..formats.identity import tensors_sha256
 from ..formats.shards import read_model
 from ..formats.tensor_copies import TensorCopy
@@ -23,7 +23,7 @@ from ..plan.plan import Plan, with_fit, with_identity
 from ..plan.projections import Fitting
 from ..system.streams import Advance, Inputs, nothing, read_range
 
-OWN_WORDS = {KEY_EXPORTER, KEY_SPANS}  # another version of this tool may write them differently
+OWN_WORDS = {KEY_EXPORTER, KEY_SPANS, KEY_HEAL}  # another version of this tool, or another run, writes other words
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,18 @@
 """A dense model in memory with another source map and other weights: it computes what an export would compute."""
 
-import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 
 from ..errors import Unsupported
 from ..formats.gguf_header import Header
 from ..formats.tensor_copies import FloatRows, RawRows, TensorCopy, raw_rows
 from ..llamacpp.bindings import load
+from ..llamacpp.encode import encoded_rows
 from ..llamacpp.engine import Context, Model, Token
 from ..llamacpp.graph_callback import Tensor, ggml_base
 from ..llamacpp.runtime import RuntimeStatus
@@ -84,24 +84,8 @@ class TrialModel:
         self._base.ggml_backend_tensor_set(self._addresses[name], raw.ctypes.data, copy.skipped, raw.nbytes)
 
     def encoded(self, values: FloatRows, type: GGMLQuantizationType, importance: FloatRows | None = None) -> RawRows:
-        """Return the rows in the given type, quantised by ggml_quantize_chunk.
-
-        `importance`: one number per column, as llama-imatrix measures it. Types of two bits and less need one; without
-        it all columns count the same. Raises Unsupported where a row is not a whole number of blocks.
-        """
-        values = np.ascontiguousarray(values, np.float32)
-        rows, length = values.shape
-        block, block_bytes = GGML_QUANT_SIZES[type]
-        if length % block:
-            raise Unsupported(f"rows of {length} numbers are not whole blocks of {type.name}", path=self.header.path)
-        raw = np.empty((rows, length // block * block_bytes), np.uint8)
-        if importance is None and self._base.ggml_quantize_requires_imatrix(int(type)):
-            importance = np.ones(length, np.float32)
-        if importance is not None:
-            importance = np.ascontiguousarray(importance, np.float32)
-        weights = None if importance is None else importance.ctypes.data_as(ctypes.c_void_p)
-        self._base.ggml_quantize_chunk(int(type), values.ctypes.data, raw.ctypes.data, 0, rows, length, weights)
-        return raw
+        """Return the rows in the given type, see encoded_rows(). Raises Unsupported where it does."""
+        return encoded_rows(self.bin, values, type, importance, self.header.path)
 
     def __enter__(self) -> Self:
         return self

@@ -7,10 +7,11 @@ KEY_FORMAT_VERSION = "shareatt.format_version"
 KEY_SPANS = "shareatt.spans"
 KEY_EXPORTER = "shareatt.exporter"
 KEY_SOURCE_SHA256 = "shareatt.source.sha256"
-KEY_FIT = "shareatt.fit"  # how the followers' weights were fitted: align, refit
+KEY_FIT = "shareatt.fit"  # how weights were fitted: align, refit, heal, mlp
 KEY_FIT_TEXT = "shareatt.fit.text.sha256"
 KEY_FIT_TENSORS = "shareatt.fit.tensors"  # names of the tensors that the fit changed
 KEY_FIT_SHA256 = "shareatt.fit.sha256"  # SHA-256 of each of these tensors before any quantisation
+KEY_HEAL = "shareatt.heal"  # JSON: the settings of the healing, and what it reached on held-out windows
 FORMAT_VERSION = 1
 
 

@@ -12,8 +12,11 @@ of that token. So its weight in the loss depends neither on the scale of the mod
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -21,6 +24,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from .common_layers import CommonLayers
 from .curve import Scores
 from .sharing import Sharing, checkpointed
 from .trained_weights import TrainedWeights
@@ -53,6 +57,8 @@ class Distiller(nn.Module):
         super().__init__()
         self.model, self.sharing, self.weights, self.checkpointing = model, sharing, weights, checkpointing
         model.requires_grad_(False)
+        shared = (source for layer, source in enumerate(sharing.source_layers) if source != layer)
+        self.common = CommonLayers(model, min(shared))
 
     def backward(self, tokens: Tensor) -> float:
         """Return the loss on tokens [n_batch, n_token], and add its gradients to weights.leaves."""
@@ -79,9 +85,31 @@ class Distiller(nn.Module):
         return Scores(float(_divergence(student, teacher, 1.0)), nll, nll_teacher)
 
     @torch.no_grad()
+    def importance(self, windows: Tensor, batch: int = 2) -> dict[str, npt.NDArray[np.float32]]:
+        """Return the mean square of each input of the trained matrices on windows, as llama-imatrix measures it."""
+        squares: dict[str, Tensor] = {}
+        n_tokens = windows.numel()
+
+        def add(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            found = inputs[0].float().square().flatten(0, -2).sum(0) / n_tokens
+            squares[name] = squares[name] + found if name in squares else found
+
+        names = [name for name in self.weights.parts if name.endswith(".weight")]
+        modules = {name: self.model.get_submodule(name.removesuffix(".weight")) for name in names}
+        hooks = [module.register_forward_pre_hook(partial(add, name)) for name, module in modules.items()]
+        try:
+            for part in torch.split(windows.long(), batch):
+                self.as_student(part.to(self.model.device), lambda outputs: None)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {name: found.cpu().numpy() for name, found in squares.items()}
+
+    @torch.no_grad()
     def teacher(self, tokens: Tensor) -> Outputs:
         """Return the teacher's outputs for tokens [n_batch, n_token], without gradients."""
-        return self._outputs(tokens)
+        with self.common.recorded(tokens):
+            return self._outputs(tokens)
 
     def as_student(self, tokens: Tensor, use: Callable[[Outputs], T]) -> T:
         """Call `use` with the student's outputs for tokens [n_batch, n_token], and return its result.
@@ -91,6 +119,7 @@ class Distiller(nn.Module):
         weights = {f"model.{name}": value for name, value in self.weights.cast().items()}
         with ExitStack() as stack:
             stack.enter_context(self.sharing.active(self.model))
+            stack.enter_context(self.common.skipped(tokens))
             if self.checkpointing:
                 stack.enter_context(checkpointed(self.model))
             result: T = functional_call(self, weights, (tokens, use))

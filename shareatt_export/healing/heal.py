@@ -1,16 +1,15 @@
 """Healing: train the layers of the spans so that they work with shared attention as the model worked without.
 
     job = planned(request)     # see job.py
-    done = heal(job)           # writes a Hugging Face folder, of the same form as the input
+    done = heal(job)           # writes a Hugging Face folder of a folder, an SA GGUF of a GGUF
 
-The teacher is the unchanged model, see distill.py; trained_weights.py chooses what is trained.
+The teacher is the unchanged model, see distill.py; parts.py chooses what is trained.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,69 +17,64 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .._version import __version__
-from ..checkpoint.rewrite import copy_with
-from ..errors import BadInput, Unsupported
+from ..errors import Unsupported
+from ..evaluation.divergence import Quality
 from ..model.spans import source_map, spans_text
 from ..system.progress import Step, silent
-from ..system.staging import publish_folder, staged
-from ..system.streams import sha256
-from . import saved_state, starting_weights
+from . import saved_state
 from .distill import Distiller
-from .job import RECORD, HealJob
+from .job import HealJob
 from .sharing import Sharing
 from .train import Schedule, TrainingResult, train
 from .trained_weights import TrainedWeights
-from .training_text import training_windows
 
 
 @dataclass(frozen=True)
 class Healed:
-    """A finished healing; `settings` are those of settings_of()."""
+    """A finished healing; `settings` are those of settings_of().
+
+    `written` is how the runtime scores the SA GGUF on the held-out windows; None for a Hugging Face folder.
+    """
 
     job: HealJob
     settings: Mapping[str, Any]
     result: TrainingResult
+    written: Quality | None = None
 
 
 def heal(job: HealJob, progress: Step = silent) -> Healed:
-    """Train, and write the folder `job.request.out`, completely or not at all. Raises ShareattError.
+    """Train, and write `job.request.out`, completely or not at all. Raises ShareattError.
 
     Raises ValueError if the request has no `out`, because it asks only for a plan.
     """
-    request = job.request
+    request, model = job.request, job.model
     if request.out is None:
         raise ValueError("a plan alone has no output")
     out = Path(request.out)
     progress("reading", None)
     settings = settings_of(job)
     saved = saved_state.prepare(out, settings, resume=request.resume, force=request.force)
-    tokenizer = AutoTokenizer.from_pretrained(job.folder, local_files_only=True)
-    windows = training_windows(tokenizer, job.texts, request.n_ctx)
+    windows = model.windows(job.texts, request.n_ctx)
     distiller = _distiller(job)
+    distiller.weights.stored = model.stored(distiller, windows.train)
     schedule = Schedule(request.learning_rate, request.batch, request.seed, request.minutes_limit, request.steps)
     result = train(distiller, windows, schedule, saved, partial(saved_state.save, out, settings), progress)
     done = Healed(job, settings, result)
     progress("writing", None)
-    with staged(out) as work:
-        folder = work / out.name
-        folder.mkdir()
-        copy_with(job.folder, folder, job.slots, distiller.weights.current())
-        (folder / RECORD).write_text(json.dumps(as_dict(done), indent=2) + "\n", encoding="utf-8")
-        publish_folder(folder, out, job.folder, request.force, RECORD)
+    model.write(distiller.weights, record(done), out, request.force)
     saved_state.remove(out)
-    return done
+    progress("measuring the file", None)
+    return replace(done, written=model.measured(out, windows.held_out))
 
 
 def settings_of(job: HealJob) -> dict[str, Any]:
     """Return everything that the result depends on, as JSON values; a run with other settings is another run."""
     request = job.request
-    weights = {slot.file for slot in job.slots.values()}
     return {
         "exporter": f"shareatt-export {__version__}",
-        "weights": {name: sha256(job.folder / name) for name in sorted(weights)},
+        "weights": job.model.identity(),
         "spans": spans_text(job.spans),
         "text": [{"name": text.name, "sha256": text.sha256} for text in job.texts],
         "method": request.method,
@@ -105,12 +99,12 @@ def _digest(arrays: Mapping[str, npt.NDArray[np.floating]]) -> str | None:
     return digest.hexdigest() if arrays else None
 
 
-def as_dict(done: Healed) -> dict[str, Any]:
-    """Return the record that the output folder gets, which the command also prints with --json."""
+def record(done: Healed) -> dict[str, Any]:
+    """Return the record that the output gets."""
     tokens_per_step = done.job.request.batch * done.job.request.n_ctx
     return {
         **done.settings,
-        "trained": list(done.job.trained_names),
+        "trained": [part.name for part in done.job.parts],
         "n_trained": done.job.n_trained,
         "tokens": done.result.steps * tokens_per_step,
         "seconds": round(done.result.seconds, 1),
@@ -127,42 +121,26 @@ def as_dict(done: Healed) -> dict[str, Any]:
     }
 
 
+def as_dict(done: Healed) -> dict[str, Any]:
+    """Return the record, and what the runtime measured on the written file, if it could."""
+    if (written := done.written) is None:
+        return record(done)
+    measured = {"perplexity": written.perplexity, "kl": written.kl.value, "same_top": written.same_top}
+    return record(done) | {"written": measured}
+
+
 def _distiller(job: HealJob) -> Distiller:
     """Load the model, and run it once. Raises BadInput or Unsupported if it cannot be healed."""
-    request = job.request
-    model = load(job.folder, job.config, job.dtype)
-    if job.begin:
-        starting_weights.check_origin(job.begin, model)
+    request, config = job.request, job.model.config
+    model = job.model.load(job.dtype)
+    job.model.check_origin(model)
     model.to(job.device)  # type: ignore[arg-type]
-    stored = {name: slot.dtype for name, slot in job.slots.items()}
-    weights = TrainedWeights(model, job.trained_names, request.lora_rank, job.initial, request.seed, stored)
-    sharing = Sharing(source_map(job.spans, job.config.num_hidden_layers))
+    weights = TrainedWeights(model, job.parts, request.lora_rank, job.initial, request.seed)
+    sharing = Sharing(source_map(job.spans, config.num_hidden_layers))
     distiller = Distiller(model, sharing, weights, request.checkpointing)
     distiller.score(torch.zeros(1, 4, dtype=torch.int64))  # only a forward pass shows which layers Sharing reaches
     layers = {layer for span in job.spans for layer in (span.source, *span.followers)}
     if missed := layers - sharing.reached:
-        raise Unsupported(f"layer {min(missed)} does not use transformers' attention interface", path=job.folder)
+        reason = f"layer {min(missed)} does not use transformers' attention interface"
+        raise Unsupported(reason, path=job.model.path)
     return distiller
-
-
-def load(folder: Path, config: Any, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the model of the folder. Raises BadInput unless the checkpoint has a tensor for every weight."""
-    # transformers applies the soft cap of attention scores only in the eager implementation
-    options = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BadInput(f"cannot be loaded: {error}", path=folder) from None
-    model, info = loaded
-    if missing := [*info["missing_keys"], *info["mismatched_keys"]]:
-        raise BadInput(f"no tensor for '{missing[0]}', or one of another shape", path=folder)
-    result: PreTrainedModel = model.eval()
-    return result

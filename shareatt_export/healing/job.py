@@ -1,9 +1,10 @@
 """Plan a healing: check the request against the model and the texts before anything takes long.
 
 job = planned(request)     # reads no weights
-job.trained_names          # the parameters that healing will train
+job.parts                  # what healing will train
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,44 +13,46 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from ..checkpoint.checks import check_files, own_code
-from ..checkpoint.rewrite import Slot, find_tensors
+from ..checkpoint.rewrite import find_tensors
 from ..errors import BadInput, BadSpans, Unsupported
 from ..formats.gguf_header import Header
 from ..formats.shards import read_model
-from ..formats.texts import Text, read_corpus
+from ..formats.texts import Text, read_text
+from ..llamacpp import runtime
+from ..model.facts import read_facts
 from ..model.spans import Span, parse_spans
-from ..system.staging import check_output_folder
-from . import starting_weights
+from ..plan.make_plan import make_plan
+from ..plan.projections import Fitting
+from ..system.staging import check_output, check_output_folder
+from . import checkpoint_model, gguf_weights, starting_weights
+from .checkpoint_model import RECORD, CheckpointModel
+from .dense_model import DenseModel
+from .gguf_model import GgufModel
+from .parts import Part, trained_parts
 from .request import HealRequest
-from .trained_weights import TrainedWeights, trained_names
+from .trained_weights import TrainedWeights
 
-RECORD = "shareatt_heal.json"  # the file by which a folder is known as the output of healing
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-ATTENTION_KINDS = {"full_attention": False, "sliding_attention": True}
 
 
 @dataclass(frozen=True)
 class HealJob:
     """A request that passed the checks.
 
-    `folder` is the model's, `config` is what transformers reads there, `slots` tells where in the checkpoint each
-    trained parameter is. `n_trained` counts the numbers that the optimizer changes. `begin` is the SA GGUF that
-    training starts with, and `initial` maps parameters to the values that they have there.
+    `shapes` are those of the trained parts, by the name of the parameter; `n_trained` counts the numbers that the
+    optimizer changes. `initial` maps parameters to the values that training starts with, where --from has others.
     """
 
     request: HealRequest
-    folder: Path
+    model: DenseModel
     texts: tuple[Text, ...]
-    config: Any
     spans: tuple[Span, ...]
-    trained_names: tuple[str, ...]
-    slots: Mapping[str, Slot]
+    parts: tuple[Part, ...]
+    shapes: Mapping[str, tuple[int, ...]]
     n_trained: int
-    begin: Header | None
     initial: Mapping[str, npt.NDArray[np.floating]]
 
     @property
@@ -67,50 +70,94 @@ class HealJob:
 
 def planned(request: HealRequest) -> HealJob:
     """Check the request and return the job; reads no weights. Raises ShareattError."""
-    folder = Path(request.model)
-    if not folder.is_dir():
-        raise BadInput(
-            "no such folder" if not folder.exists() else "not a folder",
-            path=folder,
-            next_step="heal needs the Hugging Face folder that a GGUF is made from",
-        )
-    if code := own_code(folder):
-        raise Unsupported(f"brings code of its own ({code}), which heal does not run", path=folder)
-    check_files(folder)
-    if request.out is not None:
-        check_output_folder(Path(request.out), folder, request.force, RECORD)
-    if request.device == "cuda" and not torch.cuda.is_available():
-        raise BadInput("torch finds no such device", field="--device cuda", next_step="leave out the option")
-    texts = read_corpus(request.text).texts
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    config = _config(folder)
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    n_layer, n_ctx_max = config.num_hidden_layers, getattr(config, "max_position_embeddings", None) or request.n_ctx
-    if request.n_ctx > n_ctx_max:
-        raise BadInput(f"the model takes {n_ctx_max} tokens", path=folder, field=f"--ctx {request.n_ctx}")
+    path = Path(request.model)
+    if not path.exists():
+        raise BadInput("no such file or folder", path=path)
     begin = read_model(request.begin) if request.begin else None
-    spans = _job_spans(request, begin, n_layer, _is_swa(folder, config, n_layer))
-    try:
-        names = trained_names(skeleton, spans, train_mlp=request.train_mlp)
-    except Unsupported as error:  # which knows the model, but not its folder
-        raise Unsupported(error.reason, path=folder, field=error.field, next_step=error.next_step) from None
-    return HealJob(
-        request,
-        folder,
-        texts,
-        config,
-        spans,
-        names,
-        slots=find_tensors(folder, names),
-        n_trained=TrainedWeights(skeleton, names, request.lora_rank).n_trained,
-        begin=begin,
-        initial=starting_weights.fitted_weights(begin, skeleton) if begin else {},
+    if path.is_dir():
+        checkpoint_model.check_folder(path)
+        _check_device(request)
+        if request.out is not None:
+            check_output_folder(Path(request.out), path, request.force, RECORD)
+        return _of_folder(path, begin, request)
+    header = read_model(path)
+    runtime.require()  # before anything that takes long
+    _check_device(request)
+    if request.out is not None:
+        check_output(Path(request.out), [*header.files, *(begin.files if begin else ())], request.force)
+    return _of_gguf(header, begin, request)
+
+
+def _of_folder(folder: Path, begin: Header | None, request: HealRequest) -> HealJob:
+    texts = tuple(map(read_text, request.texts or (None,)))
+    skeleton = _skeleton(folder, config := checkpoint_model.read_config(folder), request)
+    spans = _spans(request, begin, config.num_hidden_layers, checkpoint_model.is_swa(folder, config))
+    parts = _parts(skeleton, spans, request, folder)
+    model = CheckpointModel(folder, config, find_tensors(folder, [part.name for part in parts]), begin)
+    initial = starting_weights.fitted_weights(begin, skeleton) if begin else {}
+    return _job(request, model, texts, spans, parts, skeleton, initial)
+
+
+def _of_gguf(header: Header, begin: Header | None, request: HealRequest) -> HealJob:
+    texts = tuple(map(read_text, request.texts or (None,)))
+    facts = read_facts(header)
+    if facts.is_shared:
+        next_step = "heal the dense GGUF that it was made from, and name this file with --from"
+        raise Unsupported("shares attention already", path=header.path, next_step=next_step)
+    spans = _spans(request, begin, facts.n_layer, facts.is_swa)
+    fitted = Fitting.from_header(begin) if begin else None
+    fitting = Fitting(
+        align=fitted is not None and fitted.align,
+        refit=fitted is not None and fitted.refit,
+        text_sha256=_combined(texts),
+        heal=True,
+        mlp=request.train_mlp or (fitted is not None and fitted.mlp),
     )
+    plan = make_plan(header, facts, spans, fitting)  # which knows what llama.cpp can run
+    skeleton = _skeleton(header.path, config := gguf_weights.read_config(header, facts), request)
+    parts = _parts(skeleton, spans, request, header.path)
+    model = GgufModel(header, facts, config, skeleton, parts, plan, begin)
+    return _job(request, model, texts, spans, parts, skeleton, model.initial())
 
 
-def _job_spans(
+def _job(
+    request: HealRequest,
+    model: DenseModel,
+    texts: tuple[Text, ...],
+    spans: tuple[Span, ...],
+    parts: tuple[Part, ...],
+    skeleton: PreTrainedModel,
+    initial: Mapping[str, npt.NDArray[np.floating]],
+) -> HealJob:
+    shapes = {part.name: tuple(part.of(skeleton.get_parameter(part.name)).shape) for part in parts}
+    n_trained = TrainedWeights(skeleton, parts, request.lora_rank).n_trained
+    return HealJob(request, model, texts, spans, parts, shapes, n_trained, initial)
+
+
+def _check_device(request: HealRequest) -> None:
+    if request.device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("torch finds no such device", field="--device cuda", next_step="leave out the option")
+
+
+def _combined(texts: tuple[Text, ...]) -> str:
+    """Return one SHA-256 for all texts: that of the text, if there is one alone."""
+    digests = [text.sha256 for text in texts]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _skeleton(path: Path, config: Any, request: HealRequest) -> PreTrainedModel:
+    """Return the model without memory for its parameters. Raises BadInput if it does not take windows of --ctx."""
+    with torch.device("meta"):
+        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    n_ctx_max = getattr(config, "max_position_embeddings", None) or request.n_ctx
+    if request.n_ctx > n_ctx_max:
+        raise BadInput(f"the model takes {n_ctx_max} tokens", path=path, field=f"--ctx {request.n_ctx}")
+    return skeleton
+
+
+def _spans(
     request: HealRequest, begin: Header | None, n_layer: int, is_swa: tuple[bool, ...] | None
 ) -> tuple[Span, ...]:
     if request.spans is not None and begin is None:
@@ -120,28 +167,8 @@ def _job_spans(
     raise BadSpans("one of --spans and --from is needed")
 
 
-def _config(folder: Path) -> Any:
-    """Return transformers' config of the model. Raises Unsupported unless it is a decoder in floating point."""
+def _parts(skeleton: PreTrainedModel, spans: tuple[Span, ...], request: HealRequest, path: Path) -> tuple[Part, ...]:
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
-        raise Unsupported(f"transformers does not know it: {error}", path=folder, field="config.json") from None
-    kinds = config.architectures or ["(none)"]
-    if config.is_encoder_decoder or not kinds[0].endswith("ForCausalLM"):
-        field = f"config.json: architectures: '{kinds[0]}'"
-        raise Unsupported("heal takes decoders, ...ForCausalLM", path=folder, field=field)
-    if getattr(config, "quantization_config", None) is not None:
-        field = "config.json: quantization_config"
-        raise Unsupported("heal trains floating-point weights only", path=folder, field=field)
-    return config
-
-
-def _is_swa(folder: Path, config: Any, n_layer: int) -> tuple[bool, ...] | None:
-    """Return for each layer whether it attends to a sliding window; None if the config does not tell."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        return None
-    if unknown := set(kinds) - ATTENTION_KINDS.keys():
-        field = f"config.json: layer_types: '{min(unknown)}'"
-        raise Unsupported(f"heal knows {', '.join(ATTENTION_KINDS)}", path=folder, field=field)
-    return tuple(ATTENTION_KINDS[kind] for kind in kinds)[:n_layer]
+        return trained_parts(skeleton, spans, train_mlp=request.train_mlp)
+    except Unsupported as error:  # which knows the model, but not its path
+        raise Unsupported(error.reason, path=path, field=error.field, next_step=error.next_step) from None

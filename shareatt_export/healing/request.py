@@ -13,10 +13,11 @@ LEARNING_RATE = 3e-3
 
 @dataclass(frozen=True)
 class HealRequest:
-    """`model`: a Hugging Face folder. `spans`: as for an export; None takes the spans of `begin`.
+    """`model`: a dense GGUF or a Hugging Face folder. `spans`: as for an export; None takes the spans of `begin`.
 
-    `out`: the Hugging Face folder to write; None makes a plan alone. `begin`: an SA GGUF that was aligned or refitted,
-    whose followers training starts with. `text`: what to train on.
+    `out`: the SA GGUF or the Hugging Face folder to write, as `model` is; None makes a plan alone. `begin`: an SA GGUF
+    that was aligned, refitted or healed, whose weights training starts with. `texts`: what to train on; none means
+    Python's documentation.
     `method`: "full" trains matrices, "lora" differences of rank `rank`. `train_mlp`: train the MLPs of the spans, too.
     `n_ctx`: tokens of a window. `batch`: windows of one step. Training ends after `minutes` or `steps`, whichever comes
     first; without either, after 15 minutes. `dtype`: what the model computes in. `checkpointing`: compute layers again

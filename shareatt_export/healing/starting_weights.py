@@ -13,7 +13,7 @@ from ..formats.gguf_keys import KEY_FIT_TENSORS
 from ..formats.tensor_copies import read_f32
 from ..model.facts import read_facts
 from ..model.spans import Span, spans_of
-from .trained_weights import attention_modules
+from .parts import attention_modules, fused_rows
 
 StartingValues = dict[str, npt.NDArray[np.float32]]  # by parameter
 MAX_DISTANCE = 0.05  # relative, between equal weights in two types; 4 bits are less than 2 % away, 2 bits 30 %
@@ -28,7 +28,7 @@ def spans_in(header: Header) -> tuple[Span, ...]:
 
 
 def fitted_weights(header: Header, model: PreTrainedModel) -> StartingValues:
-    """Return the fitted tensors of the file by the names of the model's parameters, in the checkpoint's shapes.
+    """Return the fitted tensors of the file by the names of the model's parameters.
 
     Raises BadInput if the file was not fitted, or the model has no such parameter.
     """
@@ -42,9 +42,13 @@ def fitted_weights(header: Header, model: PreTrainedModel) -> StartingValues:
 def check_origin(header: Header, model: PreTrainedModel) -> None:
     """Check that the V of the source layers is the model's. Raises BadInput if the file is of another model."""
     for span in spans_in(header):
-        name = f"blk.{span.source}.attn_v.weight"
-        of_model = model.get_parameter(_parameter(header, name, model)).detach().float().cpu().numpy()
+        prefix, _, known = attention_modules(model)[span.source]
+        of_model = model.get_parameter(f"{prefix}.{known.v}.weight").detach().float().cpu().numpy()
+        name = f"blk.{span.source}.attn_{'qkv' if known.fused else 'v'}.weight"
         of_file = _decoded(header, name)
+        if known.fused:
+            rows = fused_rows(model.config, known.interleaved)["v"]
+            of_model, of_file = of_model[list(rows)], of_file[-len(rows) :]
         max_distance = MAX_DISTANCE * np.linalg.norm(of_model)
         if of_file.shape != of_model.shape or np.linalg.norm(of_file - of_model) > max_distance:
             reason = "was not made from this checkpoint, or has too few bits"

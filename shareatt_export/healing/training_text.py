@@ -1,12 +1,11 @@
 """Cut training texts into windows of tokens, and hold some of them out.
 
-If the tokenizer begins texts with BOS, BOS replaces the first token of each window. The held-out windows are spread
+If the model begins texts with BOS, BOS replaces the first token of each window. The held-out windows are spread
 evenly over all texts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,8 @@ from torch import Tensor
 from ..errors import BadInput
 from ..formats.texts import Text, spread
 
-PIECE = 1 << 16  # characters for the tokenizer at a time: some tokenizers take time with the square of the length
+Encode = Callable[[str], list[int]]
+
 MAX_HELD_OUT = 16  # windows
 HELD_OUT_SHARE = 20  # at most one of this many windows is held out
 
@@ -41,28 +41,31 @@ def _order(n: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
-def training_windows(tokenizer: Any, texts: Sequence[Text], n_ctx: int) -> TrainingWindows:
-    """Return the windows of all texts. Raises BadInput if there are fewer than two."""
-    bos = tokenizer.bos_token_id
-    if bos is not None and tokenizer("a").input_ids[0] != bos:
-        bos = None
-    rows = [row for text in texts for row in _rows(tokenizer, text, n_ctx)]
+def training_windows(encode: Encode, bos: int | None, texts: Sequence[Text], n_ctx: int) -> TrainingWindows:
+    """Return the windows of all texts; `encode` returns the tokens of a text without BOS.
+
+    Raises BadInput if there are fewer than two.
+    """
+    rows = [row for text in texts for row in _rows(encode, text, n_ctx)]
     if len(rows) < 2:
         reason = f"too short: healing takes two windows of {n_ctx} tokens"
         raise BadInput(reason, path=texts[0].name, next_step="see --ctx")
     windows = torch.stack(rows)
     if bos is not None:
         windows[:, 0] = bos
+    return divided(windows)
+
+
+def divided(windows: Tensor) -> TrainingWindows:
+    """Hold out some of the windows [n_window, n_ctx]."""
     n_held_out = min(MAX_HELD_OUT, max(1, len(windows) // HELD_OUT_SHARE))
     held_out = torch.zeros(len(windows), dtype=torch.bool)
     held_out[list(spread(range(len(windows)), n_held_out))] = True
     return TrainingWindows(windows[~held_out], windows[held_out])
 
 
-def _rows(tokenizer: Any, text: Text, n_ctx: int) -> Iterator[Tensor]:
+def _rows(encode: Encode, text: Text, n_ctx: int) -> Iterator[Tensor]:
     """Yield the windows of one text, so that no window has tokens of two texts."""
-    tokens: list[int] = []
-    for start in range(0, len(text.content), PIECE):
-        tokens += tokenizer(text.content[start : start + PIECE], add_special_tokens=False).input_ids
+    tokens = encode(text.content)
     n = len(tokens) // n_ctx
     yield from torch.tensor(tokens[: n * n_ctx], dtype=torch.int32).reshape(n, n_ctx)

@@ -17,6 +17,7 @@ from ..formats.gguf_keys import (
     KEY_FIT_TENSORS,
     KEY_FIT_TEXT,
     KEY_FORMAT_VERSION,
+    KEY_HEAL,
     KEY_SOURCE_SHA256,
     KEY_SPANS,
     key_source_layers,
@@ -63,6 +64,8 @@ def sa_metadata(
             KEY_FIT_TENSORS: raw_string_array(names),
             KEY_FIT_SHA256: raw_string_array(["0" * 64] * len(names)),  # replaced by with_fit()
         }
+        if fitting.heal:
+            metadata[KEY_HEAL] = raw_string("")  # replaced by with_record()
     return metadata | {
         key_source_layers(facts.arch): raw_array_i32(source_layers),
         KEY_FORMAT_VERSION: raw_u32(FORMAT_VERSION),

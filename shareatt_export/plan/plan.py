@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from ..formats.gguf_encode import raw_string, raw_string_array
 from ..formats.gguf_header import Header, RawValue, TensorInfo
-from ..formats.gguf_keys import KEY_FIT_SHA256, KEY_SOURCE_SHA256
+from ..formats.gguf_keys import KEY_FIT_SHA256, KEY_HEAL, KEY_SOURCE_SHA256
 from ..formats.shards import Piece, pieces
 from ..formats.tensor_copies import TensorCopy
 from ..model.facts import Facts
@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def fitted(self) -> tuple[TensorCopy, ...]:
-        """Tensors of the new followers that get other values than in the dense file."""
+        """Tensors of the new spans that get other values than in the dense file."""
         if self.fitting is None:
             return ()
         return fitted_tensors(self.dense, self.facts, self.source_layers, self.fitting)
@@ -83,3 +83,8 @@ def with_fit(plan: Plan, fitted: Mapping[TensorCopy, TensorInfo], sha256: Sequen
     """
     tensors = tuple(replace(copy, origin=fitted[copy]) if copy in fitted else copy for copy in plan.tensors)
     return replace(plan, tensors=tensors, metadata=plan.metadata | {KEY_FIT_SHA256: raw_string_array(sha256)})
+
+
+def with_record(plan: Plan, record: str) -> Plan:
+    """Return the plan of a healing with its record, as JSON."""
+    return replace(plan, metadata=plan.metadata | {KEY_HEAL: raw_string(record)})

@@ -1,5 +1,6 @@
-"""The tensors of a follower that a fit may change: its V projection and its output projection."""
+"""The tensors that a fit or healing may change: of followers V and the output projection, of sources Q and K."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..errors import Unsupported, damaged
@@ -10,17 +11,25 @@ from ..model.architectures import Architecture
 from ..model.facts import Facts, require_exportable
 from ..model.spans import SourceMap, followers
 
+WAYS = ("align", "refit", "heal", "mlp")
+MLP = ("ffn_gate", "ffn_up", "ffn_down")
+
 
 @dataclass(frozen=True)
 class Fitting:
-    """How the weights of followers are fitted, and the SHA-256 of the text for it."""
+    """How weights are fitted, and the SHA-256 of the text for it.
+
+    `align` and `refit` change followers alone. `heal` trains followers and their sources, `mlp` their MLPs, too.
+    """
 
     align: bool
     refit: bool
     text_sha256: str
+    heal: bool = False
+    mlp: bool = False
 
     def __str__(self) -> str:
-        return ",".join(name for name in ("align", "refit") if getattr(self, name))
+        return ",".join(name for name in WAYS if getattr(self, name))
 
     @classmethod
     def from_header(cls, header: Header) -> "Fitting | None":
@@ -28,7 +37,7 @@ class Fitting:
         if KEY_FIT not in header.metadata:
             return None
         names = header.text(KEY_FIT).split(",")
-        return cls("align" in names, "refit" in names, header.text(KEY_FIT_TEXT, ""))
+        return cls(text_sha256=header.text(KEY_FIT_TEXT, ""), **{name: name in names for name in WAYS})
 
 
 @dataclass(frozen=True)
@@ -62,9 +71,27 @@ def projections(dense: Header, facts: Facts, layer: int) -> Projections:
 
 
 def fitted_tensors(dense: Header, facts: Facts, source_layers: SourceMap, fitting: Fitting) -> tuple[TensorCopy, ...]:
-    """Return the tensors that a fit may change in the layers which `source_layers` makes new followers."""
+    """Return the tensors that a fit may change in the layers which `source_layers` makes new followers.
+
+    If the fit heals, also those of the layers whose attention weights the followers use.
+    """
     new = [layer for layer in followers(source_layers) if source_layers[layer] != facts.source_layers[layer]]
+    if fitting.heal:
+        layers = sorted({*new, *(source_layers[layer] for layer in new)})
+        return tuple(copy for layer in layers for copy in _healed(dense, facts, layer, layer in new, fitting.mlp))
     return tuple(copy for layer in new for copy in projections(dense, facts, layer).changed(fitting))
+
+
+def _healed(dense: Header, facts: Facts, layer: int, follows: bool, mlp: bool) -> Iterator[TensorCopy]:
+    """Yield the tensors of a layer that healing trains. Of a fused QKV tensor, it trains the rows of Q and K."""
+    arch = require_exportable(dense)
+    roles = [arch.v, "attn_output"] if follows else ["attn_q", "attn_k", arch.fused_qkv]
+    for role in [*roles, *(MLP if mlp else ())]:
+        for suffix in ("weight", "bias"):
+            if (info := dense.tensors.get(f"blk.{layer}.{role}.{suffix}")) is not None:
+                yield whole_copy(info)
+            elif role == arch.v and (info := dense.tensors.get(f"blk.{layer}.{arch.fused_qkv}.{suffix}")) is not None:
+                yield v_rows(dense, facts, arch, info, layer, suffix)
 
 
 def v_rows(dense: Header, facts: Facts, arch: Architecture, fused: TensorInfo, layer: int, suffix: str) -> TensorCopy:
