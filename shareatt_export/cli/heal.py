@@ -20,6 +20,8 @@ from .options import json_option, quiet_option, source_option, text_option
               help="What to write: an SA GGUF if MODEL is a GGUF, else a Hugging Face folder.")  # fmt: skip
 @source_option
 @text_option("Text to train on")
+@click.option("--self-text", type=click.IntRange(1), metavar="N",
+              help="Train on N tokens that the model writes itself. They are kept in the cache folder.")  # fmt: skip
 @click.option("--minutes", type=click.FloatRange(0, min_open=True),
               help="Maximum training time.  [default: 15, if --steps is not given]")  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), help="Maximum number of training steps.")
@@ -53,6 +55,7 @@ def heal_command(
     output: Path | None,
     source: SourceMode,
     text: tuple[Path, ...],
+    self_text: int | None,
     minutes: float | None,
     steps: int | None,
     method: Literal["full", "lora"],
@@ -79,6 +82,8 @@ def heal_command(
     """
     if output is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--output' (or use --dry-run).")
+    if texts and self_text:
+        raise click.UsageError("--text and --self-text exclude each other.")
     request = HealRequest(
         model=model,
         spans=spans,
@@ -100,6 +105,7 @@ def heal_command(
         resume=resume,
         force=force,
         begin=begin,
+        self_text=self_text,
     )
     _run(request, as_json, quiet)
 

@@ -26,6 +26,10 @@ def show_plan(job: HealJob, console: Console) -> None:
     kinds = Counter(".".join(part.name.split(".")[-2:]) for part in job.parts)
     what = ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
     how = f", as differences of rank {job.request.rank}" if job.request.lora_rank else ""
+    if n := job.request.self_text:
+        console.print(
+            f"text: {n:,} tokens that the model samples itself; no one has checked what they say", highlight=False
+        )
     console.print(f"trains {job.n_trained:,} numbers: {what}{how}", highlight=False)
 
 

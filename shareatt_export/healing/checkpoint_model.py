@@ -15,6 +15,7 @@ from ..checkpoint.rewrite import Slot, copy_with
 from ..errors import Unsupported
 from ..formats.gguf_header import Header
 from ..formats.texts import Text
+from ..system.progress import Step
 from ..system.staging import publish_folder, staged
 from ..system.streams import sha256
 from . import starting_weights
@@ -41,7 +42,7 @@ class CheckpointModel:
     def identity(self) -> dict[str, str]:
         return {name: sha256(self.path / name) for name in sorted({slot.file for slot in self.slots.values()})}
 
-    def windows(self, texts: Sequence[Text], n_ctx: int) -> TrainingWindows:
+    def windows(self, texts: Sequence[Text], n_ctx: int, progress: Step) -> TrainingWindows:
         tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
         bos = tokenizer.bos_token_id
 

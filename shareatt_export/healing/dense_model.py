@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..errors import BadInput
 from ..formats.texts import Text
+from ..system.progress import Step
 from .trained_weights import Stored, TrainedWeights
 from .training_text import TrainingWindows
 
@@ -31,7 +32,7 @@ class DenseModel(Protocol):
     def identity(self) -> dict[str, str]:
         """Return the SHA-256 of the weights, by file or other name."""
 
-    def windows(self, texts: Sequence[Text], n_ctx: int) -> TrainingWindows:
+    def windows(self, texts: Sequence[Text], n_ctx: int, progress: Step) -> TrainingWindows:
         """Return the windows of the texts, in the tokens of the model."""
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:

@@ -33,15 +33,17 @@ from ..llamacpp.bindings import load
 from ..llamacpp.engine import Model
 from ..model.facts import Facts
 from ..plan.plan import Plan, with_record
+from ..system.progress import Step
 from ..system.staging import check_space, publish, staged
-from . import runtime_scores
+from . import runtime_scores, self_text
 from .dense_model import loaded
 from .distill import Distiller
 from .encoding import Encoding
 from .gguf_weights import FOLDER, Places
 from .parts import Part
+from .self_text import SelfText
 from .trained_weights import TrainedWeights
-from .training_text import TrainingWindows, training_windows
+from .training_text import TrainingWindows, divided, training_windows
 
 MAX_KL = 0.05  # nats per token, from the dense model in the runtime to itself in transformers; rounding gives 0.01
 IMPORTANCE_WINDOWS = 16
@@ -51,7 +53,10 @@ Values = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class GgufModel:
-    """`plan` has the tensors that are trained as plan.fitted, `begin` is the SA GGUF of --from."""
+    """`plan` has the tensors that are trained as plan.fitted, `begin` is the SA GGUF of --from.
+
+    `own`: the text that the model is to write itself.
+    """
 
     header: Header
     facts: Facts
@@ -60,6 +65,7 @@ class GgufModel:
     parts: tuple[Part, ...]
     plan: Plan
     begin: Header | None
+    own: SelfText | None = None
 
     @property
     def path(self) -> Path:
@@ -85,7 +91,10 @@ class GgufModel:
     def identity(self) -> dict[str, str]:
         return {self.path.name: tensors_sha256(self.header)}
 
-    def windows(self, texts: Sequence[Text], n_ctx: int) -> TrainingWindows:
+    def windows(self, texts: Sequence[Text], n_ctx: int, progress: Step) -> TrainingWindows:
+        if self.own is not None:
+            own = self_text.windows(self.own, self.path, lambda fraction: progress("writing text", fraction))
+            return divided(torch.from_numpy(own))
         built = runtime.require()
         with Model(load(built.python, built.bin), self.path, vocab_only=True) as model:
             return training_windows(model.tokenize, model.bos, texts, n_ctx)

@@ -56,7 +56,7 @@ def heal(job: HealJob, progress: Step = silent) -> Healed:
     progress("reading", None)
     settings = settings_of(job)
     saved = saved_state.prepare(out, settings, resume=request.resume, force=request.force)
-    windows = model.windows(job.texts, request.n_ctx)
+    windows = model.windows(job.texts, request.n_ctx, progress)
     distiller = _distiller(job)
     distiller.weights.stored = model.stored(distiller, windows.train)
     schedule = Schedule(request.learning_rate, request.batch, request.seed, request.minutes_limit, request.steps)
@@ -77,6 +77,7 @@ def settings_of(job: HealJob) -> dict[str, Any]:
         "weights": job.model.identity(),
         "spans": spans_text(job.spans),
         "text": [{"name": text.name, "sha256": text.sha256} for text in job.texts],
+        "self_text": request.self_text,
         "method": request.method,
         "rank": request.lora_rank,
         "train_mlp": request.train_mlp,

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from ..checkpoint.rewrite import find_tensors
 from ..errors import BadInput, BadSpans, Unsupported
 from ..formats.gguf_header import Header
+from ..formats.identity import tensors_sha256
 from ..formats.shards import read_model
 from ..formats.texts import Text, read_text
 from ..llamacpp import runtime
@@ -33,6 +34,7 @@ from .dense_model import DenseModel
 from .gguf_model import GgufModel
 from .parts import Part, trained_parts
 from .request import HealRequest
+from .self_text import SelfText
 from .trained_weights import TrainedWeights
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -91,6 +93,10 @@ def planned(request: HealRequest) -> HealJob:
 
 
 def _of_folder(folder: Path, begin: Header | None, request: HealRequest) -> HealJob:
+    if request.self_text:
+        raise Unsupported(
+            "only a GGUF can write its own text", path=folder, field="--self-text", next_step="see --text"
+        )
     texts = tuple(map(read_text, request.texts or (None,)))
     skeleton = _skeleton(folder, config := checkpoint_model.read_config(folder), request)
     spans = _spans(request, begin, config.num_hidden_layers, checkpoint_model.is_swa(folder, config))
@@ -101,24 +107,27 @@ def _of_folder(folder: Path, begin: Header | None, request: HealRequest) -> Heal
 
 
 def _of_gguf(header: Header, begin: Header | None, request: HealRequest) -> HealJob:
-    texts = tuple(map(read_text, request.texts or (None,)))
+    texts = tuple(map(read_text, request.texts or (() if request.self_text else (None,))))
     facts = read_facts(header)
     if facts.is_shared:
         next_step = "heal the dense GGUF that it was made from, and name this file with --from"
         raise Unsupported("shares attention already", path=header.path, next_step=next_step)
+    own = (
+        SelfText(tensors_sha256(header), request.self_text, request.n_ctx, request.seed) if request.self_text else None
+    )
     spans = _spans(request, begin, facts.n_layer, facts.is_swa)
     fitted = Fitting.from_header(begin) if begin else None
     fitting = Fitting(
         align=fitted is not None and fitted.align,
         refit=fitted is not None and fitted.refit,
-        text_sha256=_combined(texts),
+        text_sha256=_combined([text.sha256 for text in texts] + ([own.sha256] if own else [])),
         heal=True,
         mlp=request.train_mlp or (fitted is not None and fitted.mlp),
     )
     plan = make_plan(header, facts, spans, fitting)  # which knows what llama.cpp can run
     skeleton = _skeleton(header.path, config := gguf_weights.read_config(header, facts), request)
     parts = _parts(skeleton, spans, request, header.path)
-    model = GgufModel(header, facts, config, skeleton, parts, plan, begin)
+    model = GgufModel(header, facts, config, skeleton, parts, plan, begin, own)
     return _job(request, model, texts, spans, parts, skeleton, model.initial())
 
 
@@ -141,9 +150,8 @@ def _check_device(request: HealRequest) -> None:
         raise BadInput("torch finds no such device", field="--device cuda", next_step="leave out the option")
 
 
-def _combined(texts: tuple[Text, ...]) -> str:
+def _combined(digests: list[str]) -> str:
     """Return one SHA-256 for all texts: that of the text, if there is one alone."""
-    digests = [text.sha256 for text in texts]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
