@@ -82,8 +82,6 @@ def heal_command(
     """
     if output is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--output' (or use --dry-run).")
-    if texts and self_text:
-        raise click.UsageError("--text and --self-text exclude each other.")
     request = HealRequest(
         model=model,
         spans=spans,

@@ -4,7 +4,6 @@ job = planned(request)     # reads no weights
 job.parts                  # what healing will train
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from ..errors import BadInput, BadSpans, Unsupported
 from ..formats.gguf_header import Header
 from ..formats.identity import tensors_sha256
 from ..formats.shards import read_model
-from ..formats.texts import Text, read_text
+from ..formats.texts import Corpus, Text, read_corpus
 from ..llamacpp import runtime
 from ..model.facts import read_facts
 from ..model.spans import Span, parse_spans
@@ -97,7 +96,7 @@ def _of_folder(folder: Path, begin: Header | None, request: HealRequest) -> Heal
         raise Unsupported(
             "only a GGUF can write its own text", path=folder, field="--self-text", next_step="see --text"
         )
-    texts = tuple(map(read_text, request.texts or (None,)))
+    texts = read_corpus(request.text).texts
     skeleton = _skeleton(folder, config := checkpoint_model.read_config(folder), request)
     spans = _spans(request, begin, config.num_hidden_layers, checkpoint_model.is_swa(folder, config))
     parts = _parts(skeleton, spans, request, folder)
@@ -107,7 +106,9 @@ def _of_folder(folder: Path, begin: Header | None, request: HealRequest) -> Heal
 
 
 def _of_gguf(header: Header, begin: Header | None, request: HealRequest) -> HealJob:
-    texts = tuple(map(read_text, request.texts or (() if request.self_text else (None,))))
+    if request.text and request.self_text:
+        raise BadInput("exclude each other", field="--text and --self-text", next_step="leave one of them out")
+    corpus = Corpus(()) if request.self_text else read_corpus(request.text)
     facts = read_facts(header)
     if facts.is_shared:
         next_step = "heal the dense GGUF that it was made from, and name this file with --from"
@@ -120,7 +121,7 @@ def _of_gguf(header: Header, begin: Header | None, request: HealRequest) -> Heal
     fitting = Fitting(
         align=fitted is not None and fitted.align,
         refit=fitted is not None and fitted.refit,
-        text_sha256=_combined([text.sha256 for text in texts] + ([own.sha256] if own else [])),
+        text_sha256=own.sha256 if own else corpus.sha256,
         heal=True,
         mlp=request.train_mlp or (fitted is not None and fitted.mlp),
     )
@@ -128,7 +129,7 @@ def _of_gguf(header: Header, begin: Header | None, request: HealRequest) -> Heal
     skeleton = _skeleton(header.path, config := gguf_weights.read_config(header, facts), request)
     parts = _parts(skeleton, spans, request, header.path)
     model = GgufModel(header, facts, config, skeleton, parts, plan, begin, own)
-    return _job(request, model, texts, spans, parts, skeleton, model.initial())
+    return _job(request, model, corpus.texts, spans, parts, skeleton, model.initial())
 
 
 def _job(
@@ -148,11 +149,6 @@ def _job(
 def _check_device(request: HealRequest) -> None:
     if request.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("torch finds no such device", field="--device cuda", next_step="leave out the option")
-
-
-def _combined(digests: list[str]) -> str:
-    """Return one SHA-256 for all texts: that of the text, if there is one alone."""
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _skeleton(path: Path, config: Any, request: HealRequest) -> PreTrainedModel:

@@ -16,8 +16,8 @@ class HealRequest:
     """`model`: a dense GGUF or a Hugging Face folder. `spans`: as for an export; None takes the spans of `begin`.
 
     `out`: the SA GGUF or the Hugging Face folder to write, as `model` is; None makes a plan alone. `begin`: an SA GGUF
-    that was aligned, refitted or healed, whose weights training starts with. `texts`: what to train on; none means
-    Python's documentation. `self_text`: train on this many tokens that the model writes itself; only for a GGUF.
+    that was aligned, refitted or healed, whose weights training starts with. `text`: what to train on.
+    `self_text`: train on this many tokens that the model writes itself; only for a GGUF.
     `method`: "full" trains matrices, "lora" differences of rank `rank`. `train_mlp`: train the MLPs of the spans, too.
     `n_ctx`: tokens of a window. `batch`: windows of one step. Training ends after `minutes` or `steps`, whichever comes
     first; without either, after 15 minutes. `dtype`: what the model computes in. `checkpointing`: compute layers again
