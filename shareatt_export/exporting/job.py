@@ -106,6 +106,8 @@ def _of_checkpoint(model: Path, repository: str | None, request: ExportRequest, 
     quantisation = _quantisation(request) if request.outtype != converter_type else None
     stages = _stages(step, request, converts=True, quantises=quantisation is not None)
     near = request.out_folder or (request.out_path.parent if request.out_path else None)
+    if near is not None:  # the folder may be one that is still to be made
+        near = next(folder for folder in (near, *near.absolute().parents) if folder.is_dir())
     watch = stages("converting")
     with converted(model, near, converter_type.lower(), request.llama_cpp, request.verbose, watch) as dense:
         try:

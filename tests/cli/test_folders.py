@@ -20,6 +20,13 @@ def test_a_name_that_ends_in_a_slash_is_a_folder(run, dense, tmp_path):
     assert re.fullmatch(r"Small-[0-9.]+[KM]-SA6-9-v1.0-F32\.gguf", model.name) and card.name == "README.md"
 
 
+def test_a_checkpoint_goes_into_a_folder_that_is_still_to_be_made(run, tmp_path):
+    done = run(tiny_models.DEMO, "--spans", "6-9", "-o", f"{tmp_path}/new/folder/", "-q")
+    assert done.status == 0, done.stderr
+    (file,) = (tmp_path / "new" / "folder").glob("*.gguf")
+    assert done.stdout == f"{file}\n" and [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
 def test_a_folder_that_was_made_goes_if_the_export_fails(run, dense, tmp_path):
     (tmp_path / "there").mkdir()
     done = run(
