@@ -51,7 +51,7 @@ def read_corpus(source: TextSource) -> Corpus:
     if isinstance(source, Corpus):
         return source
     if not source:
-        return Corpus(tuple(Text(f"{kind} of the mixture", content) for kind, content in mixture.texts()))
+        return Corpus(tuple(Text(f"mixture/{kind}", content) for kind, content in mixture.texts()))
     sources = [source] if isinstance(source, (Text, Path, str)) else source
     return Corpus(tuple(map(read_text, sources)))
 

@@ -48,7 +48,7 @@ def score_maps(path: Sequence[CostedMap], map_costs: MapCosts, facts: Facts, hea
     """Score the maps of a search, none of them with more followers than the last one, and the baselines for it."""
     dense, chosen = tuple(range(facts.n_layer)), path[-1]
     entries = [(_map_name(step.source_layers), step.source_layers, F16) for step in path]
-    entries += [(f"{name}: {_map_name(usual)}", usual, F16) for name, usual in _usual_maps(facts, chosen.n_followers)]
+    entries += [(name, usual, F16) for name, usual in _usual_maps(facts, chosen.n_followers)]
     if all(facts.n_embd_k(layer) % 32 == 0 for layer in range(facts.n_layer)):  # whole blocks of both types
         entries += [(f"dense, K cache {type_k.name.lower()}", dense, type_k) for type_k in QUANTISED_K]
     scored = []
@@ -75,11 +75,12 @@ def _map_name(source_layers: SourceMap) -> str:
 
 def _usual_maps(facts: Facts, n_followers: int) -> Iterator[tuple[str, SourceMap]]:
     """Yield the paper's late span with that number of followers, which leaves the last layer out, and blocks."""
-    texts = {f"every:{size}": f"every:{size}" for size in BLOCK_SIZES}
+    texts = [(f"every:{size}", f"every:{size}") for size in BLOCK_SIZES]
     source = facts.n_layer - facts.n_layer_nextn - 2 - n_followers
     if n_followers and source >= 0:
-        texts = {"late span": f"{source}-{source + n_followers}"} | texts
-    for name, text in texts.items():
+        late = f"{source}-{source + n_followers}"
+        texts.insert(0, (f"late span: {late}", late))
+    for name, text in texts:
         try:
             found = source_map(parse_spans(text, facts.n_layer, is_swa=facts.is_swa), facts.n_layer)
         except BadSpans:  # where sliding windows and full attention mix, or the layers are too few

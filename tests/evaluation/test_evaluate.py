@@ -136,7 +136,7 @@ def test_the_command(run, demo_dense, shared, tmp_path):
     data = json.loads(done.stdout)
     names = ["dense", "sa.gguf", "dense, K cache q8_0"]
     assert [score["name"] for score in data["scores"]] == names
-    assert data["text"]["name"].startswith("Python's documentation") and data["windows"] == 2
+    assert data["text"]["name"].startswith("mixture/prose, mixture/code") and data["windows"] == 2
     dense, sa, q8_0 = data["scores"]
     assert sa["kv_bytes_per_token"] == dense["kv_bytes_per_token"] * 21 / 24
     assert q8_0["kv_bytes_per_token"] < sa["kv_bytes_per_token"]

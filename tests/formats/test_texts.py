@@ -44,7 +44,7 @@ def test_the_mixture_has_four_kinds_of_text_long_enough_for_a_search():
     for nothing in (None, (), []):
         corpus = read_corpus(nothing)
         assert [text.name for text in corpus.texts] == [
-            f"{kind} of the mixture" for kind in ("prose", "code", "documentation", "chat")
+            f"mixture/{kind}" for kind in ("prose", "code", "documentation", "chat")
         ]
     assert all(len(text.content) > 50_000 for text in corpus.texts)
     assert "def " in corpus.texts[1].content and "\n\nAssistant: " in corpus.texts[3].content
