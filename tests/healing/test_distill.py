@@ -144,3 +144,21 @@ def test_loss_and_scores_by_hand():
     targets = TOKENS[:, 13:, None]
     assert scores.nll == pytest.approx(-float(q.gather(-1, targets).mean()), rel=1e-4)
     assert scores.nll_teacher == pytest.approx(-float(p.gather(-1, targets).mean()), rel=1e-4)
+
+
+def test_layers_before_the_first_span_are_computed_once(monkeypatch):
+    """The student takes them over from the teacher for the same tokens, and computes them itself for others."""
+    made, calls = distiller(), []
+    layer = type(made.model.model.layers[0].mlp)
+    forward = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda self, x: calls.append(1) or forward(self, x))
+    n_layer, first = tiny_models.N_LAYER, 2
+    with torch.no_grad():
+        alone = made.as_student(TOKENS, lambda outputs: outputs)
+        assert len(calls) == n_layer
+        made.teacher(TOKENS)
+        after = made.as_student(TOKENS, lambda outputs: outputs)
+        assert len(calls) == 2 * n_layer + n_layer - first
+        made.as_student(TOKENS.flip(1), lambda outputs: outputs)
+        assert len(calls) == 4 * n_layer - first
+    assert torch.equal(alone.logits, after.logits) and torch.equal(alone.hidden, after.hidden)

@@ -24,7 +24,7 @@ from shareatt_export.healing.job import planned
 from shareatt_export.healing.request import HealRequest
 from shareatt_export.healing.sharing import Sharing
 from shareatt_export.healing.trained_weights import TrainedWeights
-from tests.support import parity, tiny_models
+from tests.support import model_families, parity, tiny_models
 
 SPANS = "2-4"
 SMALL = {"--text": tiny_models.DEMO / "LICENSE", "--ctx": 16, "--batch": 2, "--dtype": "f32"}
@@ -98,6 +98,28 @@ def test_the_exported_model_is_the_student(model, healed, built, tmp_path):
         expected = student.as_student(tokens, lambda outputs: outputs.logits)[0].numpy()
     assert parity.nmse(parity.logits(file), expected) < parity.TOLERANCE["f32"]
     assert parity.nmse(teacher(tokens).logits[0].detach().numpy(), expected) > 1e-2
+
+
+N_Q, N_KV = model_families.N_HEAD * model_families.HEAD_DIM, model_families.N_HEAD_KV * model_families.HEAD_DIM
+# the name of the fused matrix, and whether each of its rows belongs to V
+FUSED = {
+    "phi3": ("self_attn.qkv_proj", [False] * (N_Q + N_KV) + [True] * N_KV),
+    "gpt_neox": ("attention.query_key_value", ([False] * 64 + [True] * 32) * model_families.N_HEAD),
+}
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_of_a_fused_matrix_only_its_part_changes(family, tmp_path):
+    """Rows of Q and K in the source, rows of V in the followers."""
+    folder, out = model_families.save_with_bpe(model_families.build(family), tmp_path / "model"), tmp_path / "out"
+    heal.heal(planned(request(folder, out, steps=2)))
+    before, after = (load_file(path / "model.safetensors") for path in (folder, out))
+    name, is_v = FUSED[family]
+    for layer, expected in ((2, ~torch.tensor(is_v)), (3, torch.tensor(is_v)), (4, torch.tensor(is_v))):
+        key = next(key for key in before if key.endswith(f"layers.{layer}.{name}.weight"))
+        assert torch.equal((before[key] != after[key]).any(1), expected), key
+    parts = {key.rpartition("layers.")[2].split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert parts == {"2", "3", "4"}
 
 
 def request(model: Path, out: Path | None, **changes: object) -> HealRequest:
@@ -274,7 +296,7 @@ def drop_tensor(folder: Path) -> None:
 
 REFUSED = {
     "fused": (
-        lambda f: save_family(f, "gpt2"),
+        lambda f: save_family(f, "gpt_bigcode"),
         [],
         "Q, K and V are one matrix (transformer.h.0.attn.c_attn), which heal cannot train in part",
     ),
