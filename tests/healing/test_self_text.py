@@ -37,7 +37,10 @@ def test_it_begins_with_bos_or_with_drawn_tokens_and_the_model_finds_it_likely(d
     windows = self_text.windows(replace(ASKED, n_tokens=64 * 16), demo_dense)
     with Model(parity.lib(), demo_dense) as model:
         assert model.bos is not None and (windows[:, 0] == model.bos).all()
-        assert all(model.text([int(token)]) for token in windows[1::2, 1 : 1 + self_text.PROMPT].flatten())
+        prompts = self_text._prompts(model, ASKED, np.random.default_rng((ASKED.seed, 0)))
+        assert [len(prompt) for prompt in prompts] == [1, 1 + self_text.PROMPT] * 2
+        assert all(row[: len(prompt)] == prompt for row, prompt in zip(windows.tolist(), prompts, strict=False))
+        assert all(model.text([token]) for prompt in prompts[1::2] for token in prompt[1:])
     drawn = np.random.default_rng(0).integers(3, 2048, windows.shape)
     likely, unlikely = (_nll(demo_dense, rows) for rows in (windows, drawn))
     assert likely < 0.6 * unlikely
