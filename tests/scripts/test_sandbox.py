@@ -55,8 +55,10 @@ subprocess.Popen(["/bin/sleep", "98765"])
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_a_process_that_gets_around_the_guards_ends_with_its_program():
+@pytest.mark.parametrize("wrapped", [sandbox.namespaces(), ()], ids=["namespaces", "no namespaces"])
+def test_a_process_that_gets_around_the_guards_ends_with_its_program(monkeypatch, wrapped):
     """Root may start processes in spite of the limit; a pipe that one of them holds delays nothing beyond the time."""
+    monkeypatch.setattr(sandbox, "namespaces", lambda: wrapped)
     sandbox.run(STARTS_ANOTHER, 2)
     running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     assert not [line for line in running if line.startswith(b"/bin/sleep\x0098765")]
