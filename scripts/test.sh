@@ -10,5 +10,8 @@ setup --group dev
 .venv/bin/mypy
 .venv/bin/mypy --platform win32 shareatt_export
 .venv/bin/shareatt-export runtime build --unpatched
+models=(smollm2 prose)
+[[ " $* " != *" --real "* ]] || models=(all)
+.venv/bin/python scripts/fetch_models.py "${models[@]}"
 # threads that spin at barriers take minutes where others want the processor
 OMP_WAIT_POLICY=passive .venv/bin/pytest "$@"

@@ -19,17 +19,21 @@ from tests.support.fault_counts import (  # noqa: F401  (hooks)
     pytest_terminal_summary,
 )
 
+DEFAULT_MARKS = "not slow and not real"  # as in pyproject.toml
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="Test all architectures, and run the slow tests.")
+    parser.addoption("--real", action="store_true", help="Test the large models of scripts/fetch_models.py, too.")
     parser.addoption("--kills", type=int, default=1, help="Factor for the number of signals at random times.")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """With --full, leave out no test, unless -m chooses some."""
-    if config.getoption("--full") and config.option.markexpr == "not slow":
-        config.option.markexpr = ""
+    """Leave out the tests that --full and --real do not ask for, unless -m chooses some."""
+    if config.option.markexpr == DEFAULT_MARKS:
+        left_out = [mark for mark, option in (("slow", "--full"), ("real", "--real")) if not config.getoption(option)]
+        config.option.markexpr = " and ".join(f"not {mark}" for mark in left_out)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
