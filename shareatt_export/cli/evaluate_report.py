@@ -9,7 +9,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from ..evaluation.evaluate import Evaluation, Score, TaskAnswers
+from ..evaluation.evaluate import Evaluation, Score, TaskAnswers, TextScores
 from ..evaluation.intervals import Mean, sign_test, wilson
 from ..evaluation.positions import Bucket, PositionScores
 from ..evaluation.subjects import WEIGHT_TYPES
@@ -26,6 +26,8 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
         "windows": evaluation.n_windows,
         "tokens": evaluation.n_tokens,
         "scores": [_score_dict(score) for score in evaluation.scores],
+        "texts": [_text_dict(scores, names) for scores in evaluation.texts],
+        "fitted_to_this_text": [subject.name for subject in evaluation.fitted],
         "positions": [_bucket_dict(bucket, names) for bucket in evaluation.positions],
         "tasks": [_answers_dict(answers, names) for answers in evaluation.answers],
     }
@@ -43,6 +45,14 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
 
 def _mean_dict(mean: Mean) -> dict[str, float | None]:
     return {"mean": mean.value, "half_ci95": None if math.isnan(mean.half) else mean.half}
+
+
+def _text_dict(scores: TextScores, names: list[str]) -> dict[str, Any]:
+    models = [
+        {"name": name, "kl": _mean_dict(quality.kl), "perplexity": quality.perplexity, "same_top": quality.same_top}
+        for name, quality in zip(names, scores.qualities, strict=True)
+    ]
+    return {"name": scores.name, "windows": scores.n_windows, "models": models}
 
 
 def _score_dict(score: Score) -> dict[str, Any]:
@@ -111,6 +121,9 @@ def show(evaluation: Evaluation, positions: bool, console: Console) -> None:
     console.print(_scores(evaluation, console.width))
     for sentence in (measured_on(evaluation), *comparisons(evaluation)):
         say(sentence)
+    if evaluation.texts:
+        console.print(_texts(evaluation))
+        say("KL and perplexity on each text.")
     if positions:
         console.print(_positions(evaluation))
         say("By the position of the predicted token in its window. Ratio: perplexity divided by the dense model's.")
@@ -132,6 +145,9 @@ def measured_on(evaluation: Evaluation) -> str:
 def comparisons(evaluation: Evaluation) -> Iterator[str]:
     """Yield a sentence about each way to make the dense model smaller that the SA models are compared with."""
     subjects = evaluation.subjects
+    if evaluation.fitted:
+        names = ", ".join(subject.name for subject in evaluation.fitted)
+        yield f"{names}: fitted to this very text, so expect a larger loss on others; name one with --text."
     for what, found in (
         ("The dense model with the best K cache that takes no more bytes", subjects.baselines),
         ("The dense model without attention in the layers that share, which then need no KV cache", subjects.dropped),
@@ -147,6 +163,14 @@ def comparisons(evaluation: Evaluation) -> Iterator[str]:
         yield f"Bits per weight: {', '.join(bits)}; dense {evaluation.scores[0].bits_per_weight:.1f}.{fallback}"
     if subjects.why_no_weights:
         yield f"The dense model is not quantised to {' and '.join(WEIGHT_TYPES)}: {subjects.why_no_weights}."
+
+
+def _texts(evaluation: Evaluation) -> Table:
+    rows = []
+    for i, score in enumerate(evaluation.scores):
+        qualities = [each.qualities[i] for each in evaluation.texts]
+        rows.append((score.subject.name, *(f"{each.kl.value:.2g} / {each.perplexity:.2f}" for each in qualities)))
+    return table(rows, ("", *(plain(each.name) for each in evaluation.texts)))
 
 
 def _scores(evaluation: Evaluation, width: int) -> Table:

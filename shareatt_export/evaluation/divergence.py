@@ -1,5 +1,6 @@
 """KL divergence of a model's next-token distributions from the dense model's, and the model's perplexity on a text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,10 +57,11 @@ class Divergence:
             self.kl[at] = _kl(ours, log_sum, theirs, log_sum_exp(theirs))
             self.same[at] = ours.argmax(-1) == theirs.argmax(-1)
 
-    def quality(self, first: int = 0) -> Quality:
-        """Return the scores of all tokens in the columns from `first` to the last."""
-        nll, kl = self.nll[:, first:], self.kl[:, first:]
-        same = float(self.same[:, first:].mean())
+    def quality(self, first: int = 0, windows: Sequence[int] | None = None) -> Quality:
+        """Return the scores of the tokens in the columns from `first` to the last, in all windows or in some."""
+        rows = slice(None) if windows is None else list(windows)
+        nll, kl = self.nll[rows, first:], self.kl[rows, first:]
+        same = float(self.same[rows, first:].mean())
         return Quality(mean(nll), mean(kl), float(np.quantile(kl, 0.99)), float(kl.max()), same)
 
 

@@ -17,13 +17,14 @@ from gguf import GGMLQuantizationType
 
 from ..errors import BadInput
 from ..formats.gguf_header import Header
+from ..formats.gguf_keys import KEY_FIT_TEXT
 from ..formats.shards import read_model
 from ..formats.texts import Corpus, read_corpus
 from ..llamacpp import runtime
 from ..llamacpp.bindings import load
 from ..llamacpp.devices import offload_params
 from ..llamacpp.engine import Context, Model, Token
-from ..llamacpp.token_windows import token_windows
+from ..llamacpp.token_windows import numbered_windows
 from ..model.costs import bits_per_weight
 from ..system.progress import Step, silent
 from .answers import Encoded, answer, encode
@@ -60,10 +61,20 @@ class TaskAnswers:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """`n_tokens`: number of scored tokens.
+class TextScores:
+    """The scores on one of several texts, of each subject."""
 
-    `scores`, `positions` and `answers` have one entry per subject, in the order of `subjects.all`.
+    name: str
+    n_windows: int
+    qualities: tuple[Quality, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`n_tokens`: number of scored tokens. `texts`: the scores by text, where there are several.
+
+    `fitted`: the SA models whose weights were fitted to this very text. `scores`, `positions`, `answers` and the
+    qualities of `texts` have one entry per subject, in the order of `subjects.all`.
     """
 
     request: EvaluateRequest
@@ -72,6 +83,8 @@ class Evaluation:
     n_tokens: int
     subjects: Subjects
     scores: tuple[Score, ...]
+    texts: tuple[TextScores, ...]
+    fitted: tuple[Subject, ...]
     positions: tuple[Bucket, ...]
     answers: tuple[TaskAnswers, ...]
 
@@ -83,6 +96,8 @@ class Evaluation:
             self,
             subjects=subjects,
             scores=tuple(compress(self.scores, kept)),
+            texts=tuple(replace(each, qualities=tuple(compress(each.qualities, kept))) for each in self.texts),
+            fitted=tuple(subject for subject in self.fitted if subject in subjects.all),
             positions=tuple(replace(each, models=tuple(compress(each.models, kept))) for each in self.positions),
             answers=tuple(replace(each, right=tuple(compress(each.right, kept))) for each in self.answers),
         )
@@ -109,7 +124,7 @@ def evaluate(request: EvaluateRequest, step: Step = silent) -> Evaluation:
             if model.n_vocab != base.n_vocab:
                 raise BadInput(f"has {model.n_vocab} tokens, {request.dense} has {base.n_vocab}", path=path)
         encoded_tasks = [encode(base, each, subjects.dense.facts.n_ctx_train) for each in tasks]
-        windows = token_windows(base, text, request.n_ctx, request.n_windows)
+        owners, windows = zip(*numbered_windows(base, text, request.n_ctx, request.n_windows), strict=True)
         made = stack.enter_context(made_files(headers[dense_path], subjects.all, request.n_threads, step))
         headers |= {path: read_model(path) for path in made.values()}
         models |= {path: stack.enter_context(Model(lib, path, **offload)) for path in made.values()}
@@ -129,6 +144,8 @@ def evaluate(request: EvaluateRequest, step: Step = silent) -> Evaluation:
         n_tokens=len(windows) * (request.n_ctx - 1 - half),
         subjects=subjects,
         scores=tuple(scores),
+        texts=tuple(_by_text(text, owners, divergences, half)),
+        fitted=tuple(other for other in subjects.others if headers[other.model].text(KEY_FIT_TEXT, "") == text.sha256),
         positions=buckets([each.nll for each in divergences], [each.kl for each in divergences]),
         answers=answers,
     )
@@ -182,6 +199,16 @@ def _score(subject: Subject, header: Header, divergence: Divergence, first: int,
         bits_per_weight=bits_per_weight(header),
         bits_per_byte=bits,
     )
+
+
+def _by_text(
+    text: Corpus, owners: Sequence[int], divergences: Sequence[Divergence], first: int
+) -> Iterator[TextScores]:
+    """Yield the scores on each text that has windows, if there are several texts. `owners`: the text of each window."""
+    for i, part in enumerate(text.texts if len(text.texts) > 1 else ()):
+        if windows := [window for window, owner in enumerate(owners) if owner == i]:
+            qualities = tuple(divergence.quality(first, windows) for divergence in divergences)
+            yield TextScores(part.name, len(windows), qualities)
 
 
 def _answer(

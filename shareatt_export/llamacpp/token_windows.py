@@ -26,4 +26,10 @@ def token_windows(model: Model, corpus: Corpus, n_ctx: int, n_windows: int) -> l
 
     Raises BadInput as text_windows() does.
     """
-    return mixed([text_windows(model, text, n_ctx) for text in corpus.texts], n_windows)
+    return [window for _, window in numbered_windows(model, corpus, n_ctx, n_windows)]
+
+
+def numbered_windows(model: Model, corpus: Corpus, n_ctx: int, n_windows: int) -> list[tuple[int, Window]]:
+    """Return the windows of token_windows(), each with the index of its text in the corpus."""
+    of_texts = [[(i, window) for window in text_windows(model, text, n_ctx)] for i, text in enumerate(corpus.texts)]
+    return mixed(of_texts, n_windows)

@@ -127,6 +127,36 @@ def test_files_of_the_same_name_keep_their_folders(demo_dense, shared, beginning
     assert [score.subject.name for score in done.scores] == ["dense", str(shared), str(other)]
 
 
+# ---------------------------------------------------------------- several texts
+
+
+def test_each_text_has_scores_of_its_own(run, demo_dense, shared, tmp_path):
+    """They are those of a measurement of that text alone, and their mean is the score of all."""
+    code, licence = tmp_path / "code.txt", tiny_models.DEMO / "LICENSE"
+    code.write_text(TEXT.content[:6000])
+    arguments = ["eval", demo_dense, shared, "--ctx", 64, "--no-baselines", "--json"]
+    both = json.loads(run(*arguments, "--text", code, "--text", licence, "--windows", 5).stdout)
+    assert [(each["name"], each["windows"]) for each in both["texts"]] == [(str(code), 3), (str(licence), 2)]
+    for each in both["texts"]:
+        alone = json.loads(run(*arguments, "--text", each["name"], "--windows", each["windows"]).stdout)
+        assert each["models"][1]["kl"]["mean"] == pytest.approx(alone["scores"][1]["kl"]["mean"], rel=1e-6)
+        assert each["models"][0]["perplexity"] == pytest.approx(alone["scores"][0]["perplexity"], rel=1e-6)
+        assert alone["texts"] == []
+    kl = [each["models"][1]["kl"]["mean"] for each in both["texts"]]
+    assert both["scores"][1]["kl"]["mean"] == pytest.approx((3 * kl[0] + 2 * kl[1]) / 5, rel=1e-6)
+    assert kl[0] != pytest.approx(kl[1], rel=0.05)
+
+
+def test_a_model_that_was_fitted_to_the_text_is_named(run, demo_dense, tmp_path):
+    text, other, fitted = (tmp_path / name for name in ("text.txt", "other.txt", "fitted.gguf"))
+    text.write_text(TEXT.content[:20_000])
+    other.write_text(TEXT.content[-3000:])
+    assert run(demo_dense, "--spans", "6-7", "--align", "--text", text, "-o", fitted).status == 0
+    arguments = ["eval", demo_dense, fitted, "--ctx", 64, "--windows", 1, "--no-baselines"]
+    assert "fitted to this very text" in run(*arguments, "--text", text).stdout
+    assert "fitted to this very text" not in run(*arguments, "--text", other).stdout
+
+
 # ---------------------------------------------------------------- the command
 
 
