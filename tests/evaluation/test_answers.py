@@ -143,7 +143,20 @@ def test_the_command(run, demo_dense, shared, demo_tasks, tmp_path):
     some = {name: (demo_tasks / f"{name}.jsonl").read_text().splitlines()[:12] for name in ("next-line", "repeat")}
     mixed = write(tmp_path / "mixed.jsonl", *some["next-line"], *some["repeat"])
     only = write(tmp_path / "only.jsonl", *some["repeat"])
-    arguments = ("eval", demo_dense, shared, "--ctx", 64, "--windows", 1, "--tasks", mixed, "--tasks", only)
+    arguments = (
+        "eval",
+        demo_dense,
+        shared,
+        "--ctx",
+        64,
+        "--windows",
+        1,
+        "--tasks",
+        mixed,
+        "--tasks",
+        only,
+        "--no-weights",
+    )
     data = json.loads(run(*arguments, "--json").stdout)
     metrics = [(Path(task["file"]).name, task["metric"], task["items"]) for task in data["tasks"]]
     assert metrics == [(mixed.name, name, 12) for name in ("acc", "acc_norm", "exact_match")] + [
