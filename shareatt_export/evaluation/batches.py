@@ -3,8 +3,14 @@
 from collections.abc import Sequence
 
 BATCH = 512  # number of tokens that are computed at a time
+MAX_LOGITS = 1 << 26  # number of logits of a context that are in memory at a time
 N_SEQUENCES = 16
 CELLS = 16384  # tokens of all sequences together, unless a single one is longer
+
+
+def most_outputs(n_vocab: int) -> int:
+    """Return how many tokens of a batch may have logits."""
+    return max(1, min(BATCH, MAX_LOGITS // n_vocab))
 
 
 def context_params(longest: int, n_sequences: int = N_SEQUENCES) -> dict[str, int | bool]:

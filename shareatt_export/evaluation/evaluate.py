@@ -28,7 +28,7 @@ from ..llamacpp.token_windows import numbered_windows
 from ..model.costs import bits_per_weight
 from ..system.progress import Step, silent
 from .answers import Encoded, answer, encode
-from .batches import BATCH, context_params
+from .batches import context_params, most_outputs
 from .divergence import Divergence, Quality
 from .made_files import made_files
 from .positions import Bucket, buckets
@@ -166,7 +166,7 @@ def _predict(
     """Run all models side by side, so that the dense model's logits are needed for one batch at a time only."""
     n = request.n_ctx
     divergences = [Divergence(len(windows), n - 1) for _ in loaded]
-    batch_size = min(n, BATCH)
+    batch_size = min(n, most_outputs(loaded[0][0].n_vocab))
     with ExitStack() as stack:
         contexts = [
             stack.enter_context(_context(request, one, n_ctx=n, n_batch=batch_size, n_ubatch=batch_size))

@@ -13,9 +13,7 @@ from itertools import pairwise
 
 from ..llamacpp.engine import Context, Token, log_sum_exp
 from ..system.progress import Step, silent
-from .batches import BATCH, common
-
-MAX_LOGITS = 1 << 26  # number of logits that are in memory at a time
+from .batches import common, most_outputs
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def _tree(context: Context, group: Sequence[Query], kept: int) -> _Tree:
 def _score(context: Context, group: Sequence[Query], kept: int) -> list[Likelihood]:
     tree = _tree(context, group, kept)
     logs, are_greedy = [0.0] * len(group), [True] * len(group)
-    size = max(1, min(BATCH, MAX_LOGITS // context.model.n_vocab))
+    size = most_outputs(context.model.n_vocab)
     for start in range(0, len(tree.tokens), size):
         batch = tree.tokens[start : start + size]
         outputs = [i for i in range(len(batch)) if start + i in tree.scored]

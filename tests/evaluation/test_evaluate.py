@@ -11,6 +11,7 @@ from rich.console import Console
 
 import shareatt_export
 from shareatt_export.cli import evaluate_report, output
+from shareatt_export.evaluation import batches
 from shareatt_export.evaluation.evaluate import evaluate
 from shareatt_export.evaluation.request import EvaluateRequest
 from shareatt_export.evaluation.subjects import Q8_0, Subject, baseline
@@ -67,6 +68,18 @@ def test_perplexity_and_kl_are_those_of_llama_perplexity(demo_dense, shared, beg
     assert 100 * ours.same_top == pytest.approx(top, abs=0.3)
     assert dense.kl.value == dense.kl_max == 0 and dense.same_top == 1
     assert ours.kl.value > 0.05 and ours.kl_p99 < ours.kl_max
+
+
+def test_few_logits_in_memory_give_the_same_scores(demo_dense, shared, beginning, monkeypatch):
+    """With a vocabulary of 262,000 tokens, a batch has fewer tokens than a window."""
+    request = EvaluateRequest(demo_dense, (shared,), read_text(beginning), N_CTX, 2, baselines=False)
+    whole = evaluate(request)
+    monkeypatch.setattr(batches, "MAX_LOGITS", 50 * 2048)
+    assert batches.most_outputs(2048) == 50
+    parts = evaluate(request)
+    assert parts.scores[1].kl.value == pytest.approx(whole.scores[1].kl.value, rel=2e-2)
+    assert parts.scores[0].perplexity == pytest.approx(whole.scores[0].perplexity, rel=2e-3)
+    assert parts.n_tokens == whole.n_tokens
 
 
 def test_bits_per_byte(demo_dense, shared, beginning):
