@@ -1,20 +1,27 @@
 #pragma once
 
-// Shared Attention (arXiv 2407.12866): a follower layer reuses the softmax attention weights of an earlier source layer.
+// Shared Attention (arXiv 2407.12866): a follower reuses the softmax attention weights of a source in an earlier layer.
 // A follower has no Q and K projection and no K cache; its V, its V cache and its output projection are its own.
 //
-// The source map lives in llama_hparams::shared_attn_offs. It comes from the GGUF key
-// {arch}.attention.shared_attn.source_layers or from llama_model_shared_attn_set().
+// Each KV group (a KV head and its query heads) does one of three: its heads compute their own weights, they follow heads
+// of one earlier layer, or they are dropped, with their Q, K, V and O. The paper's unit, the layer, is the case in which
+// all groups of a layer do the same.
+//
+// The map is in llama_hparams::shared_attn. It comes from the GGUF key {arch}.attention.shared_attn.source_layers or
+// {arch}.attention.shared_attn.source_heads, or from llama_model_shared_attn_set() or _set_heads().
 
 #include "llama.h"
 
 #include "llama-arch.h"
 
+#include <array>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 struct gguf_context;
 struct ggml_context;
@@ -42,38 +49,90 @@ extern "C" {
     // version of the functions below and of the behavior behind them
     LLAMA_API int32_t llama_shared_attn_abi(void);
 
-    // the layer whose attention weights layer il uses: il itself if it computes its own, -1 if there is no layer il
+    // the layer whose attention weights all heads of layer il use: il itself if they compute their own
+    // -1 if they do not all do the same, or if there is no layer il
     LLAMA_API int32_t llama_model_shared_attn_source(const struct llama_model * model, int32_t il);
+
+    // the head whose attention weights query head i of layer il uses, as n_head * layer + head: itself if it computes its own
+    // -1 if the head is dropped, or if there is none
+    LLAMA_API int32_t llama_model_shared_attn_source_head(const struct llama_model * model, int32_t il, int32_t i);
 
     // set the source map of a model, one entry per layer, while the model has no context
     // on a dense model this tries out spans without an export
     // returns false and changes nothing if the map is not valid for the model, or if a context of the model exists
     LLAMA_API bool llama_model_shared_attn_set(struct llama_model * model, const int32_t * source_layers, size_t n_layers);
 
+    // the same for each query head, n_layer * n_head entries, as llama_model_shared_attn_source_head returns them
+    // the model must have all Q, K, V and O; nothing is saved of the weights, and of the caches what whole layers save
+    LLAMA_API bool llama_model_shared_attn_set_heads(struct llama_model * model, const int32_t * source_heads, size_t n);
+
 #ifdef __cplusplus
 }
 #endif
 
 //
-// source map
+// map
 //
 
-uint32_t llama_shared_attn_source     (const llama_hparams & hparams, uint32_t il);
-bool     llama_shared_attn_is_follower(const llama_hparams & hparams, uint32_t il);
-bool     llama_shared_attn_in_span    (const llama_hparams & hparams, uint32_t il); // a follower, or a source with one
+// query heads of a layer, one after the other, whose weights are those of heads of one layer, one after the other
+// either whole KV groups, or within one KV group here and there: so they are one product with views
+struct llama_shared_attn_run {
+    uint32_t head;     // the first one
+    uint32_t n_head;
+    int32_t  il_src;   // the layer that computes the weights, maybe this one; -1 if the heads are dropped
+    uint32_t head_src; // the first head there
+};
 
-// throws std::runtime_error if the GGUF has a source map that cannot be used
-void llama_shared_attn_load(llama_hparams & hparams, llm_arch arch, llama_split_mode split_mode, const gguf_context * meta);
+struct llama_shared_attn_layer {
+    // the heads that its tensors and caches have
+    uint32_t n_head_q;
+    uint32_t n_head_k;
+    uint32_t n_head_v;
+
+    uint32_t last;    // the last layer that uses its weights
+    bool     in_span; // it uses the weights of another layer, or another uses its
+
+    std::vector<llama_shared_attn_run> runs;
+};
+
+struct llama_shared_attn_map {
+    // the tensors of a layer have the heads that compute their weights, then those that follow, and no others
+    // not so in a dense model that tries a map out
+    bool compact;
+
+    std::vector<int32_t> source_heads; // n_layer x n_head
+    std::vector<llama_shared_attn_layer> layers;
+};
+
+// the KV heads whose K or V a layer has
+uint32_t llama_shared_attn_n_head_k(const llama_hparams & hparams, uint32_t il);
+uint32_t llama_shared_attn_n_head_v(const llama_hparams & hparams, uint32_t il);
+uint32_t llama_shared_attn_n_embd_k(const llama_hparams & hparams, uint32_t il);
+uint32_t llama_shared_attn_n_embd_v(const llama_hparams & hparams, uint32_t il);
+
+// true if no head of the layer computes its own weights
+bool llama_shared_attn_lacks_qk(const llama_hparams & hparams, uint32_t il);
+
+// null if the GGUF has no map
+// throws std::runtime_error if it has one that cannot be used
+std::shared_ptr<const llama_shared_attn_map> llama_shared_attn_load(
+        const llama_hparams & hparams, llm_arch arch, llama_split_mode split_mode, const gguf_context * meta);
 void llama_shared_attn_save(const llama_hparams & hparams, llm_arch arch, gguf_context * meta);
 
-// llama_model_loader flags to add for a tensor: the tensors of a follower that only feed Q or K are not loaded
+// llama_model_loader flags to add for a tensor: those that no head of the layer needs are not loaded
 int llama_shared_attn_tensor_flags(const llama_hparams & hparams, const LLM_TN_IMPL & tn);
 
-// true for the QKV tensor of a follower in an architecture that knows no other: the file has its V alone
+// the shape of a tensor of up to two dimensions, without the heads that the layer lacks
+std::array<int64_t, 2> llama_shared_attn_shape(const llama_hparams & hparams, const LLM_TN_IMPL & tn, const std::initializer_list<int64_t> & ne);
+
+// true for the QKV tensor of a layer without Q and K in an architecture that knows no other: the file has its V alone
 bool llama_shared_attn_needs_v(const llama_hparams & hparams, const LLM_TN_IMPL & tn, int flags);
 
-// throws std::runtime_error if an adapter changes a tensor that the model lacks because a follower has no use for it
+// throws std::runtime_error if an adapter changes a tensor that the model lacks because no head has a use for it
 void llama_shared_attn_check_lora(const llama_model & model, const std::string & name);
+
+// more nodes of a graph than those of the dense model
+uint32_t llama_shared_attn_n_nodes(const llama_hparams & hparams);
 
 //
 // context
@@ -97,7 +156,7 @@ llama_shared_attn_params llama_shared_attn_init(const llama_model & model);
 // graph
 //
 
-// what a source layer leaves for its followers while one graph is built
+// what a layer leaves for its followers while one graph is built
 struct llama_shared_attn_src {
     ggml_tensor * q     = nullptr;
     ggml_tensor * k     = nullptr;
@@ -106,9 +165,16 @@ struct llama_shared_attn_src {
     ggml_tensor * probs = nullptr; // [n_kv, n_tokens, n_head, n_stream], not set where followers recompute them
 };
 
-using llama_shared_attn_srcs = std::map<uint32_t, llama_shared_attn_src>;
+struct llama_shared_attn_graph {
+    std::map<uint32_t, llama_shared_attn_src> srcs; // by layer
 
-// the QKV of a follower: V as usual, Q and K are placeholders that never enter the graph
+    const llama_shared_attn_run * run = nullptr; // what is being built; null where a layer is built as a whole
+};
+
+// the heads that the QKV of a layer has
+void llama_shared_attn_n_heads(const llama_hparams & hparams, int il, int64_t & n_head_q, int64_t & n_head_k, int64_t & n_head_v);
+
+// the QKV of a layer without Q and K: V as usual, the others are placeholders that never enter the graph
 llm_graph_qkv llama_shared_attn_build_qkv(
         const llm_graph_context & g,
         const llama_layer & layer,
@@ -122,20 +188,31 @@ llm_graph_qkv llama_shared_attn_build_qkv(
                       int   il,
                      bool   reshape);
 
-// a source leaves its Q and K side here, a follower takes it
-void llama_shared_attn_exchange_qk(
+// what a layer lacks is replaced by something of an earlier layer, or the placeholders would enter the graph
+void llama_shared_attn_replace_qkv(const llm_graph_context & g, ggml_tensor * & q, ggml_tensor * & k, ggml_tensor * & v, int il);
+
+// true if the attention of a layer is built by the next function, run by run
+bool llama_shared_attn_has_runs(const llm_graph_context & g, int il);
+
+// as llm_graph_context::build_attn_mha
+ggml_tensor * llama_shared_attn_build_mha(
         const llm_graph_context & g,
-              ggml_tensor * & q,
-              ggml_tensor * & k,
-              ggml_tensor * & kq_b,
-              ggml_tensor * & sinks,
-                      int     il);
+              ggml_tensor * q,
+              ggml_tensor * k,
+              ggml_tensor * v,
+              ggml_tensor * kq_b,
+              ggml_tensor * kq_mask,
+              ggml_tensor * sinks,
+              ggml_tensor * v_mla,
+                  int64_t   n_kv_max,
+                    float   kq_scale,
+                      int   il);
 
 // a layer that reuses probabilities, or leaves some to be reused, does without flash attention
 // decided anew for each graph: a ubatch that must not be split may be too large for the budget
 bool llama_shared_attn_reuses(const llm_graph_context & g, int il);
 
-// a source leaves its probabilities here, a follower gets those of its source
+// a layer leaves its probabilities here, a run that follows gets those of its source
 // probs is the softmax of the layer; where the kernel does better, it stays out of the graph
 ggml_tensor * llama_shared_attn_exchange_probs(
         const llm_graph_context & g,

@@ -112,10 +112,13 @@ def same_bytes(sa: Header, copies: Sequence[TensorCopy], advance: Advance = noth
     with Inputs() as inputs:
         for copy in copies:
             info = sa.tensors[copy.name]
-            ours = read_range(inputs.open(info.path), info.offset, copy.n_bytes)
-            theirs = read_range(inputs.open(copy.origin.path), copy.origin.offset + copy.skipped, copy.n_bytes)
-            for a, b in zip_longest(ours, theirs, fillvalue=b""):
-                if a != b:
-                    why = "its bytes differ from those of the dense file"
-                    raise VerifyFailed(why, path=info.path, field=f"tensor '{copy.name}'")
-                advance(len(a))
+            dense, place = inputs.open(copy.origin.path), info.offset
+            for first, n_bytes in copy.ranges():
+                ours = read_range(inputs.open(info.path), place, n_bytes)
+                theirs = read_range(dense, copy.origin.offset + first, n_bytes)
+                for a, b in zip_longest(ours, theirs, fillvalue=b""):
+                    if a != b:
+                        why = "its bytes differ from those of the dense file"
+                        raise VerifyFailed(why, path=info.path, field=f"tensor '{copy.name}'")
+                    advance(len(a))
+                place += n_bytes

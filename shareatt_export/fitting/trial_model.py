@@ -80,8 +80,10 @@ class TrialModel:
     def _write(self, copy: TensorCopy, raw: RawRows) -> None:
         if (name := copy.origin.name) not in self._addresses:
             raise Unsupported("this model's graph does not use it", path=self.header.path, field=f"tensor '{name}'")
-        raw = np.ascontiguousarray(raw)
-        self._base.ggml_backend_tensor_set(self._addresses[name], raw.ctypes.data, copy.skipped, raw.nbytes)
+        raw, place = np.ascontiguousarray(raw), 0
+        for first, n_bytes in copy.ranges():
+            self._base.ggml_backend_tensor_set(self._addresses[name], raw.ctypes.data + place, first, n_bytes)
+            place += n_bytes
 
     def encoded(self, values: FloatRows, type: GGMLQuantizationType, importance: FloatRows | None = None) -> RawRows:
         """Return the rows in the given type, see encoded_rows(). Raises Unsupported where it does."""

@@ -1,7 +1,9 @@
 """Tensors of an output file, and the bytes of the input that they are copied from."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import gguf
 import numpy as np
@@ -14,20 +16,50 @@ FloatRows = npt.NDArray[np.float32]  # [rows, length of a row]
 RawRows = npt.NDArray[np.uint8]  # [rows, bytes of a row]
 
 
+Cuts = tuple[tuple[int, int], ...]  # first and last + 1, one after the other in the output
+
+
 @dataclass(frozen=True)
 class TensorCopy:
-    """A tensor of the SA file. Its bytes are the last `n_bytes` of `origin`, usually all. `shape` is in ggml order."""
+    """A tensor of the SA file, whose bytes are those of `origin`, or parts of them. `shape` is in ggml order.
+
+    `rows`: the rows of `origin` that it has, and `columns`: the bytes of each of these rows, in the order of the
+    output; None for all. A bias is one row.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: GGMLQuantizationType
-    n_bytes: int
     origin: TensorInfo
+    rows: Cuts | None = None
+    columns: Cuts | None = None
+
+    @cached_property
+    def n_bytes(self) -> int:
+        """Number of bytes of the tensor in the SA file."""
+        return self._origin_row_bytes * self._n_rows if self.columns is None else _length(self.columns) * self._n_rows
 
     @property
-    def skipped(self) -> int:
-        """Number of bytes at the start of `origin` that are not copied."""
-        return self.origin.n_bytes - self.n_bytes
+    def _origin_rows(self) -> int:
+        return math.prod(self.origin.shape[1:])
+
+    @property
+    def _origin_row_bytes(self) -> int:
+        return self.origin.n_bytes // self._origin_rows
+
+    @property
+    def _n_rows(self) -> int:
+        return self._origin_rows if self.rows is None else _length(self.rows)
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Yield the first byte in `origin`, and the number of bytes, of each part, in the order of the output."""
+        row_bytes, rows = self._origin_row_bytes, self.rows or ((0, self._origin_rows),)
+        if self.columns is None:
+            yield from ((row_bytes * first, row_bytes * (stop - first)) for first, stop in rows)
+            return
+        for first, stop in rows:
+            for row in range(first, stop):
+                yield from ((row_bytes * row + start, end - start) for start, end in self.columns)
 
 
 def whole_copies(header: Header) -> tuple[TensorCopy, ...]:
@@ -37,13 +69,50 @@ def whole_copies(header: Header) -> tuple[TensorCopy, ...]:
 
 def whole_copy(info: TensorInfo) -> TensorCopy:
     """Return a copy of all bytes of a tensor, with its name."""
-    return TensorCopy(info.name, info.shape, info.type, info.n_bytes, info)
+    return TensorCopy(info.name, info.shape, info.type, info)
+
+
+def rows_of(info: TensorInfo, name: str, cuts: Cuts) -> TensorCopy:
+    """Return a copy of some rows of a matrix, or of some numbers of a vector (a bias)."""
+    n = _length(cuts)
+    if len(info.shape) > 1:
+        return TensorCopy(name, (*info.shape[:-1], n), info.type, info, rows=cuts)
+    size = info.n_bytes // info.shape[0]
+    return TensorCopy(name, (n,), info.type, info, columns=tuple((size * first, size * stop) for first, stop in cuts))
+
+
+def columns_of(info: TensorInfo, name: str, cuts: Cuts) -> TensorCopy:
+    """Return a copy of some columns of a matrix. Raises ValueError if they are not whole blocks of its type."""
+    block, block_bytes = gguf.GGML_QUANT_SIZES[info.type]
+    if any(place % block for cut in cuts for place in cut):
+        raise ValueError(f"not whole blocks of {block} numbers")
+    columns = tuple((first // block * block_bytes, stop // block * block_bytes) for first, stop in cuts)
+    return TensorCopy(name, (_length(cuts), *info.shape[1:]), info.type, info, columns=columns)
 
 
 def raw_rows(copy: TensorCopy) -> RawRows:
-    """Map the bytes of a tensor as an export copies them, row by row; a bias is one row."""
-    rows = math.prod(copy.shape[1:])
-    return np.memmap(copy.origin.path, np.uint8, "r", copy.origin.offset + copy.skipped, (rows, copy.n_bytes // rows))
+    """Return the bytes of a tensor as an export copies them, row by row; a bias is one row.
+
+    Rows that lie one after the other in the file are mapped, not read.
+    """
+    shape = math.prod(copy.origin.shape[1:]), copy.origin.n_bytes // math.prod(copy.origin.shape[1:])
+    return cut(np.memmap(copy.origin.path, np.uint8, "r", copy.origin.offset, shape), copy)
+
+
+def cut(raw: RawRows, copy: TensorCopy) -> RawRows:
+    """Return the parts that a copy takes of all rows of its origin."""
+    if copy.rows is not None:
+        raw = _parts(raw, copy.rows)
+    return raw if copy.columns is None else _parts(raw.T, copy.columns).T
+
+
+def _parts(raw: RawRows, cuts: Cuts) -> RawRows:
+    parts = [raw[first:stop] for first, stop in cuts]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _length(cuts: Cuts) -> int:
+    return sum(stop - first for first, stop in cuts)
 
 
 def float_rows(raw: RawRows, type: GGMLQuantizationType) -> FloatRows:

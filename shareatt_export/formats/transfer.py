@@ -5,7 +5,9 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from io import FileIO
+from itertools import accumulate
 from pathlib import Path
 from threading import Event
 from types import MappingProxyType
@@ -77,7 +79,7 @@ def _transfer_one(
     with ExitStack() as files:
         source = files.enter_context(info.path.open("rb", buffering=0))
         out = files.enter_context(target.path.open("r+b", buffering=0)) if target else None
-        done = 0
+        done, parts = 0, _parts(copy) if copy else []
         for chunk in read_range(source, info.offset, info.n_bytes, GGML_QUANT_SIZES[info.type][1]):
             if done + len(chunk) < info.n_bytes and len(chunk) % GGML_QUANT_SIZES[info.type][1]:
                 break  # the file has become shorter
@@ -85,13 +87,34 @@ def _transfer_one(
                 check_finite(info, done, chunk)
             if digest:
                 digest.update(chunk)
-            if copy and target and out and done + len(chunk) > copy.skipped:
-                kept = chunk if done >= copy.skipped else chunk[copy.skipped - done :]
-                _write_compared(out, target, max(0, done - copy.skipped), kept)
+            while target and out and parts and parts[-1].first < done + len(chunk):
+                part = parts[-1]
+                kept = chunk[max(0, part.first - done) : part.first + part.n_bytes - done]
+                _write_compared(out, target, part.place + max(0, done - part.first), kept)
+                if part.first + part.n_bytes > done + len(chunk):
+                    break  # the rest of it is in the next chunk
+                parts.pop()
             done += len(chunk)
             advance(len(chunk))
         if done != info.n_bytes:
             raise VerifyFailed("became shorter while it was copied", path=info.path)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Bytes that lie in one piece in the input, from `first` on, and in the output, from `place` on."""
+
+    first: int
+    n_bytes: int
+    place: int
+
+
+def _parts(copy: TensorCopy) -> list[_Part]:
+    """Return the parts of a copy, the one that comes first in the input as the last."""
+    ranges = list(copy.ranges())
+    places = accumulate((n_bytes for _, n_bytes in ranges), initial=0)
+    parts = [_Part(first, n_bytes, place) for (first, n_bytes), place in zip(ranges, places, strict=False)]
+    return sorted(parts, key=lambda part: -part.first)
 
 
 def _write_compared(out: FileIO, target: TensorInfo, offset: int, data: bytes | bytearray) -> None:

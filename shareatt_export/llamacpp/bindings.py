@@ -59,11 +59,16 @@ class SharedAttention:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._abi = library.llama_shared_attn_abi
         self._source = library.llama_model_shared_attn_source
+        self._source_head = library.llama_model_shared_attn_source_head
         self._set = library.llama_model_shared_attn_set
+        self._set_heads = library.llama_model_shared_attn_set_heads
         self._abi.restype = ctypes.c_int32
         self._source.argtypes, self._source.restype = [ctypes.c_void_p, ctypes.c_int32], ctypes.c_int32
-        self._set.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32), ctypes.c_size_t]
-        self._set.restype = ctypes.c_bool
+        self._source_head.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32]
+        self._source_head.restype = ctypes.c_int32
+        for set_map in (self._set, self._set_heads):
+            set_map.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32), ctypes.c_size_t]
+            set_map.restype = ctypes.c_bool
 
     @classmethod
     def from_bindings(cls, llama_cpp: ModuleType) -> "SharedAttention | None":
@@ -75,12 +80,27 @@ class SharedAttention:
         return int(self._abi())
 
     def source_layer(self, model: Any, layer: int) -> int:
-        """Return the layer whose attention weights `layer` uses; -1 if there is no such layer."""
+        """Return the layer whose attention weights all heads of `layer` use; -1 if they do not all do the same."""
         return int(self._source(model, layer))
+
+    def source_head(self, model: Any, layer: int, head: int) -> int:
+        """Return the head whose attention weights a query head uses, as AttentionMap numbers them.
+
+        -1 if the head is dropped, or if there is none.
+        """
+        return int(self._source_head(model, layer, head))
 
     def set_source_layers(self, model: Any, source_layers: tuple[int, ...]) -> bool:
         """Set the source map of a model that has no context.
 
         Returns False, and llama.cpp writes the reason to its log, if it has one or the map is not valid.
         """
-        return bool(self._set(model, (ctypes.c_int32 * len(source_layers))(*source_layers), len(source_layers)))
+        return bool(self._set(model, _int32_array(source_layers), len(source_layers)))
+
+    def set_source_heads(self, model: Any, source_heads: tuple[int, ...]) -> bool:
+        """Set the map of a dense model that has no context, from AttentionMap.flat(); else as set_source_layers()."""
+        return bool(self._set_heads(model, _int32_array(source_heads), len(source_heads)))
+
+
+def _int32_array(values: tuple[int, ...]) -> ctypes.Array[ctypes.c_int32]:
+    return (ctypes.c_int32 * len(values))(*values)

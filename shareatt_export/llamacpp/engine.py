@@ -114,12 +114,20 @@ class Model:
 
     def share(self, source_layers: tuple[int, ...]) -> None:
         """Set a source map. Raises RuntimeProblem with the runtime's reason, also while the model has a context."""
-        shared = SharedAttention.from_bindings(self.lib)
-        if shared is None:
-            raise RuntimeProblem("this libllama has no Shared Attention")
         with Log(self.lib) as log:
-            if not shared.set_source_layers(self.handle, source_layers):
+            if not self._shared().set_source_layers(self.handle, source_layers):
                 raise RuntimeProblem(log.error())
+
+    def share_heads(self, source_heads: tuple[int, ...]) -> None:
+        """Set a map of heads, AttentionMap.flat(), on a model that has all of its heads; else as share()."""
+        with Log(self.lib) as log:
+            if not self._shared().set_source_heads(self.handle, source_heads):
+                raise RuntimeProblem(log.error())
+
+    def _shared(self) -> SharedAttention:
+        if (shared := SharedAttention.from_bindings(self.lib)) is None:
+            raise RuntimeProblem("this libllama has no Shared Attention")
+        return shared
 
     @property
     def bos(self) -> int | None:
@@ -173,7 +181,10 @@ class Model:
         return not (self.lib.llama_model_is_recurrent(self.handle) or self.lib.llama_model_is_hybrid(self.handle))
 
     def source_layers(self) -> tuple[int, ...]:
-        """Return for each layer the layer whose attention weights it uses; itself for all layers of a dense model."""
+        """Return for each layer the layer whose attention weights it uses; itself for all layers of a dense model.
+
+        -1 for a layer whose groups of heads do not all do the same.
+        """
         shared = SharedAttention.from_bindings(self.lib)
         layers = range(self.n_layer)
         return tuple(layers) if shared is None else tuple(shared.source_layer(self.handle, layer) for layer in layers)

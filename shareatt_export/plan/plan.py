@@ -81,7 +81,7 @@ def with_fit(plan: Plan, fitted: Mapping[TensorCopy, TensorInfo], sha256: Sequen
 
     `fitted` says where the new values are stored, `sha256` are their SHA-256 in the order of plan.fitted.
     """
-    tensors = tuple(replace(copy, origin=fitted[copy]) if copy in fitted else copy for copy in plan.tensors)
+    tensors = tuple(replace(copy, origin=fitted[copy], rows=None, columns=None) if copy in fitted else copy for copy in plan.tensors)
     return replace(plan, tensors=tensors, metadata=plan.metadata | {KEY_FIT_SHA256: raw_string_array(sha256)})
 
 

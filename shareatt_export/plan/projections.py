@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from ..errors import Unsupported, damaged
 from ..formats.gguf_header import Header, TensorInfo
 from ..formats.gguf_keys import KEY_FIT, KEY_FIT_TEXT
-from ..formats.tensor_copies import TensorCopy, whole_copy
+from ..formats.tensor_copies import TensorCopy, rows_of, whole_copy
 from ..model.architectures import Architecture
 from ..model.facts import Facts, require_exportable
 from ..model.spans import SourceMap, followers
@@ -106,4 +106,4 @@ def v_rows(dense: Header, facts: Facts, arch: Architecture, fused: TensorInfo, l
     n_qkv = facts.n_embd_q(layer) + facts.n_embd_k(layer) + n_v
     if fused.shape[-1] != n_qkv:
         raise damaged(dense.path, f"tensor '{fused.name}'", f"{fused.shape[-1]} rows, expected {n_qkv}")
-    return TensorCopy(name, (*fused.shape[:-1], n_v), fused.type, fused.n_bytes // n_qkv * n_v, fused)
+    return rows_of(fused, name, ((n_qkv - n_v, n_qkv),))

@@ -74,8 +74,9 @@ MAPS = {  # bad values of the source layers, and the message
     "a source without Q": (raw_array_i32([*range(8), 7, 7, 10, 11]), "blk.7.attn_q.weight"),
 }
 VERSIONS = {  # bad values of the format version, and the message
-    "version 2": (raw_u32(2), VERSION + "is 2, this runtime knows up to 1"),
-    "the greatest version": (raw_u32((1 << 32) - 1), VERSION + "is 4294967295, this runtime knows up to 1"),
+    "version 2": (raw_u32(2), VERSION + f"is 2, but the file has {KEY}"),
+    "version 3": (raw_u32(3), VERSION + "is 3, this runtime knows up to 2"),
+    "the greatest version": (raw_u32((1 << 32) - 1), VERSION + "is 4294967295, this runtime knows up to 2"),
     "version a text": (raw_string("1"), VERSION),
     "version i32": (scalar(GGUFValueType.INT32, "i", 1), VERSION),
     "version f32": (scalar(GGUFValueType.FLOAT32, "f", 1.0), VERSION),
