@@ -30,7 +30,7 @@ ROUNDS = 5
 
 def kv_bytes_per_token(model: Path) -> int:
     facts = read_facts(read_header(model))
-    return facts.kv_bytes_per_token(facts.source_layers)
+    return facts.kv_bytes_per_token(facts.attention)
 
 
 def perplexity(model: Path, text: Path) -> str:

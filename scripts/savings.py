@@ -41,7 +41,8 @@ ROWS = [
 def row(name: str, n: int) -> str:
     shape = SHAPES[name]
     facts = shape.facts()
-    alone, shared = tuple(range(shape.n_layer)), (0,) * (n + 1) + tuple(range(n + 1, shape.n_layer))
+    alone = facts.attention
+    shared = facts.of_layers((0,) * (n + 1) + tuple(range(n + 1, shape.n_layer)))
     saved = saved_parameters(facts, shared)
     kv = 1 - facts.kv_bytes_per_token(shared) / facts.kv_bytes_per_token(alone)
     speedups = []

@@ -141,8 +141,8 @@ class _Work:
         """Return seconds on a machine with 100 GFLOP/s and 10 GB/s, though only the proportions matter."""
         facts, weights = self._pair.facts, self._pair.weights
         if command == "prefill":
-            return prefill_flops(facts, facts.source_layers, weights, n, depth) / 100e9
-        n_bytes = decode_bytes(facts, facts.source_layers, weights.n_bytes, depth)
+            return prefill_flops(facts, facts.attention, weights, n, depth) / 100e9
+        n_bytes = decode_bytes(facts, facts.attention, weights.n_bytes, depth)
         return (1 + n) * n_bytes / 10e9  # the worker decodes one token more, which it does not count
 
     def done(self, measurement: str, command: str, n: int, depth: int) -> None:

@@ -78,12 +78,12 @@ def _ratio(by_round: list[float]) -> Ratio:
 
 def _predicted_speedup(measured: Measured, what: str, depth: int) -> float:
     request, pair = measured.request, measured.pair
-    models = (pair.facts.source_layers, pair.weights), (pair.sa_facts.source_layers, pair.sa_weights)
+    models = (pair.facts.attention, pair.weights), (pair.sa_facts.attention, pair.sa_weights)
     if what == "prefill":
-        flops = [prefill_flops(pair.facts, layers, weights, request.prompt, depth) for layers, weights in models]
+        flops = [prefill_flops(pair.facts, attention, weights, request.prompt, depth) for attention, weights in models]
         return flops[0] / flops[1]
     types = cache_type(request.type_k), cache_type(request.type_v)
-    read = [decode_bytes(pair.facts, layers, weights.n_bytes, depth, *types) for layers, weights in models]
+    read = [decode_bytes(pair.facts, attention, weights.n_bytes, depth, *types) for attention, weights in models]
     return read[0] / read[1]
 
 
@@ -115,8 +115,7 @@ def _memory(measured: Measured) -> Iterator[Row]:
     pair, request = measured.pair, measured.request
     types = cache_type(request.type_k), cache_type(request.type_v)
     kv = [
-        request.n_ctx * pair.facts.kv_bytes_per_token(facts.source_layers, *types)
-        for facts in (pair.facts, pair.sa_facts)
+        request.n_ctx * pair.facts.kv_bytes_per_token(facts.attention, *types) for facts in (pair.facts, pair.sa_facts)
     ]
     weights = pair.weights.n_bytes, pair.sa_weights.n_bytes
     buffers, memory = measured.buffers, measured.memory

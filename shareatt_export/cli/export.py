@@ -13,8 +13,11 @@ from .options import budget_options, json_option, llama_cpp_option, quiet_option
 
 @click.command("export", short_help="Make an SA GGUF (the default command).")
 @click.argument("model")
-@click.option("--spans", required=True,
+@click.option("--spans",
               help="A-B, S:F-G, S:F+G, a comma-separated list of these, every:K, or auto (see below).")  # fmt: skip
+@click.option("--drop", metavar="LIST",
+              help="Layers and KV groups without attention: 24,27.0-1 is layer 24 and two groups of 27.")  # fmt: skip
+@click.option("--map", "map_file", type=FILE, metavar="JSON", help="An attention map that a search wrote.")
 @click.option("-o", "--output", type=OutPath(), help="The GGUF file to write, or a folder for it (NAME/ makes one).")
 @source_option
 @click.option("--outtype", type=OutType(), default="auto", show_default=True,
@@ -40,7 +43,9 @@ from .options import budget_options, json_option, llama_cpp_option, quiet_option
 @click.option("--trust-remote-code", is_flag=True, help="Accept a Hugging Face folder that contains its own code.")
 def export_command(
     model: str,
-    spans: str,
+    spans: str | None,
+    drop: str | None,
+    map_file: Path | None,
     output: str | None,
     source: SourceMode,
     outtype: str,
@@ -68,14 +73,17 @@ def export_command(
 ) -> None:
     """Make an SA GGUF from MODEL: a Hugging Face folder, a GGUF file (of shards, the first one) or a hub id, ORG/NAME.
 
-    A GGUF that shares attention already keeps its spans and gets these as well. '--spans auto' searches for spans, as
-    the search command does, until one of --followers, --max-kl and --kv-bytes is met.
+    KV groups are written LAYER.GROUP: '--spans 6.0:7.1+8.0' lets two groups follow group 0 of layer 6. A GGUF that
+    shares attention already keeps its spans and gets these as well. '--spans auto' searches for spans, as the search
+    command does, until one of --followers, --max-kl and --kv-bytes is met.
     """
     if output is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--output' (or use --dry-run).")
     request = ExportRequest(
         model=model,
         spans=spans,
+        drop=drop,
+        map=map_file,
         out=None if dry_run else output,
         source=source,
         outtype=outtype,

@@ -9,6 +9,7 @@ from rich.console import Console
 from ..exporting.job import ExportJob
 from ..exporting.pipeline import Exported
 from ..formats.gguf_header import TensorInfo
+from ..model.map_text import in_words
 from ..model.spans import Span
 from ..plan.plan import Plan
 from ..system.streams import sha256
@@ -36,7 +37,8 @@ def plan_dict(job: ExportJob) -> dict[str, Any]:
             }
             for span in plan.spans
         ],
-        "source_layers": list(plan.source_layers),
+        "map": plan.spans_text,
+        "source_heads": [list(sources) for sources in plan.attention.sources],
         "tensors": {"before": len(plan.dense.tensors), "after": len(plan.tensors), "dropped": len(plan.dropped)},
         "weight_bytes": {"before": plan.weight_bytes_before, "after": plan.weight_bytes_after},
         "kv_bytes_per_token": {"before": plan.kv_bytes_per_token_before, "after": plan.kv_bytes_per_token_after},
@@ -63,11 +65,11 @@ def exported_dict(done: Exported, hashed: bool) -> dict[str, Any]:
 
 def show_followers(done: Exported, console: Console) -> None:
     """Show what the fit did to each follower."""
-    columns = ("follower", "source", "its heads, in the order used", "error before", "after refit", "ridge")
+    columns = ("layer", "sources", "its heads, in the order used", "error before", "after refit", "ridge")
     rows = [
         (
             str(follower.layer),
-            str(follower.source),
+            ", ".join(map(str, follower.sources)),
             "as they were"
             if follower.heads == tuple(range(len(follower.heads)))
             else " ".join(map(str, follower.heads)),
@@ -101,7 +103,8 @@ def show_plan(job: ExportJob, console: Console) -> None:
     name = plan.dense.text("general.name", plan.dense.path.name)
     console.print(f"[bold]{plain(name)}[/bold]: {plain(facts.arch)}, {facts.n_layer} layers", highlight=False)
     spans = [(str(span), span.in_words(), _dropped_words(dropped_by(plan, span))) for span in plan.spans]
-    console.print(table(spans, ("span", "attention", "export")))
+    layers = [(str(layer), in_words(plan.attention, layer)) for layer in plan.attention.touched] if not spans else []
+    console.print(table(spans, ("span", "attention", "export")) if spans else table(layers, ("layer", "KV groups")))
     before, after = plan.kv_bytes_per_token_before, plan.kv_bytes_per_token_after
     sizes = [
         ("weights", plan.weight_bytes_before, plan.weight_bytes_after),

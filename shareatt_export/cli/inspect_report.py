@@ -12,12 +12,14 @@ from ..llamacpp.devices import Device
 from ..llamacpp.pin import pin
 from ..llamacpp.runtime import RuntimeStatus, options_of
 from ..model.facts import Facts
+from ..model.map_text import in_words
 from ..model.spans import spans_of
 from .tables import NEEDS, size, table
 
 
 def as_dict(header: Header, facts: Facts, runtime: RuntimeStatus) -> dict[str, Any]:
     sha = header.value(KEY_SOURCE_SHA256)
+    spans = spans_of(source_layers) if (source_layers := facts.attention.source_layers) is not None else ()
     return {
         "file": str(header.path),
         "file_bytes": header.file_size,
@@ -26,11 +28,14 @@ def as_dict(header: Header, facts: Facts, runtime: RuntimeStatus) -> dict[str, A
         "layers": facts.n_layer,
         "tensors": len(header.tensors),
         "weight_bytes": sum(info.n_bytes for info in header.tensors.values()),
-        "kv_bytes_per_token": facts.kv_bytes_per_token(facts.source_layers),
+        "kv_bytes_per_token": facts.kv_bytes_per_token(facts.attention),
         "context_length": facts.n_ctx_train,
         "shared_attention": facts.is_shared,
-        "source_layers": list(facts.source_layers),
-        "spans": [{"span": str(span), "in_words": span.in_words()} for span in spans_of(facts.source_layers)],
+        "source_heads": [list(sources) for sources in facts.attention.sources],
+        "spans": [{"span": str(span), "in_words": span.in_words()} for span in spans],
+        "touched_layers": [
+            {"layer": layer, "in_words": in_words(facts.attention, layer)} for layer in facts.attention.touched
+        ],
         "format_version": header.value(KEY_FORMAT_VERSION),
         "exporter": header.value(KEY_EXPORTER),
         "source_sha256": sha,
@@ -49,6 +54,11 @@ def show(header: Header, facts: Facts, runtime: RuntimeStatus, console: Console)
         ("model", f"{data['name'] or '(no name)'}: {facts.arch}, {facts.n_layer} layers, {data['tensors']} tensors"),
         ("KV cache", f"{data['kv_bytes_per_token']} bytes per token (f16), context {facts.n_ctx_train}"),
         *[(f"span {span['span']}", span["in_words"]) for span in data["spans"]],
+        *(
+            [(f"layer {each['layer']}", each["in_words"]) for each in data["touched_layers"]]
+            if not data["spans"]
+            else []
+        ),
     ]
     if facts.is_shared:
         rows += [("made by", str(data["exporter"] or "?")), ("from", f"tensor data {data['source_sha256'] or '?'}")]

@@ -8,11 +8,14 @@ from .._version import __version__
 from ..checkpoint import hub
 from ..exporting.pipeline import Exported
 from ..llamacpp.pin import patch_id, pin
+from ..model.attention_map import dropped, following
+from ..model.map_text import in_words
 from ..plan.plan import Plan
 from .output import command_line
 from .quality_card import NOT_MEASURED
 from .tables import change, size
 
+PAPER = "[Shared Attention](https://arxiv.org/abs/2407.12866)"
 USAGE = """
 ## Use
 
@@ -30,8 +33,12 @@ def model_card(done: Exported, data: dict[str, Any]) -> str:
     plan = done.job.plan
     name = str(plan.metadata["general.name"].decode()) if "general.name" in plan.metadata else done.files[0].stem
     lines = [f"# {_line(name)}", "", *_about(done, plan)]
-    lines += ["", "| span | attention |", "| --- | --- |"]
-    lines += [f"| `{span}` | {span.in_words()} |" for span in plan.spans]
+    if plan.spans:
+        lines += ["", "| span | attention |", "| --- | --- |"]
+        lines += [f"| `{span}` | {span.in_words()} |" for span in plan.spans]
+    else:
+        lines += ["", "| layer | KV groups |", "| --- | --- |"]
+        lines += [f"| {layer} | {in_words(plan.attention, layer)} |" for layer in plan.attention.touched]
     lines += ["", "| | dense | with Shared Attention | change |", "| --- | --- | --- | --- |"]
     kv = plan.kv_bytes_per_token_before, plan.kv_bytes_per_token_after
     weights = plan.weight_bytes_before, plan.weight_bytes_after
@@ -48,13 +55,19 @@ def model_card(done: Exported, data: dict[str, Any]) -> str:
 
 
 def _about(done: Exported, plan: Plan) -> list[str]:
-    followers = sum(len(span.followers) for span in plan.spans)
     fitted = f", except for {len(plan.fitted)} tensors that were fitted ({plan.fitting})" if plan.fitting else ""
     rest = f"All other weights are the dense model's{fitted}."
+    followers = sum(len(span.followers) for span in plan.spans)
+    if followers:
+        return [
+            f"{followers} of {plan.facts.n_layer} layers reuse the attention weights of another layer"
+            f" ({PAPER}): they have no Q and K projection and no K cache. {rest}",
+        ]
+    n_groups = sum(plan.attention.n_head_kv)
+    n_followers, n_dropped = sum(1 for _ in following(plan.attention)), len(dropped(plan.attention))
     return [
-        f"{followers} of {plan.facts.n_layer} layers reuse the attention weights of another layer"
-        " ([Shared Attention](https://arxiv.org/abs/2407.12866)): they have no Q and K projection and no K cache. "
-        f"{rest}",
+        f"{n_followers} of {n_groups} KV groups reuse the attention weights of an earlier layer ({PAPER}): they have "
+        f"no Q and K projection and no K cache. {n_dropped} groups are left away, with their K and V. {rest}",
     ]
 
 

@@ -42,7 +42,7 @@ class Subject:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return self.facts.kv_bytes_per_token(self.facts.source_layers, self.type_k, without=self.without)
+        return self.facts.kv_bytes_per_token(self.facts.attention, self.type_k, without=self.without)
 
     def with_k(self, type_k: GGMLQuantizationType) -> "Subject":
         """Return the same model with another type of K cache."""

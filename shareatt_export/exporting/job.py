@@ -6,7 +6,7 @@ with opened(request) as job:
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoint import hub
@@ -17,8 +17,10 @@ from ..formats.shards import piece_names, read_model
 from ..formats.texts import Corpus, read_corpus
 from ..llamacpp import runtime
 from ..llamacpp.quantize import Quantisation
-from ..model.facts import read_facts
-from ..model.spans import AUTO, parse_spans
+from ..model.attention_map import AttentionMap
+from ..model.facts import Facts, read_facts
+from ..model.map_text import parse_map
+from ..model.spans import AUTO, extended, parse_spans
 from ..plan.make_plan import make_plan
 from ..plan.plan import Plan
 from ..plan.projections import Fitting
@@ -26,6 +28,7 @@ from ..searching.request import SearchRequest
 from ..system.progress import Stages, Step, silent
 from ..system.staging import check_output
 from .convert import CONVERTER_TYPES, converted
+from .map_file import read_map
 from .output_names import destination
 from .prediction import Prediction, check_input, predict
 from .request import ExportRequest
@@ -80,6 +83,8 @@ def _check_options(request: ExportRequest) -> None:
         raise BadInput("no such file", path=request.imatrix)
     if request.text:
         read_corpus(request.text)
+    if (request.map is not None) == (request.spans is not None or request.drop is not None):
+        raise BadSpans("name --spans or --drop or both, or --map alone")
     searches = request.spans == AUTO
     if request.budget.n_given != int(searches) or (request.fast and not searches):
         raise BadSpans(
@@ -100,7 +105,7 @@ def _of_checkpoint(model: Path, repository: str | None, request: ExportRequest, 
             "a dry run of a checkpoint reads no weights", path=model, field="--spans auto",
             next_step="convert it to GGUF first",
         )  # fmt: skip
-    if n_layer is not None and request.spans != AUTO:
+    if n_layer is not None and request.spans not in (AUTO, None) and "." not in request.spans:
         parse_spans(request.spans, n_layer, request.source)  # before minutes of conversion
     converter_type = request.outtype if request.outtype in CONVERTER_TYPES else "AUTO"
     quantisation = _quantisation(request) if request.outtype != converter_type else None
@@ -154,8 +159,9 @@ def _job(
     fits = request.align or request.refit
     text = read_corpus(request.text) if fits or request.spans == AUTO else None
     fitting = Fitting(request.align, request.refit, text.sha256) if text and fits else None
-    spans = _found_spans(header, request, text, stages) if request.spans == AUTO else request.spans
-    plan = make_plan(header, facts, parse_spans(spans, facts.n_layer, request.source, facts.is_swa), fitting)
+    if request.spans == AUTO:
+        request = replace(request, spans=_found_spans(header, request, text, stages))
+    plan = make_plan(header, facts, wanted(facts, request), fitting)
     prediction = None
     if quantisation is not None:
         check_input(header)
@@ -166,6 +172,16 @@ def _job(
     if request.out_path is not None:
         _check_outputs(job, inputs)
     return job
+
+
+def wanted(facts: Facts, request: ExportRequest) -> AttentionMap:
+    """Return the map that a request asks for. Raises BadSpans if it cannot be read or does not fit the model."""
+    if request.map is not None:
+        return read_map(request.map, facts.dense_attention)
+    if request.drop is None and request.spans is not None and "." not in request.spans:
+        spans = parse_spans(request.spans, facts.n_layer, request.source, facts.is_swa)
+        return facts.of_layers(extended(facts.source_layers, spans))
+    return parse_map(request.spans, request.drop, facts.dense_attention, request.source, facts.is_swa)
 
 
 def _check_outputs(job: ExportJob, inputs: Sequence[Path]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 from gguf import GGMLQuantizationType, LlamaFileType
 
+from ..model.map_text import short_text
 from ..plan.plan import Plan
 
 
@@ -26,7 +27,7 @@ def file_name(plan: Plan, encoding: str) -> str:
     name = gguf.naming_convention(
         text("name") or plan.dense.path.stem,
         text("basename") or None,
-        "-".join(filter(None, (text("finetune"), f"SA{_plain(plan.spans_text)}"))),
+        "-".join(filter(None, (text("finetune"), f"SA{_plain(short_text(plan.attention))}"))),
         text("version") or "v1.0",
         _size_label(plan),
         encoding,

@@ -98,7 +98,7 @@ def _write_quantised(job: ExportJob, folder: Path, files: list[Path]) -> Verifie
     same_inventory(header, job.prediction.tensors)
     if header.metadata.keys() != job.prediction.metadata.keys():
         raise VerifyFailed("llama-quantize changed the metadata otherwise than it should", path=quantised)
-    if read_facts(header).source_layers != job.plan.source_layers:
+    if read_facts(header).attention != job.plan.attention.in_file_order():
         raise VerifyFailed("llama-quantize did not keep the source map", path=quantised)
     if len(files) == 1:
         quantised.rename(files[0])

@@ -17,6 +17,8 @@ class ExportRequest:
     `model`: a Hugging Face folder, a GGUF file (the first one of shards), or the id of a model on the hub.
     `spans`: which layers share, in the syntax of --spans; "auto" searches for them, until one of `followers`, `max_kl`
     (nats per token) and `kv_bytes` (per token) is met.
+    `drop`: layers and KV groups that lose their attention, in the syntax of --drop. `map`: a JSON file with an
+    attention map, as a search writes it, instead of both.
     `out`: the file to write, or a folder, in which the plan names the file; a name that ends in a slash is a folder.
     None makes a plan alone.
     `outtype`: "auto" keeps the weights as they are; else a name that llama-quantize knows.
@@ -24,7 +26,7 @@ class ExportRequest:
     """
 
     model: Path | str
-    spans: str
+    spans: str | None = None
     out: Path | str | None = None
     source: SourceMode = "first"
     outtype: str = "auto"
@@ -38,6 +40,8 @@ class ExportRequest:
     max_kl: float | None = None
     kv_bytes: int | None = None
     fast: bool = False
+    drop: str | None = None
+    map: Path | None = None
     force: bool = False
     llama_cpp: Path | None = None
     trust_remote_code: bool = False

@@ -9,15 +9,23 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from ..errors import VerifyFailed
+from ..errors import BadSpans, VerifyFailed
 from ..formats.gguf_encode import Tensor
 from ..formats.gguf_header import Header
-from ..formats.gguf_keys import KEY_EXPORTER, KEY_FIT_SHA256, KEY_HEAL, KEY_SOURCE_SHA256, KEY_SPANS, key_source_layers
+from ..formats.gguf_keys import (
+    KEY_EXPORTER,
+    KEY_FIT_SHA256,
+    KEY_HEAL,
+    KEY_SOURCE_HEADS,
+    KEY_SOURCE_SHA256,
+    KEY_SPANS,
+    key_source_layers,
+)
 from ..formats.identity import tensors_sha256
 from ..formats.shards import read_model
 from ..formats.tensor_copies import TensorCopy
-from ..model.facts import read_facts
-from ..model.spans import added
+from ..model.attention_map import AttentionMap, of_flat
+from ..model.facts import Facts, read_facts
 from ..plan.make_plan import make_plan
 from ..plan.plan import Plan, with_fit, with_identity
 from ..plan.projections import Fitting
@@ -47,14 +55,28 @@ def verify(out: Path, dense: Path, advance: Advance = nothing) -> Verified:
         raise VerifyFailed("is missing, or no layer shares", path=out, field=key_source_layers(sa_facts.arch))
     if sa_facts.n_layer != dense_facts.n_layer:
         raise VerifyFailed(f"has {sa_facts.n_layer} layers, {dense} has {dense_facts.n_layer}", path=out)
-    spans = added(dense_facts.source_layers, sa_facts.source_layers)
+    attention = _dense_order(sa, sa_facts, dense_facts)
     fitting = None if dense_facts.is_shared else Fitting.from_header(sa)
-    plan = with_identity(make_plan(dense_header, dense_facts, spans, fitting), tensors_sha256(dense_header, advance))
+    plan = with_identity(
+        make_plan(dense_header, dense_facts, attention, fitting), tensors_sha256(dense_header, advance)
+    )
     digests = _fitted(sa, plan, advance)
     plan = with_fit(plan, {}, digests) if fitting else plan
     verified = hold_against(sa, plan)
     same_bytes(sa, [copy for copy in plan.tensors if copy not in plan.fitted], advance)
     return verified
+
+
+def _dense_order(sa: Header, sa_facts: Facts, dense_facts: Facts) -> AttentionMap:
+    """Return the map of the SA file, with its heads numbered as in the dense model. Raises VerifyFailed."""
+    if sa_facts.attention.source_layers is not None:
+        return sa_facts.attention
+    flat = sa.integers(KEY_SOURCE_HEADS, len(dense_facts.attention.flat()))
+    try:
+        attention = of_flat(dense_facts.attention, flat)
+    except BadSpans as error:
+        raise VerifyFailed(error.reason, path=sa.path, field=f"{KEY_SOURCE_HEADS}: {error.field}") from None
+    return attention
 
 
 def _fitted(sa: Header, plan: Plan, advance: Advance) -> list[str]:

@@ -22,13 +22,13 @@ from gguf import GGML_QUANT_SIZES
 
 from ..errors import Unsupported
 from ..formats.gguf_header import TensorInfo
-from ..formats.tensor_copies import RawRows, TensorCopy, float_rows, raw_rows, read_f32
+from ..formats.tensor_copies import RawRows, TensorCopy, float_rows, raw_rows, read_f32, whole_copy
 from ..formats.texts import Corpus
 from ..llamacpp.runtime import RuntimeStatus
 from ..llamacpp.token_windows import token_windows
-from ..model.spans import followers
+from ..model.attention_map import AttentionMap, following
 from ..plan.plan import Plan, with_fit
-from ..plan.projections import Fitting, Projections, projections
+from ..plan.projections import Fitting, Projections, output_columns, projections
 from ..system.progress import Fraction
 from ..system.threads import whole_tasks
 from . import heads, ridge
@@ -62,7 +62,7 @@ class FittedFollower:
     """
 
     layer: int
-    source: int
+    sources: tuple[int, ...]
     heads: heads.Heads
     ridge: float | None = None
     error_before: float | None = None
@@ -79,35 +79,49 @@ class Fit:
 
 
 def fit(plan: Plan, request: FitRequest, built: RuntimeStatus, watch: Fraction = lambda fraction: None) -> Fit:
-    """Fit the followers of a plan. Raises BadInput where the text is too short, Unsupported where heads cannot move."""
-    layers = followers(plan.source_layers)
-    tensors = {layer: projections(plan.dense, plan.facts, layer) for layer in layers}
-    orders = {layer: heads.unmoved(plan.facts.n_head[layer]) for layer in layers}
+    """Fit the layers of a plan that share or lack heads.
+
+    Raises BadInput where the text is too short, Unsupported where heads cannot move.
+    """
+    outputs = {
+        layer: output
+        for layer in plan.attention.touched
+        if (output := output_columns(plan.dense, plan.facts, plan.attention, layer)) is not None
+    }
+    orders = {layer: heads.unmoved(plan.facts.n_head[layer]) for layer in outputs}
     refits: dict[int, ridge.Solution] = {}
     changes: dict[TensorCopy, RawRows] = {}
-    n_stages = request.how.align + request.how.refit * (1 + len(layers))
+    n_stages = request.how.align + request.how.refit * (1 + len(outputs))
 
     def stage(number: int) -> Fraction:
         return lambda fraction: watch((number + fraction) / n_stages)
 
     with TrialModel(built, plan.dense) as trial_model:
         if request.how.align:
+            tensors = {layer: projections(plan.dense, plan.facts, layer) for layer in outputs}
             require_bare_heads(trial_model, tensors, "--align")
             orders = _aligned(plan, request, built, tensors, stage(0))
             for layer, order in orders.items():
                 changes |= moved(trial_model, tensors[layer], order, plan.facts.n_head_kv[layer])
         if request.how.refit:
             windows = token_windows(trial_model.model, request.text, request.n_ctx, request.n_windows)
-            outputs = {layer: each.output for layer, each in tensors.items()}
             first = int(request.how.align)
-            with _dense_outputs(trial_model, outputs, windows, request, stage(first)) as targets:
+            with _dense_outputs(trial_model, plan.facts.attention, outputs, windows, request, stage(first)) as targets:
                 for number, (layer, output) in enumerate(outputs.items(), first + 1):
-                    trial_model.change(plan.source_layers, changes)
+                    trial_model.change(plan.attention, changes)
                     before = changes.get(output, raw_rows(output))
                     refits[layer], changes[output] = _refitted(
-                        trial_model, output, before, layer, windows, targets[layer], request, stage(number)
+                        trial_model,
+                        output,
+                        _kept(plan, layer),
+                        before,
+                        layer,
+                        windows,
+                        targets[layer],
+                        request,
+                        stage(number),
                     )
-    fitted = (_follower(plan, tensors[layer].output, layer, orders[layer], refits.get(layer)) for layer in layers)
+    fitted = (_follower(plan, output, layer, orders[layer], refits.get(layer)) for layer, output in outputs.items())
     return Fit(tuple(fitted), changes)
 
 
@@ -118,7 +132,8 @@ def _follower(
     moved_as_numbers = order != heads.unmoved(n_head) and not heads.can_move(n_head, output.shape[0], output.type)
     changed = moved_as_numbers or (refit is not None and refit.ridge is not None)
     is_quantised = GGML_QUANT_SIZES[output.type][0] > 1
-    follower = FittedFollower(layer, plan.source_layers[layer], order, requantised=is_quantised and changed)
+    sources = sorted({source for group, source in following(plan.attention) if group.layer == layer})
+    follower = FittedFollower(layer, tuple(sources), order, requantised=is_quantised and changed)
     if refit is None:
         return follower
     return replace(follower, ridge=refit.ridge, error_before=refit.error_before**0.5, error=refit.error**0.5)
@@ -144,11 +159,13 @@ def _aligned(
 ) -> dict[int, heads.Heads]:
     """Return the order of heads of each follower."""
     facts = plan.facts
+    source_layers = plan.attention.source_layers
+    assert source_layers is not None  # noqa: S101  (fitted_tensors() refuses --align for other maps)
     weights = {layer: read_f32(each.output) for layer, each in tensors.items()}
     costs = {layer: np.zeros((facts.n_head[layer],) * 2) for layer in tensors}
 
     def add(observed: Mapping[int, ObservedLayer], layer: int) -> None:
-        source, ours = observed[plan.source_layers[layer]], observed[layer]
+        source, ours = observed[source_layers[layer]], observed[layer]
         costs[layer] += heads.costs(source.weights, ours.weights, ours.values, weights[layer])
 
     with observing(built, plan.dense.path, facts, n_ctx=request.n_ctx, n_threads=request.n_threads) as observer:
@@ -206,33 +223,42 @@ def moved(
 @contextmanager
 def _dense_outputs(
     trial_model: TrialModel,
+    dense: AttentionMap,
     outputs: Mapping[int, TensorCopy],
     windows: Sequence[Sequence[int]],
     request: FitRequest,
     watch: Fraction,
 ) -> Iterator[Mapping[int, Targets]]:
     """Yield what W_O of these layers makes in the dense model; in files, as they may take more than there is memory."""
-    weights = {layer: read_f32(output).T for layer, output in outputs.items()}
+    weights = {layer: read_f32(whole_copy(output.origin)).T for layer, output in outputs.items()}
     with TemporaryDirectory(prefix="shareatt-") as folder:
         shapes = {layer: (len(windows), request.n_ctx, output.shape[1]) for layer, output in outputs.items()}
         targets = {
             layer: np.memmap(Path(folder) / str(layer), np.float32, "w+", shape=shape)
             for layer, shape in shapes.items()
         }
-        trial_model.change(tuple(range(trial_model.model.n_layer)), {})
+        trial_model.change(dense, {})
         with feature_reader(
             trial_model.model, trial_model.bin, n_ctx=request.n_ctx, n_threads=request.n_threads
-        ) as dense:
+        ) as reader:
             for i, tokens in enumerate(windows):
                 watch(i / len(windows))
-                for layer, features in dense.read(list(outputs), tokens).items():
+                for layer, features in reader.read(list(outputs), tokens).items():
                     targets[layer][i] = features @ weights[layer]
         yield targets
+
+
+def _kept(plan: Plan, layer: int) -> npt.NDArray[np.intp]:
+    """Return the columns of a layer's W_O that it keeps, in the order of the SA file."""
+    width = plan.attention.n_rep(layer) * plan.facts.head_dim_v
+    kept = [group for group in plan.attention.order(layer) if plan.attention.action(group) != "drop"]
+    return np.concatenate([np.arange(group.number * width, (group.number + 1) * width) for group in kept])
 
 
 def _refitted(
     trial_model: TrialModel,
     output: TensorCopy,
+    columns: npt.NDArray[np.intp],
     before: RawRows,
     layer: int,
     windows: Sequence[Sequence[int]],
@@ -242,7 +268,7 @@ def _refitted(
 ) -> tuple[ridge.Solution, RawRows]:
     """Return the solution for a follower's W_O, and the new W_O; `before` where no solution was better.
 
-    The features are what the follower's heads compute in the trial model.
+    The features are what the layer's heads compute in the trial model; `columns` are those of heads that are kept.
     """
     fitted, held_out = (ridge.NormalEquations.empty(output.shape[0], output.shape[1]) for _ in range(2))
     n_tokens = 0
@@ -250,7 +276,7 @@ def _refitted(
     with feature_reader(trial_model.model, trial_model.bin, **sizes) as reader:
         for i, tokens in enumerate(windows):
             watch(i / len(windows))
-            features = reader.read([layer], tokens)[layer]
+            features = reader.read([layer], tokens)[layer][:, columns]
             n_tokens += len(features)
             equations = held_out if i % HELD_OUT == HELD_OUT - 1 else fitted
             equations.add(features, targets[i])

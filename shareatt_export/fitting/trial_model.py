@@ -16,6 +16,8 @@ from ..llamacpp.encode import encoded_rows
 from ..llamacpp.engine import Context, Model, Token
 from ..llamacpp.graph_callback import Tensor, ggml_base
 from ..llamacpp.runtime import RuntimeStatus
+from ..model.attention_map import AttentionMap
+from ..model.facts import read_facts
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,14 @@ def _find_operands(model: Model) -> _Operands:
 
 
 class TrialModel:
-    """A model whose source map, and the tensors that its graph reads, can be changed in memory.
+    """A model whose attention map, and the tensors that its graph reads, can be changed in memory.
 
     `inputs`: by the name of a weight, the name of the tensor that the graph multiplies it with.
     """
 
     def __init__(self, built: RuntimeStatus, header: Header) -> None:
         self.lib, self.bin, self.header = load(built.python, built.bin), built.bin, header
+        self.facts = read_facts(header)
         self._base = ggml_base(built.bin)
         # weights that can be written: in plain memory of the process, in the layout of the file
         self.model = Model(
@@ -64,12 +67,12 @@ class TrialModel:
         self.inputs, self._addresses = operands.inputs, operands.addresses
         self._changes: dict[TensorCopy, RawRows] = {}
 
-    def change(self, source_layers: tuple[int, ...], changes: Mapping[TensorCopy, RawRows]) -> None:
-        """Give the model a source map and the changed tensors; all other tensors are as in the file again.
+    def change(self, attention: AttentionMap, changes: Mapping[TensorCopy, RawRows]) -> None:
+        """Give the model an attention map and the changed tensors; all other tensors are as in the file again.
 
         Raises RuntimeProblem if a context of the model is open, Unsupported for a tensor that the graph does not read.
         """
-        self.model.share(source_layers)
+        self.model.share_heads(attention.flat())
         for copy in self._changes.keys() - changes.keys():
             self._write(copy, raw_rows(copy))
         for copy, raw in changes.items():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from ..errors import damaged
 from ..system.streams import Advance, nothing
 from .gguf_header import Header, TensorInfo
-from .gguf_keys import KEY_SOURCE_SHA256, key_source_layers
+from .gguf_keys import KEY_SOURCE_SHA256, key_source_heads, key_source_layers
 from .transfer import transfer
 
 
@@ -26,8 +26,11 @@ def tensors_sha256(header: Header, advance: Advance = nothing) -> str:
 
 def recorded_sha256(header: Header) -> str | None:
     """Return the identity that an SA file records, None for a dense file. Raises BadInput if it is damaged."""
-    shared = key_source_layers(header.text("general.architecture")) in header.metadata
-    if not shared or KEY_SOURCE_SHA256 not in header.metadata:
+    arch = header.text("general.architecture")
+    if (
+        header.metadata.keys().isdisjoint((key_source_layers(arch), key_source_heads(arch)))
+        or KEY_SOURCE_SHA256 not in header.metadata
+    ):
         return None
     if not re.fullmatch("[0-9a-f]{64}", known := header.text(KEY_SOURCE_SHA256)):
         raise damaged(header.path, KEY_SOURCE_SHA256, "expected 64 hexadecimal digits")

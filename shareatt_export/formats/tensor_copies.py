@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import gguf
@@ -74,6 +74,8 @@ def whole_copy(info: TensorInfo) -> TensorCopy:
 
 def rows_of(info: TensorInfo, name: str, cuts: Cuts) -> TensorCopy:
     """Return a copy of some rows of a matrix, or of some numbers of a vector (a bias)."""
+    if cuts == ((0, info.shape[-1]),):
+        return replace(whole_copy(info), name=name)
     n = _length(cuts)
     if len(info.shape) > 1:
         return TensorCopy(name, (*info.shape[:-1], n), info.type, info, rows=cuts)
@@ -83,6 +85,8 @@ def rows_of(info: TensorInfo, name: str, cuts: Cuts) -> TensorCopy:
 
 def columns_of(info: TensorInfo, name: str, cuts: Cuts) -> TensorCopy:
     """Return a copy of some columns of a matrix. Raises ValueError if they are not whole blocks of its type."""
+    if cuts == ((0, info.shape[0]),):
+        return replace(whole_copy(info), name=name)
     block, block_bytes = gguf.GGML_QUANT_SIZES[info.type]
     if any(place % block for cut in cuts for place in cut):
         raise ValueError(f"not whole blocks of {block} numbers")

@@ -23,7 +23,7 @@ from ..formats.shards import read_model
 from ..formats.texts import Corpus, Text, read_corpus
 from ..llamacpp import runtime
 from ..model.facts import read_facts
-from ..model.spans import Span, parse_spans
+from ..model.spans import Span, parse_spans, source_map
 from ..plan.make_plan import make_plan
 from ..plan.projections import Fitting
 from ..system.staging import check_output, check_output_folder
@@ -125,7 +125,9 @@ def _of_gguf(header: Header, begin: Header | None, request: HealRequest) -> Heal
         heal=True,
         mlp=request.train_mlp or (fitted is not None and fitted.mlp),
     )
-    plan = make_plan(header, facts, spans, fitting)  # which knows what llama.cpp can run
+    plan = make_plan(
+        header, facts, facts.of_layers(source_map(spans, facts.n_layer)), fitting
+    )  # which knows what llama.cpp can run
     skeleton = _skeleton(header.path, config := gguf_weights.read_config(header, facts), request)
     parts = _parts(skeleton, spans, request, header.path)
     model = GgufModel(header, facts, config, skeleton, parts, plan, begin, own)

@@ -21,6 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import eager_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..model.attention_map import AttentionMap, Group, following
+
 NAME = "shareatt_reference"
 
 
@@ -108,6 +110,42 @@ class Sharing:
         finally:
             model.set_attn_implementation(before)
             self.weights.clear()
+
+
+class GroupSharing(Sharing):
+    """The attention of a model with an attention map: its KV groups compute weights, follow heads, or are dropped."""
+
+    def __init__(self, attention: AttentionMap) -> None:
+        super().__init__(tuple(range(attention.n_layer)))
+        self.attention = attention
+        self._sources = {source for _, source in following(attention)}
+
+    def attend(
+        self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As Sharing.attend(), but the weights that it returns are those of heads that compute their own."""
+        index = layer.layer_idx
+        assert isinstance(index, int)  # noqa: S101  (every attention module of transformers has one)
+        self.reached.add(index)
+        output, weights = _eager(layer)(layer, query, key, value, mask, **kwargs)
+        if index in self._sources:
+            weights = self._complete_weights(layer, weights, output, query, key, value, mask, **kwargs)
+            self.weights[index] = weights
+        if index in self.attention.touched:
+            output = output.clone()
+            for group in self.attention.groups(index):
+                if self.attention.action(group) != "own":
+                    heads = self.attention.heads(group)
+                    output[:, :, heads.start : heads.stop] = self.of_group(group, value)
+        return output, weights
+
+    def of_group(self, group: Group, value: Tensor) -> Tensor | float:
+        """Return the output of a group that follows, [n_batch, n_q, n_rep, head_dim], or 0 for one that is dropped."""
+        if self.attention.action(group) == "drop":
+            return 0.0
+        places = [divmod(source, self.attention.stride) for source in self.attention.of(group)]
+        weights = torch.stack([self.weights[layer][:, head] for layer, head in places], dim=1)
+        return _product(weights, value[:, group.number : group.number + 1])
 
 
 @contextmanager

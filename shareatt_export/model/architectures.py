@@ -6,7 +6,7 @@ llama-shared-attn.cpp, and run tests/llamacpp/test_architectures.py.
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 QK = frozenset({"attn_q", "attn_k", "attn_q_norm", "attn_k_norm", "attn_sinks"})
 
@@ -30,10 +30,9 @@ class Architecture:
     v: str = "attn_v"
     sliding: Sliding | None = None
     causal: bool = True  # False: an encoder, which has no KV cache
+    layers_only: str | None = None  # why single KV groups cannot share or be dropped
 
 
-DECODER = Architecture()
-ENCODER = Architecture(causal=False)
 SLIDING = {
     "afmoe": Sliding(4),
     "cohere2": Sliding(4),
@@ -66,14 +65,25 @@ SLIDING_ENCODERS = {"gemma-embedding": Sliding(6), "modern-bert": Sliding(3, den
 ENCODERS = """
     bert dream eurobert jina-bert-v2 jina-bert-v3 llada llada-moe llama-embed neo-bert nomic-bert nomic-bert-moe rnd1
 """
-ARCHITECTURES = dict(
-    sorted(
-        [(name, DECODER) for name in FULL.split()]
-        + [(name, replace(DECODER, sliding=sliding)) for name, sliding in SLIDING.items()]
-        + [(name, ENCODER) for name in ENCODERS.split()]
-        + [(name, replace(ENCODER, sliding=sliding)) for name, sliding in SLIDING_ENCODERS.items()]
-    )
-)
+ALIBI = "its attention is biased by the number of a head (ALiBi)"
+ACROSS_HEADS = "its Q and K are normalised across all heads"
+GATED = "its attention output is scaled or normalised across all heads"
+LAYERS_ONLY = {
+    **dict.fromkeys(("baichuan", "bloom", "jais", "jina-bert-v2", "mpt", "refact"), ALIBI),
+    **dict.fromkeys(("minimax-m2", "olmo2", "olmoe"), ACROSS_HEADS),
+    **dict.fromkeys(("afmoe", "bitnet", "laguna", "muse-glimmer", "spark2_5", "step35"), GATED),
+}
+
+
+def _architecture(name: str) -> Architecture:
+    encodes = name in ENCODERS.split() or name in SLIDING_ENCODERS
+    sliding = SLIDING.get(name) or SLIDING_ENCODERS.get(name)
+    return Architecture(sliding=sliding, causal=not encodes, layers_only=LAYERS_ONLY.get(name))
+
+
+ARCHITECTURES = {
+    name: _architecture(name) for name in sorted([*FULL.split(), *SLIDING, *ENCODERS.split(), *SLIDING_ENCODERS])
+}
 
 MLA = "its latent attention (MLA) keeps one latent for both K and V, so a follower would save nothing of it"
 RECURRENT = "it has recurrent layers, which have no attention weights, between those of attention"

@@ -96,7 +96,9 @@ class AttentionMap:
     @cached_property
     def touched(self) -> tuple[int, ...]:
         """The layers in which a group follows or is dropped."""
-        return tuple(layer for layer, sources in enumerate(self.sources) if sources != _own(layer, len(sources), self.stride))
+        return tuple(
+            layer for layer, sources in enumerate(self.sources) if sources != _own(layer, len(sources), self.stride)
+        )
 
     @property
     def is_dense(self) -> bool:
@@ -126,7 +128,7 @@ class AttentionMap:
         return self.with_sources(group, [self.stride * group.layer + head for head in self.heads(group)])
 
     def with_follow(self, group: Group, source: Group) -> "AttentionMap":
-        """Return the map in which each query head of a group follows the head of the same place in the group `source`."""
+        """Return the map in which each query head of a group follows the head in the same place of `source`."""
         return self.with_sources(group, [self.stride * source.layer + head for head in self.heads(source)])
 
     def flat(self) -> tuple[int, ...]:

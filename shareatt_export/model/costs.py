@@ -1,11 +1,12 @@
 """The savings of Shared Attention by calculation: bytes read per token, floating point operations of a prompt, memory.
 
     weights = read_weights(header)
-    decode_bytes(facts, source_layers, weights.n_bytes, depth=4096)
+    decode_bytes(facts, facts.attention, weights.n_bytes, depth=4096)
 
 The bytes that it reads limit the speed of decode, the operations that of prefill. The ratio of dense to SA is therefore
-the speedup to expect if followers reuse the weights. A follower has no Q and K projections, reads no K and computes no
-scores, but reads the attention weights, which are kept in f16. Softmax, norms and activations are not counted.
+the speedup to expect if followers reuse the weights. A KV group that follows has no Q and K projections, reads no K and
+computes no scores, but reads the attention weights, which are kept in f16. One that is dropped has and reads nothing.
+Softmax, norms and activations are not counted.
 """
 
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from math import prod
 from gguf import GGMLQuantizationType
 
 from ..formats.gguf_header import Header
+from .attention_map import AttentionMap
 from .facts import F16, Facts, row_bytes
-from .spans import SourceMap, followers
 
 P_ELEMENT_BYTES = 2  # one attention weight, in f16
 
@@ -46,32 +47,40 @@ def bits_per_weight(header: Header) -> float:
     return 8 * sum(info.n_bytes for info in matrices) / max(1, sum(prod(info.shape) for info in matrices))
 
 
-def saved_parameters(facts: Facts, source_layers: SourceMap) -> int:
-    """Return the number of parameters in the Q and K projections that the followers drop."""
-    return sum(facts.n_embd * (facts.n_embd_q(layer) + facts.n_embd_k(layer)) for layer in followers(source_layers))
+def saved_parameters(facts: Facts, attention: AttentionMap) -> int:
+    """Return the number of parameters in the rows and columns of the projections that an export leaves away."""
+    saved = 0
+    for layer in attention.touched:
+        n_rep = attention.n_rep(layer)
+        without_qk = facts.n_head_kv[layer] - attention.n_k(layer)
+        without_v = facts.n_head_kv[layer] - attention.n_v(layer)
+        saved += without_qk * (n_rep + 1) * facts.head_dim_k + without_v * (n_rep + 1) * facts.head_dim_v
+    return facts.n_embd * saved
 
 
 def decode_bytes(
     facts: Facts,
-    source_layers: SourceMap,
+    attention: AttentionMap,
     weight_bytes: float,
     depth: int,
     type_k: GGMLQuantizationType = F16,
     type_v: GGMLQuantizationType = F16,
 ) -> float:
     """Return the bytes read to decode one token after `depth` others."""
-    reread = P_ELEMENT_BYTES * sum(facts.n_head[layer] for layer in followers(source_layers))
-    return weight_bytes + depth * (facts.kv_bytes_per_token(source_layers, type_k, type_v) + reread)
+    following = sum(
+        (attention.n_v(layer) - attention.n_k(layer)) * attention.n_rep(layer) for layer in attention.touched
+    )
+    return weight_bytes + depth * (facts.kv_bytes_per_token(attention, type_k, type_v) + P_ELEMENT_BYTES * following)
 
 
-def prefill_flops(facts: Facts, source_layers: SourceMap, weights: WeightSizes, n_tokens: int, depth: int) -> int:
+def prefill_flops(facts: Facts, attention: AttentionMap, weights: WeightSizes, n_tokens: int, depth: int) -> int:
     """Return the floating point operations of a prompt of `n_tokens` after `depth` tokens; only its last has logits."""
     seen = n_tokens * depth + n_tokens * (n_tokens + 1) // 2  # each token attends to itself and to all tokens before it
-    attention = 0
-    for layer, source in enumerate(source_layers):
-        scores = facts.head_dim_k if layer == source else 0
-        attention += 2 * facts.n_head[layer] * (scores + facts.head_dim_v) * seen
-    return 2 * n_tokens * weights.n_elements + 2 * weights.n_elements_output + attention
+    products = 0
+    for layer in range(facts.n_layer):
+        numbers = attention.n_k(layer) * facts.head_dim_k + attention.n_v(layer) * facts.head_dim_v
+        products += 2 * attention.n_rep(layer) * numbers * seen
+    return 2 * n_tokens * weights.n_elements + 2 * weights.n_elements_output + products
 
 
 def follower_decode_share(

@@ -2,13 +2,15 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from ..errors import BadSpans, Unsupported, damaged
 from ..formats.gguf_header import Header
-from ..formats.gguf_keys import FORMAT_VERSION, KEY_FORMAT_VERSION, key_source_layers
+from ..formats.gguf_keys import KEY_FORMAT_VERSION, VERSION_HEADS, VERSION_LAYERS, key_source_heads, key_source_layers
 from .architectures import ARCHITECTURES, REFUSED, Architecture
+from .attention_map import AttentionMap, dense_map, of_flat, of_layers
 from .spans import SourceMap, spans_of
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
@@ -28,13 +30,32 @@ class Facts:
     head_dim_v: int
     n_ctx_train: int
     is_swa: tuple[bool, ...]  # whether the layer attends to a sliding window instead of all tokens
-    source_layers: SourceMap  # the identity for a dense model
+    attention: AttentionMap  # with the heads in the order of the file
     n_layer_nextn: int = 0  # number of last layers that predict further tokens in speculative decoding
 
     @property
     def is_shared(self) -> bool:
-        """Whether the model shares attention already."""
-        return self.source_layers != tuple(range(self.n_layer))
+        """Whether groups of heads share attention, or lack it, already."""
+        return not self.attention.is_dense
+
+    @property
+    def source_layers(self) -> SourceMap:
+        """The source map of a model that shares whole layers; the identity for a dense model.
+
+        Raises Unsupported if the KV groups of a layer do different things.
+        """
+        if (source_layers := self.attention.source_layers) is None:
+            raise Unsupported("shares single KV groups; this works with whole layers only")
+        return source_layers
+
+    @cached_property
+    def dense_attention(self) -> AttentionMap:
+        """The map in which all heads compute their attention weights."""
+        return dense_map(self.n_head, self.n_head_kv)
+
+    def of_layers(self, source_layers: SourceMap) -> AttentionMap:
+        """Return the map that shares these whole layers."""
+        return of_layers(self.dense_attention, source_layers)
 
     def n_embd_q(self, layer: int) -> int:
         """Number of rows of the Q projection."""
@@ -50,18 +71,18 @@ class Facts:
 
     def kv_bytes_per_token(
         self,
-        source_layers: SourceMap,
+        attention: AttentionMap,
         type_k: GGMLQuantizationType = F16,
         type_v: GGMLQuantizationType = F16,
         without: Collection[int] = (),
     ) -> int:
         """Return the bytes that one token takes in the KV cache.
 
-        A follower stores no K. The layers `without` attention store neither K nor V.
+        A group that follows stores no K, one that is dropped neither K nor V, nor do the layers `without` attention.
         """
         layers = [layer for layer in range(self.n_layer) if layer not in without]
-        k = sum(row_bytes(self.n_embd_k(layer), type_k) for layer in layers if source_layers[layer] == layer)
-        v = sum(row_bytes(self.n_embd_v(layer), type_v) for layer in layers)
+        k = sum(row_bytes(attention.n_k(layer) * self.head_dim_k, type_k) for layer in layers)
+        v = sum(row_bytes(attention.n_v(layer) * self.head_dim_v, type_v) for layer in layers)
         return k + v
 
 
@@ -99,18 +120,19 @@ def read_facts(header: Header) -> Facts:
     if n_layer_nextn >= n_layer:
         raise damaged(header.path, f"{arch}.nextn_predict_layers", f"{n_layer_nextn} of {n_layer} layers")
     n_head = counts("attention.head_count", (0,) * n_layer)
+    n_head_kv = counts("attention.head_count_kv", n_head)
     head_dim = n_embd // n_head[0] if n_head[0] else 0
     return Facts(
         arch=arch,
         n_layer=n_layer,
         n_embd=n_embd,
         n_head=n_head,
-        n_head_kv=counts("attention.head_count_kv", n_head),
+        n_head_kv=n_head_kv,
         head_dim_k=count("attention.key_length", head_dim),
         head_dim_v=count("attention.value_length", head_dim),
         n_ctx_train=count("context_length"),
         is_swa=_is_swa(header, arch, n_layer, n_layer_nextn),
-        source_layers=_source_layers(header, arch, n_layer),
+        attention=_attention(header, arch, dense_map(n_head, n_head_kv)),
         n_layer_nextn=n_layer_nextn,
     )
 
@@ -144,22 +166,28 @@ def _is_swa(header: Header, arch: str, n_layer: int, n_layer_nextn: int) -> tupl
     )
 
 
-def _source_layers(header: Header, arch: str, n_layer: int) -> SourceMap:
-    key = key_source_layers(arch)
-    if key not in header.metadata:
-        return tuple(range(n_layer))
-    if (version := header.integer(KEY_FORMAT_VERSION, FORMAT_VERSION)) > FORMAT_VERSION:
-        reason = f"is {version}, this version reads up to {FORMAT_VERSION}"
+def _attention(header: Header, arch: str, dense: AttentionMap) -> AttentionMap:
+    layers, heads = key_source_layers(arch), key_source_heads(arch)
+    if layers not in header.metadata and heads not in header.metadata:
+        return dense
+    key, version = (layers, VERSION_LAYERS) if layers in header.metadata else (heads, VERSION_HEADS)
+    found = header.integer(KEY_FORMAT_VERSION, VERSION_LAYERS)
+    if found > VERSION_HEADS:
+        reason = f"is {found}, this version reads up to {VERSION_HEADS}"
         raise Unsupported(reason, path=header.path, field=KEY_FORMAT_VERSION, next_step="upgrade it")
+    if found != version:
+        raise damaged(header.path, KEY_FORMAT_VERSION, f"is {found}, but the file has {key}")
     raw = header.metadata[key]
     if raw.type != GGUFValueType.ARRAY or raw.raw[:4] != GGUFValueType.INT32.to_bytes(4, "little"):
         raise damaged(header.path, key, "must be an array of i32")
-    source_layers = header.integers(key, n_layer)
     try:
+        if key == heads:
+            return of_flat(dense, header.integers(key, dense.stride * dense.n_layer))
+        source_layers = header.integers(key, dense.n_layer)
         spans_of(source_layers)
     except BadSpans as error:
         raise damaged(header.path, f"{key}: {error.field}", error.reason) from None
-    return source_layers
+    return of_layers(dense, source_layers)
 
 
 def require_exportable(header: Header) -> Architecture:

@@ -13,8 +13,8 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from .attention_map import dense_map
 from .facts import Facts
-from .spans import SourceMap
 
 CONTEXT_LENGTH = 32768
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
@@ -54,7 +54,7 @@ class ModelShape:
         """Number of parameters in all weight matrices."""
         return sum(rows * columns for _, rows, columns in self.matrices())
 
-    def facts(self, source_layers: SourceMap | None = None) -> Facts:
+    def facts(self) -> Facts:
         """Return what read_facts() returns for a file of this shape."""
         return Facts(
             arch="llama",
@@ -66,7 +66,7 @@ class ModelShape:
             head_dim_v=self.head_dim,
             n_ctx_train=CONTEXT_LENGTH,
             is_swa=(False,) * self.n_layer,
-            source_layers=source_layers or tuple(range(self.n_layer)),
+            attention=dense_map((self.n_head,) * self.n_layer, (self.n_head_kv,) * self.n_layer),
         )
 
 

@@ -1,33 +1,83 @@
-"""Check that a dense model can share attention in some spans: its heads, its layers and the tensors of each."""
+"""Check that a dense model can have an attention map: its heads, its layers and the tensors of each."""
 
-from ..errors import BadInput, Unsupported, damaged
+from collections.abc import Sequence
+
+from ..errors import BadInput, BadSpans, Unsupported, damaged
 from ..formats.gguf_header import Header
 from ..model.architectures import Architecture, split_tensor_name
+from ..model.attention_map import AttentionMap, check, following
 from ..model.facts import Facts
-from ..model.spans import Span
 
 
-def check_heads(dense: Header, facts: Facts, span: Span) -> None:
-    """Check that the layers of a span have attention heads, in equal numbers.
+def new_layers(dense: Header, facts: Facts, attention: AttentionMap, fits: bool) -> list[int]:
+    """Return the layers that change.
+
+    Raises Unsupported if the model shares already and is to be fitted, or if single groups share before or after;
+    BadSpans if its own spans would change.
+    """
+    if facts.is_shared:
+        if fits or attention.source_layers is None or facts.attention.source_layers is None:
+            next_step = "fit the dense model, with all spans at once" if fits else "begin with the dense model"
+            raise Unsupported("shares attention already", path=dense.path, next_step=next_step)
+        for layer in facts.attention.touched:
+            if attention.sources[layer] != facts.attention.sources[layer]:
+                raise BadSpans("would change what the model shares already", path=dense.path, field=f"layer {layer}")
+    return [layer for layer in attention.touched if attention.sources[layer] != facts.attention.sources[layer]]
+
+
+def check_map(dense: Header, facts: Facts, arch: Architecture, attention: AttentionMap, new: Sequence[int]) -> None:
+    """Check the rules of the map, and that the layers have heads that can follow it.
+
+    Raises BadSpans or BadInput where the map does not fit the model, Unsupported where the model cannot share.
+    """
+    check_heads(dense, facts, attention, new)
+    check(attention)
+    for group, source in following(attention):
+        if facts.is_swa[group.layer] != facts.is_swa[source]:
+            reason = f"only one of the layers {source} and {group.layer} has a sliding window"
+            raise BadSpans(reason, field=f"map: group {group}")
+    partial = [layer for layer in new if not _is_whole(attention, layer)]
+    if arch.layers_only and partial:
+        reason = f"'{facts.arch}' shares whole layers only: {arch.layers_only}"
+        raise Unsupported(reason, path=dense.path, field=f"layer {partial[0]}", next_step="share whole layers")
+
+
+def _is_whole(attention: AttentionMap, layer: int) -> bool:
+    """Whether all heads of a layer follow the heads of the same number of one layer."""
+    source = attention.sources[layer][0] // attention.stride
+    return attention.sources[layer] == tuple(
+        range(attention.stride * source, attention.stride * source + len(attention.sources[layer]))
+    )
+
+
+def check_heads(dense: Header, facts: Facts, attention: AttentionMap, new: Sequence[int]) -> None:
+    """Check that these layers and their sources have attention heads, in equal numbers.
 
     Raises Unsupported for layers without heads or that predict further tokens, BadInput for different numbers.
     """
-    field, next_step = f"span '{span}'", "choose other layers"
-    source_heads = facts.n_head[span.source], facts.n_head_kv[span.source]
-    if min(*source_heads, facts.head_dim_k, facts.head_dim_v) < 1:
-        reason = f"layer {span.source} has no attention heads"
-        raise Unsupported(reason, path=dense.path, field=field, next_step=next_step)
-    if span.followers[-1] >= (n_layer := facts.n_layer - facts.n_layer_nextn):
-        reason = f"layers from {n_layer} on predict further tokens"
-        raise Unsupported(reason, path=dense.path, field=field, next_step=next_step)
-    for layer in span.followers:
-        follower_heads = facts.n_head[layer], facts.n_head_kv[layer]
-        if follower_heads != source_heads:
-            reason = (
-                f"layer {layer} has {follower_heads[0]} query and {follower_heads[1]} KV heads, "
-                f"its source has {source_heads[0]} and {source_heads[1]}"
-            )
-            raise BadInput(reason, path=dense.path, field=field, next_step=next_step)
+    for layer in new:
+        sources = {source // attention.stride for source in attention.sources[layer] if source >= 0} or {layer}
+        for source in sorted({layer, *sources}):
+            _check_layer_heads(dense, facts, source)
+        if layer >= (n_layer := facts.n_layer - facts.n_layer_nextn):
+            raise Unsupported(
+                f"layers from {n_layer} on predict further tokens", path=dense.path, field=f"layer {layer}",
+                next_step="choose other layers",
+            )  # fmt: skip
+        heads = facts.n_head[layer], facts.n_head_kv[layer]
+        for source in sources:
+            if heads != (of_source := (facts.n_head[source], facts.n_head_kv[source])):
+                reason = (
+                    f"layer {layer} has {heads[0]} query and {heads[1]} KV heads, "
+                    f"its source has {of_source[0]} and {of_source[1]}"
+                )
+                raise BadInput(reason, path=dense.path, field=f"layer {layer}", next_step="choose other layers")
+
+
+def _check_layer_heads(dense: Header, facts: Facts, layer: int) -> None:
+    if min(facts.n_head[layer], facts.n_head_kv[layer], facts.head_dim_k, facts.head_dim_v) < 1:
+        reason = f"layer {layer} has no attention heads"
+        raise Unsupported(reason, path=dense.path, field=f"layer {layer}", next_step="choose other layers")
 
 
 def check_layers(dense: Header, facts: Facts) -> None:
@@ -43,17 +93,18 @@ def check_layers(dense: Header, facts: Facts) -> None:
         raise damaged(dense.path, f"{facts.arch}.block_count", f"{facts.n_layer}, but there {found_instead}")
 
 
-def check_inventory(dense: Header, facts: Facts, arch: Architecture, spans: tuple[Span, ...]) -> None:
-    """Check that each layer of a span has the Q, K and V tensors of its architecture. Raises BadInput."""
-    for span in spans:
-        for layer in (span.source, *span.followers):
-            fused = f"blk.{layer}.{arch.fused_qkv}.weight"
-            if fused in dense.tensors:
-                continue
-            rows = {"attn_q": facts.n_embd_q(layer), "attn_k": facts.n_embd_k(layer), arch.v: facts.n_embd_v(layer)}
-            for role, n in rows.items():
-                info = dense.tensors.get(name := f"blk.{layer}.{role}.weight")
-                if info and info.shape[-1] != n:
-                    raise damaged(dense.path, f"tensor '{name}'", f"{info.shape[-1]} rows, expected {n}")
-                if not info:
-                    raise damaged(dense.path, f"tensor '{name}'", f"is missing, but layer {layer} is in span '{span}'")
+def check_inventory(
+    dense: Header, facts: Facts, arch: Architecture, attention: AttentionMap, new: Sequence[int]
+) -> None:
+    """Check that these layers and their sources have the Q, K and V tensors of their architecture. Raises BadInput."""
+    sources = {source for group, source in following(attention) if group.layer in new}
+    for layer in sorted({*new, *sources}):
+        if f"blk.{layer}.{arch.fused_qkv}.weight" in dense.tensors:
+            continue
+        rows = {"attn_q": facts.n_embd_q(layer), "attn_k": facts.n_embd_k(layer), arch.v: facts.n_embd_v(layer)}
+        for role, n in rows.items():
+            info = dense.tensors.get(name := f"blk.{layer}.{role}.weight")
+            if info and info.shape[-1] != n:
+                raise damaged(dense.path, f"tensor '{name}'", f"{info.shape[-1]} rows, expected {n}")
+            if not info:
+                raise damaged(dense.path, f"tensor '{name}'", f"is missing, but layer {layer} shares attention")

@@ -1,7 +1,7 @@
 """The plan of an export: the tensors of the SA file, the place of their bytes in the input, and the metadata.
 
-make_plan() makes a plan from a header and spans, and opens no file. `--dry-run` prints the plan, write.py writes its
-files, verify.py compares a written file with it.
+make_plan() makes a plan from a header and an attention map, and opens no file. `--dry-run` prints the plan, write.py
+writes its files, verify.py compares a written file with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,10 @@ from ..formats.gguf_header import Header, RawValue, TensorInfo
 from ..formats.gguf_keys import KEY_FIT_SHA256, KEY_HEAL, KEY_SOURCE_SHA256
 from ..formats.shards import Piece, pieces
 from ..formats.tensor_copies import TensorCopy
+from ..model.attention_map import AttentionMap
 from ..model.facts import Facts
-from ..model.spans import SourceMap, Span, spans_text
+from ..model.map_text import map_text
+from ..model.spans import Span, spans_of
 from .projections import Fitting, fitted_tensors
 
 
@@ -21,14 +23,13 @@ from .projections import Fitting, fitted_tensors
 class Plan:
     """What an export writes.
 
-    `dense` is the input; it may share attention in some spans already. `spans`, `source_layers`, `metadata` and
-    `tensors` describe the output, `dropped` are the tensors of the input that it does not have.
+    `dense` is the input; it may share attention in some spans already. `attention`, with the heads numbered as in the
+    dense model, `metadata` and `tensors` describe the output. `dropped` are the tensors of the input that it lacks.
     """
 
     dense: Header
     facts: Facts
-    spans: tuple[Span, ...]
-    source_layers: SourceMap
+    attention: AttentionMap
     metadata: dict[str, RawValue]
     tensors: tuple[TensorCopy, ...]
     dropped: tuple[TensorInfo, ...]
@@ -47,24 +48,29 @@ class Plan:
     @property
     def kv_bytes_per_token_before(self) -> int:
         """Bytes that one token takes in the f16 KV cache of the input."""
-        return self.facts.kv_bytes_per_token(self.facts.source_layers)
+        return self.facts.kv_bytes_per_token(self.facts.attention)
 
     @property
     def kv_bytes_per_token_after(self) -> int:
         """Bytes that one token takes in the f16 KV cache of the output."""
-        return self.facts.kv_bytes_per_token(self.source_layers)
+        return self.facts.kv_bytes_per_token(self.attention)
 
     @property
     def fitted(self) -> tuple[TensorCopy, ...]:
         """Tensors of the new spans that get other values than in the dense file."""
         if self.fitting is None:
             return ()
-        return fitted_tensors(self.dense, self.facts, self.source_layers, self.fitting)
+        return fitted_tensors(self.dense, self.facts, self.attention, self.fitting)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The spans of the output if it shares whole layers, else none."""
+        return spans_of(self.attention.source_layers) if self.attention.source_layers is not None else ()
 
     @property
     def spans_text(self) -> str:
-        """The text of all spans of the output."""
-        return spans_text(self.spans)
+        """The text of the map of the output."""
+        return map_text(self.attention)
 
     def pieces(self, max_bytes: int | None = None) -> tuple[Piece[TensorCopy], ...]:
         """Return the files to write: one file, or shards with at most `max_bytes` of tensors each."""
@@ -81,7 +87,9 @@ def with_fit(plan: Plan, fitted: Mapping[TensorCopy, TensorInfo], sha256: Sequen
 
     `fitted` says where the new values are stored, `sha256` are their SHA-256 in the order of plan.fitted.
     """
-    tensors = tuple(replace(copy, origin=fitted[copy], rows=None, columns=None) if copy in fitted else copy for copy in plan.tensors)
+    tensors = tuple(
+        replace(copy, origin=fitted[copy], rows=None, columns=None) if copy in fitted else copy for copy in plan.tensors
+    )
     return replace(plan, tensors=tensors, metadata=plan.metadata | {KEY_FIT_SHA256: raw_string_array(sha256)})
 
 

@@ -8,8 +8,10 @@ from ..formats.gguf_header import Header, TensorInfo
 from ..formats.gguf_keys import KEY_FIT, KEY_FIT_TEXT
 from ..formats.tensor_copies import TensorCopy, rows_of, whole_copy
 from ..model.architectures import Architecture
+from ..model.attention_map import AttentionMap
 from ..model.facts import Facts, require_exportable
-from ..model.spans import SourceMap, followers
+from ..model.spans import followers
+from .cuts import LayerCuts
 
 WAYS = ("align", "refit", "heal", "mlp")
 MLP = ("ffn_gate", "ffn_up", "ffn_down")
@@ -70,16 +72,34 @@ def projections(dense: Header, facts: Facts, layer: int) -> Projections:
     return Projections(weight, v("bias"), whole_copy(output))
 
 
-def fitted_tensors(dense: Header, facts: Facts, source_layers: SourceMap, fitting: Fitting) -> tuple[TensorCopy, ...]:
-    """Return the tensors that a fit may change in the layers which `source_layers` makes new followers.
+def fitted_tensors(dense: Header, facts: Facts, attention: AttentionMap, fitting: Fitting) -> tuple[TensorCopy, ...]:
+    """Return the tensors that a fit may change in the layers which the map makes new followers.
 
-    If the fit heals, also those of the layers whose attention weights the followers use.
+    If the fit heals, also those of the layers whose attention weights the followers use. Raises Unsupported for a map
+    of single groups where the fit knows whole layers only.
     """
+    if (source_layers := attention.source_layers) is None:
+        return _of_groups(dense, facts, attention, fitting)
     new = [layer for layer in followers(source_layers) if source_layers[layer] != facts.source_layers[layer]]
     if fitting.heal:
         layers = sorted({*new, *(source_layers[layer] for layer in new)})
         return tuple(copy for layer in layers for copy in _healed(dense, facts, layer, layer in new, fitting.mlp))
     return tuple(copy for layer in new for copy in projections(dense, facts, layer).changed(fitting))
+
+
+def _of_groups(dense: Header, facts: Facts, attention: AttentionMap, fitting: Fitting) -> tuple[TensorCopy, ...]:
+    if str(fitting) != "refit":
+        reason = f"'{fitting}' works with whole layers only, and single KV groups share or are dropped"
+        raise Unsupported(reason, path=dense.path, next_step="use --refit alone")
+    return tuple(copy for layer in attention.touched if (copy := output_columns(dense, facts, attention, layer)))
+
+
+def output_columns(dense: Header, facts: Facts, attention: AttentionMap, layer: int) -> TensorCopy | None:
+    """Return the columns that the output projection of a layer keeps, None if it keeps none."""
+    if (info := dense.tensors.get(f"blk.{layer}.attn_output.weight")) is None:
+        reason = f"'{facts.arch}' has no attn_output.weight to fit"
+        raise Unsupported(reason, path=dense.path, field=f"layer {layer}")
+    return LayerCuts(dense, facts, require_exportable(dense), attention, layer).cut(info, "attn_output", "weight")
 
 
 def _healed(dense: Header, facts: Facts, layer: int, follows: bool, mlp: bool) -> Iterator[TensorCopy]:

@@ -38,7 +38,7 @@ class MapCosts:
         self._n_scored = n_ctx - 1 - n_ctx // 2
         shape = (len(windows), self._n_scored, trial_model.model.n_vocab)
         self._dense = np.memmap(file, np.float32, "w+", shape=shape)
-        trial_model.change(tuple(range(trial_model.model.n_layer)), {})
+        trial_model.change(trial_model.facts.attention, {})
         for i, logits in enumerate(self._logits(range(len(windows)), F16)):
             self._dense[i] = logits
 
@@ -75,7 +75,7 @@ class MapCosts:
         if changes is None:
             pairs = [Pair(source_layers[layer], layer) for layer in followers(source_layers)]
             changes = {copy: raw for pair in pairs for copy, raw in self._fitted(pair).items()}
-        self._trial_model.change(source_layers, changes)
+        self._trial_model.change(self._trial_model.facts.of_layers(source_layers), changes)
         sums = Divergence(len(windows), self._n_scored)
         for row, (i, logits) in enumerate(zip(windows, self._logits(windows, type_k), strict=True)):
             sums.add(row, 0, logits, self._dense[i], np.array(self._windows[i][-self._n_scored :]))

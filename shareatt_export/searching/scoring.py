@@ -54,7 +54,7 @@ def score_maps(path: Sequence[CostedMap], map_costs: MapCosts, facts: Facts, hea
     scored = []
     for i, (name, source_layers, type_k) in enumerate(entries, 1):
         watch(i / (len(entries) + 1))
-        kv_bytes = facts.kv_bytes_per_token(source_layers, type_k)
+        kv_bytes = facts.kv_bytes_per_token(facts.of_layers(source_layers), type_k)
         scored.append(ScoredMap(name, source_layers, kv_bytes, map_costs.quality(source_layers, type_k)))
     dropped = score_dropped(chosen.source_layers, map_costs, facts, header) if chosen.n_followers else None
     return Scores(tuple(scored[: len(path)]), dropped, tuple(scored[len(path) :]))
@@ -65,7 +65,7 @@ def score_dropped(source_layers: SourceMap, map_costs: MapCosts, facts: Facts, h
     dense = tuple(range(facts.n_layer))
     layers = followers(source_layers)
     zeros = map_costs.zeros(projections(header, facts, layer).output for layer in layers)
-    kv_bytes = facts.kv_bytes_per_token(dense, without=layers)
+    kv_bytes = facts.kv_bytes_per_token(facts.attention, without=layers)
     return ScoredMap("no attention in these layers", dense, kv_bytes, map_costs.quality(dense, changes=zeros))
 
 

@@ -147,7 +147,7 @@ def exceeds(budget: Budget, found: CostedMap) -> bool:
 def is_met(budget: Budget, facts: Facts, found: CostedMap) -> bool:
     """Return whether a map has the followers, or takes no more than the KV bytes, that the budget asks for."""
     if budget.kv_bytes is not None:
-        return facts.kv_bytes_per_token(found.source_layers) <= budget.kv_bytes
+        return facts.kv_bytes_per_token(facts.of_layers(found.source_layers)) <= budget.kv_bytes
     return budget.followers is not None and found.n_followers >= budget.followers
 
 
@@ -161,7 +161,7 @@ def _check_budget(request: SearchRequest, facts: Facts, pairs: Sequence[Pair]) -
         raise BadInput(
             f"at most {most} layers could follow", path=request.model, field=f"--followers {budget.followers}"
         )
-    least = facts.kv_bytes_per_token((0,) * facts.n_layer)
+    least = facts.kv_bytes_per_token(facts.of_layers((0,) * facts.n_layer))
     if budget.kv_bytes is not None and budget.kv_bytes < least:
         raise BadInput(f"a token takes {least} at least", path=request.model, field=f"--kv-bytes {budget.kv_bytes}")
 

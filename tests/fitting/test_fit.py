@@ -19,10 +19,10 @@ from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.formats.tensor_copies import float_rows, raw_rows
 from shareatt_export.formats.texts import read_text
 from shareatt_export.model.facts import read_facts
-from shareatt_export.model.spans import parse_spans
 from shareatt_export.plan.make_plan import make_plan
 from shareatt_export.plan.projections import Fitting, projections
 from tests.support import dummy_models, model_families, parity, tiny_models
+from tests.support.exports import spans_map
 from tests.support.torch_reference import SharedReference
 
 HELDOUT = tiny_models.DEMO / "heldout.txt"
@@ -54,7 +54,7 @@ def far(case, file, source_layers, kind=SharedReference):
 def test_moved_heads_are_an_explicit_head_map(kv, tmp_path, built):
     case = parity.make_case(kv, "f32", tmp_path)
     done = aligned(case.dense, tmp_path)
-    source_layers = done.job.plan.source_layers
+    source_layers = done.job.plan.attention.source_layers
     maps = {follower.layer: follower.heads for follower in done.followers}
     assert set(maps) == {3, 4, 5} and any(order != (0, 1, 2, 3) for order in maps.values())
     assert far(case, done.files[0], source_layers, explicit(maps)) < parity.TOLERANCE["f32"]
@@ -73,7 +73,7 @@ def test_rows_of_v_in_a_fused_tensor_and_its_bias_move_along(family, tmp_path, b
     assert any(order != tuple(range(len(order))) for order in maps.values())
     changed = [copy.name for copy in done.job.plan.fitted]
     assert ("blk.2.attn_v.bias" in changed) == (family == "qwen2")
-    assert far(case, done.files[0], done.job.plan.source_layers, explicit(maps)) < parity.TOLERANCE["f32"]
+    assert far(case, done.files[0], done.job.plan.attention.source_layers, explicit(maps)) < parity.TOLERANCE["f32"]
 
 
 def quantised(dense, out, type):
@@ -89,7 +89,7 @@ def quantised(dense, out, type):
 def planned(dense, spans="6-9", align=True, refit=False):
     header = read_header(dense)
     facts = read_facts(header)
-    return make_plan(header, facts, parse_spans(spans, facts.n_layer), Fitting(align, refit, "0" * 64))
+    return make_plan(header, facts, spans_map(facts, spans), Fitting(align, refit, "0" * 64))
 
 
 def test_quantised_heads_are_moved_as_bytes(demo_dense, tmp_path, built):
@@ -170,13 +170,13 @@ def test_a_trial_is_the_file_that_is_written(demo_dense, refitted, built, tmp_pa
         changes[copy] = np.memmap(info.path, np.uint8, "r", info.offset, (rows, info.n_bytes // rows))
     with TrialModel(built, plan.dense) as trial_model:
 
-        def run(source_layers, changed):
-            trial_model.change(source_layers, changed)
+        def run(attention, changed):
+            trial_model.change(attention, changed)
             with Context(trial_model.model, False, **{"n_ctx": 256, "type_k": 0, "type_v": 0}) as context:
                 return context.decode(tokens)
 
         dense = run(tuple(range(12)), {})
-        ours = run(plan.source_layers, changes)
+        ours = run(plan.attention, changes)
         again = run(tuple(range(12)), {})
     assert parity.nmse(ours, parity.logits(refitted.files[0])) < 1e-9
     assert parity.nmse(dense, ours) > 1e-3 and np.array_equal(dense, again)

@@ -153,4 +153,4 @@ def test_kv_cache_has_the_planned_size(cases, folder, spans, path):
         Context(model, flash_attn, n_ctx=8192) as context,
     ):
         (said,) = re.findall(r"llama_kv_cache: size = +([0-9.]+) MiB", context.log)
-    assert float(said) * 2**20 == facts.kv_bytes_per_token(facts.source_layers) * 8192
+    assert float(said) * 2**20 == facts.kv_bytes_per_token(facts.attention) * 8192

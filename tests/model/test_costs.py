@@ -11,7 +11,8 @@ from tests.support import small_gguf
 
 # 4 query heads of 16, 2 KV heads: Q 64 wide, K and V 32 wide. Layers 1 and 2 follow layer 0.
 SHAPE = ModelShape(n_layer=3, n_embd=64, n_head=4, n_head_kv=2, head_dim=16, n_ff=96, n_vocab=32)
-DENSE, SHARED = (0, 1, 2), (0, 0, 0)
+DENSE = SHAPE.facts().attention
+SHARED = SHAPE.facts().of_layers((0, 0, 0))
 Q8_0 = GGMLQuantizationType.Q8_0
 
 

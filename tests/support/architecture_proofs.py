@@ -12,7 +12,7 @@ from shareatt_export.exporting.write import write_plan
 from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.model.architectures import ARCHITECTURES, REASONS
 from shareatt_export.model.facts import Facts, read_facts
-from shareatt_export.model.spans import parse_spans
+from shareatt_export.model.spans import parse_spans, source_map
 from shareatt_export.plan.make_plan import make_plan
 from shareatt_export.plan.plan import Plan
 from tests.support import dummy_models, graph_taps, model_families, parity
@@ -49,7 +49,7 @@ def prove(arch: str, folder: Path) -> Proof:
     header = read_header(dense)
     facts = read_facts(header)
     spans = parse_spans(f"0-{min(facts.n_layer, N_SHARED) - 1}", facts.n_layer, is_swa=facts.is_swa)
-    plan = make_plan(header, facts, spans)
+    plan = make_plan(header, facts, facts.of_layers(source_map(spans, facts.n_layer)))
     write_plan(plan, [shared], None)
     ours, theirs = graph_taps.run(shared, causal=causal), graph_taps.run(dense, causal=causal)
     pairs = [(span.source, follower) for span in spans for follower in span.followers]

@@ -28,6 +28,7 @@ from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import SourceMap, parse_spans, source_map
 from shareatt_export.plan.make_plan import make_plan
 from tests.support import tiny_models
+from tests.support.exports import spans_map
 from tests.support.torch_reference import SharedReference
 from tests.support.wrong_references import MUTATIONS, N_UBATCH
 
@@ -90,7 +91,7 @@ class Case:
         out = folder / "shared.gguf"
         header = read_header(self.dense)
         facts = read_facts(header)
-        write_plan(make_plan(header, facts, parse_spans(spans, facts.n_layer, is_swa=facts.is_swa)), [out], None)
+        write_plan(make_plan(header, facts, spans_map(facts, spans)), [out], None)
         return out
 
 
