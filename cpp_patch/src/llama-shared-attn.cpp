@@ -806,6 +806,10 @@ ggml_tensor * llama_shared_attn_build_mha(
 
     GGML_ASSERT(!v_mla);
 
+    if (g.cparams.training && !shared_attn_is_whole(layer)) {
+        throw std::runtime_error(format("layer %d: training works with whole layers only, and single KV groups of this one share or are dropped", il));
+    }
+
     // KV heads of the query heads from head on
     const auto kv_heads = [&](ggml_tensor * x, uint32_t head, uint32_t n) {
         return shared_attn_heads(g, x, head/n_rep, std::max(1u, n/n_rep));

@@ -79,6 +79,8 @@ def export_command(
     """
     if output is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--output' (or use --dry-run).")
+    if spans is None and drop is None and map_file is None:
+        raise click.UsageError("Missing option '--spans' (or '--drop' or '--map').")
     request = ExportRequest(
         model=model,
         spans=spans,

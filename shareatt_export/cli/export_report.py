@@ -24,6 +24,7 @@ def dropped_by(plan: Plan, span: Span) -> list[TensorInfo]:
 
 def plan_dict(job: ExportJob) -> dict[str, Any]:
     plan, facts = job.plan, job.plan.facts
+    layers = plan.attention.source_layers
     return {
         "model": str(job.request.model),
         "architecture": facts.arch,
@@ -37,6 +38,7 @@ def plan_dict(job: ExportJob) -> dict[str, Any]:
             }
             for span in plan.spans
         ],
+        "source_layers": None if layers is None else list(layers),
         "map": plan.spans_text,
         "source_heads": [list(sources) for sources in plan.attention.sources],
         "tensors": {"before": len(plan.dense.tensors), "after": len(plan.tensors), "dropped": len(plan.dropped)},

@@ -19,7 +19,8 @@ from .tables import NEEDS, size, table
 
 def as_dict(header: Header, facts: Facts, runtime: RuntimeStatus) -> dict[str, Any]:
     sha = header.value(KEY_SOURCE_SHA256)
-    spans = spans_of(source_layers) if (source_layers := facts.attention.source_layers) is not None else ()
+    source_layers = facts.attention.source_layers
+    spans = () if source_layers is None else spans_of(source_layers)
     return {
         "file": str(header.path),
         "file_bytes": header.file_size,
@@ -31,6 +32,7 @@ def as_dict(header: Header, facts: Facts, runtime: RuntimeStatus) -> dict[str, A
         "kv_bytes_per_token": facts.kv_bytes_per_token(facts.attention),
         "context_length": facts.n_ctx_train,
         "shared_attention": facts.is_shared,
+        "source_layers": None if source_layers is None else list(source_layers),
         "source_heads": [list(sources) for sources in facts.attention.sources],
         "spans": [{"span": str(span), "in_words": span.in_words()} for span in spans],
         "touched_layers": [

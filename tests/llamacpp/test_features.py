@@ -3,6 +3,8 @@
 tests/support/features.py holds the ways; docs/features.md is made from it.
 """
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,14 @@ def test_sharing_matters_for_the_result(folder, name):
     """Otherwise the test above would not notice a wrong attention."""
     dense, shared = (features.expected(name, shares, folder) for shares in (False, True))
     assert features.parity.nmse(dense, shared) > 100 * features.EXACT
+
+
+def test_training_of_single_groups_is_refused(folder):
+    """Its operations have no backward pass; llama.cpp's training ends the process in any case."""
+    file = features.files("KV groups", folder)[True]
+    command = [sys.executable, "-m", "tests.support.training_child", file, "0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode != 0 and "training works with whole layers only" in done.stderr
 
 
 def test_the_documentation_has_a_row_for_each_way():

@@ -11,6 +11,7 @@ from pathlib import Path
 from shareatt_export.exporting.write import write_plan
 from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.model.architectures import ARCHITECTURES, REASONS
+from shareatt_export.model.attention_map import AttentionMap, Group
 from shareatt_export.model.facts import Facts, read_facts
 from shareatt_export.model.spans import parse_spans, source_map
 from shareatt_export.plan.make_plan import make_plan
@@ -60,6 +61,63 @@ def prove(arch: str, folder: Path) -> Proof:
         parity.nmse(*(run.taps["Vcur", min(follower for _, follower in pairs)] for run in (ours, theirs))),
         min(graph_taps.error(ours, follower, follower, theirs) for _, follower in pairs),
         parity.nmse(ours.output, theirs.output),
+        {
+            path: parity.nmse(graph_taps.run(shared, path, causal).output, ours.output)
+            for path in ("reuse", "recompute")
+        },
+        parity.nmse(graph_taps.run(dense, "recompute", causal).output, theirs.output),
+    )
+
+
+# ---------------------------------------------------------------- maps of KV groups
+
+
+@dataclass(frozen=True)
+class GroupProof:
+    """The same for a map in which a group follows, another one is dropped, and a layer has no attention.
+
+    `tried`: output of the export against that of the dense model with the map set at run time.
+    """
+
+    attention: AttentionMap
+    product: float
+    dense: float
+    tried: float
+    paths: dict[str, float]
+    dense_flash: float
+
+
+def mixed_map(facts: Facts) -> AttentionMap:
+    """Return a map: in the last layer that has a source, a group follows, and elsewhere groups are dropped."""
+    layers = range(facts.n_layer - facts.n_layer_nextn)
+    last = max(layer for layer in layers if facts.is_swa.index(facts.is_swa[layer]) < layer)
+    source = facts.is_swa.index(facts.is_swa[last])
+    found = facts.attention.with_follow(Group(last, 0), Group(source, facts.n_head_kv[source] - 1))
+    rest = [layer for layer in layers if layer not in (source, last)]
+    for group in facts.attention.groups(rest[0]):
+        found = found.with_drop(group)
+    return found.with_drop(Group(rest[-1], 0))
+
+
+def prove_groups(arch: str, folder: Path) -> GroupProof:
+    """Export a small model of `arch` with mixed_map(), run it, and return the errors. Raises Unsupported."""
+    causal = ARCHITECTURES[arch].causal
+    dense, shared = folder / f"{arch}.gguf", folder / f"{arch}-groups.gguf"
+    dummy_models.make(arch, dense)
+    header = read_header(dense)
+    facts = read_facts(header)
+    attention = mixed_map(facts)
+    plan = make_plan(header, facts, attention)
+    write_plan(plan, [shared], None)
+    ours, theirs = graph_taps.run(shared, causal=causal), graph_taps.run(dense, causal=causal)
+    tried = graph_taps.run(dense, causal=causal, source_heads=attention.flat())
+    in_file = attention.in_file_order()
+    layers = [layer for layer in attention.touched if attention.n_v(layer)]
+    return GroupProof(
+        attention,
+        max(graph_taps.error_of_groups(ours, in_file, layer) for layer in layers),
+        parity.nmse(ours.output, theirs.output),
+        parity.nmse(ours.output, tried.output),
         {
             path: parity.nmse(graph_taps.run(shared, path, causal).output, ours.output)
             for path in ("reuse", "recompute")

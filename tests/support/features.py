@@ -5,7 +5,7 @@ python -m tests.support.features > docs/features.md
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -85,6 +85,13 @@ FEATURES: dict[str, Feature] = {
     "cache reuse": Feature(shifted(150, 40)),
     "training": Feature(training),
 }
+# The same for a map in which KV groups follow and are dropped. The adapter here is made for whole layers, and training
+# is refused.
+FEATURES |= {
+    f"{name}, KV groups": replace(feature, kind="KV groups")
+    for name, feature in FEATURES.items()
+    if feature.kind == "decoder" and feature.run not in (lora, training)
+}
 
 
 @cache
@@ -92,7 +99,7 @@ def files(kind: str, folder: Path) -> dict[bool, Path]:
     """Return the dense file and the SA file (True) of a small model."""
     dense = folder / f"{kind}.gguf"
     KINDS[kind].write(dense)
-    return {False: dense, True: export(dense, folder / f"{kind}-shared.gguf", KINDS[kind].spans)}
+    return {False: dense, True: export(dense, folder / f"{kind}-shared.gguf", KINDS[kind].spans, drop=KINDS[kind].drop)}
 
 
 @cache

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model, Token
 from shareatt_export.llamacpp.graph_callback import GraphCallback
+from shareatt_export.model.attention_map import AttentionMap
 from tests.support import parity
 
 N_TOKENS = 24
@@ -28,14 +29,14 @@ class Run:
     taps: dict[tuple[str, int], Array]
 
 
-def run(file: Path, path: str = "plain", causal: bool = True) -> Run:
-    """Run a GGUF on the path `path` of parity.PATHS. An encoder needs causal=False."""
+def run(file: Path, path: str = "plain", causal: bool = True, source_heads: tuple[int, ...] | None = None) -> Run:
+    """Run a GGUF on the path `path` of parity.PATHS, with a map of heads. An encoder needs causal=False."""
     flash_attn, variables = parity.PATHS[path]
     found: dict[tuple[str, int], Array] = {}
     taps = GraphCallback(
         parity.lib(),
         runtime.require().bin,
-        ["kq_soft_max", "Vcur", "kqv"],
+        ["kq_soft_max", "Vcur", "kqv", "kqv_out"],
         lambda name, layer, values: found.update({(name, layer): values.astype(np.float64)}),
     )
     params: dict[str, Any] = {"type_k": 0, "type_v": 0, "n_ctx": 256, "cb_eval": taps.callback}
@@ -44,7 +45,7 @@ def run(file: Path, path: str = "plain", causal: bool = True) -> Run:
     with (
         parity.environment(variables),
         Model(parity.lib(), file) as model,
-        Context(model, flash_attn, **params) as context,
+        _context(model, flash_attn, source_heads, params) as context,
         taps,
     ):
         rng = np.random.default_rng(3)
@@ -52,6 +53,14 @@ def run(file: Path, path: str = "plain", causal: bool = True) -> Run:
         output = context.decode(batch) if causal else context.embed(batch)
     output[np.abs(output) > 1e30] = 0  # Chameleon suppresses the logits of image tokens
     return Run(output, found)
+
+
+def _context(
+    model: Model, flash_attn: bool, source_heads: tuple[int, ...] | None, params: dict[str, Any]
+) -> Context:
+    if source_heads is not None:
+        model.share_heads(source_heads)
+    return Context(model, flash_attn, **params)
 
 
 def product(weights: Array, values: Array, head_dim: int) -> Array:
@@ -73,3 +82,20 @@ def error(run: Run, source: int, follower: int, other: Run | None = None) -> flo
     measured = run.taps["kqv", follower]
     weights = (other or run).taps["kq_soft_max", source]
     return parity.nmse(measured, product(weights, run.taps["Vcur", follower], measured.shape[-1]))
+
+
+def error_of_groups(run: Run, attention: AttentionMap, layer: int) -> float:
+    """Return the NMSE of a layer's attention output, of an SA file with this map, against weights times V.
+
+    The heads of the map are numbered as in the file.
+    """
+    kept = [group for group in attention.groups(layer) if attention.action(group) != "drop"]
+    measured = run.taps["kqv_out", layer].reshape(N_TOKENS, -1)
+    values = run.taps["Vcur", layer].reshape(N_TOKENS, len(kept), -1)
+    parts = []
+    for place, group in enumerate(kept):
+        for source in attention.of(group):
+            of_layer, head = divmod(source, attention.stride)
+            weights = run.taps["kq_soft_max", of_layer][0, head, :, :N_TOKENS]
+            parts.append(weights @ values[:, place])
+    return parity.nmse(measured, np.concatenate(parts, axis=1))

@@ -41,12 +41,13 @@ PATHS: dict[str, tuple[bool, dict[str, str], bool]] = {
 
 @dataclass(frozen=True)
 class Kind:
-    """A small model: how it is written, the span of its SA export, its query heads, and its longest input."""
+    """A small model: how it is written, the map of its SA export, its query heads, and its longest input."""
 
     write: Callable[[Path], object]
     spans: str
     n_head: int
     n_tokens: int = N_TOKENS
+    drop: str | None = None
 
 
 def _reranker(arch: str) -> Callable[[Path], object]:
@@ -54,8 +55,13 @@ def _reranker(arch: str) -> Callable[[Path], object]:
     return lambda path: dummy_models.make(arch, path, {"classifier.output_labels": labels})
 
 
+def _decoder(path: Path) -> None:
+    small_gguf.write_dense(path, attention_gain=1.7)
+
+
 KINDS = {
-    "decoder": Kind(lambda path: small_gguf.write_dense(path, attention_gain=1.7), "6-9", small_gguf.N_HEAD),
+    "decoder": Kind(_decoder, "6-9", small_gguf.N_HEAD),
+    "KV groups": Kind(_decoder, "6.0:7.1+8.0+8.1,5.1:10.0", small_gguf.N_HEAD, drop="3,9.1"),
     "reranker": Kind(_reranker("qwen3"), "0-3", dummy_models.N_HEAD, 240),
     "encoder": Kind(_reranker("bert"), "0-3", dummy_models.N_HEAD, 160),
 }
