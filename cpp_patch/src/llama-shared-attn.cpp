@@ -523,6 +523,11 @@ void llama_shared_attn_save(const llama_hparams & hparams, llm_arch arch, gguf_c
     gguf_set_val_u32 (meta, SHARED_ATTN_KEY_FORMAT_VERSION, whole ? 1 : 2);
 }
 
+// some tensors have no suffix
+static bool shared_attn_is(const LLM_TN_IMPL & tn, const char * suffix) {
+    return tn.suffix && strcmp(tn.suffix, suffix) == 0;
+}
+
 int llama_shared_attn_tensor_flags(const llama_hparams & hparams, const LLM_TN_IMPL & tn) {
     const auto * layer = tn.bid < 0 ? nullptr : shared_attn_layer(hparams, tn.bid);
 
@@ -531,7 +536,7 @@ int llama_shared_attn_tensor_flags(const llama_hparams & hparams, const LLM_TN_I
 
     // the bias of the output projection is still added
     const bool lacks_v = layer && layer->n_head_v == 0 &&
-        (tn.tensor == LLM_TENSOR_ATTN_V || tn.tensor == LLM_TENSOR_ATTN_QKV || (tn.tensor == LLM_TENSOR_ATTN_OUT && strcmp(tn.suffix, "bias") != 0));
+        (tn.tensor == LLM_TENSOR_ATTN_V || tn.tensor == LLM_TENSOR_ATTN_QKV || (tn.tensor == LLM_TENSOR_ATTN_OUT && !shared_attn_is(tn, "bias")));
 
     if (!lacks_qk && !lacks_v) {
         return 0;
@@ -545,7 +550,7 @@ std::array<int64_t, 2> llama_shared_attn_shape(const llama_hparams & hparams, co
 
     const auto * layer = tn.bid < 0 ? nullptr : shared_attn_layer(hparams, tn.bid);
 
-    if (!layer || ne.size() > 2 || (strcmp(tn.suffix, "weight") != 0 && strcmp(tn.suffix, "bias") != 0)) {
+    if (!layer || ne.size() > 2 || (!shared_attn_is(tn, "weight") && !shared_attn_is(tn, "bias"))) {
         return res;
     }
 
@@ -591,7 +596,7 @@ std::array<int64_t, 2> llama_shared_attn_shape(const llama_hparams & hparams, co
 
 bool llama_shared_attn_needs_v(const llama_hparams & hparams, const LLM_TN_IMPL & tn, int flags) {
     return tn.tensor == LLM_TENSOR_ATTN_QKV && llama_shared_attn_lacks_qk(hparams, tn.bid) && llama_shared_attn_n_head_v(hparams, tn.bid) > 0 &&
-        (strcmp(tn.suffix, "bias") == 0 || !(flags & llama_model_loader::TENSOR_NOT_REQUIRED));
+        (shared_attn_is(tn, "bias") || !(flags & llama_model_loader::TENSOR_NOT_REQUIRED));
 }
 
 void llama_shared_attn_check_lora(const llama_model & model, const std::string & name) {

@@ -36,8 +36,8 @@ class LayerCuts:
         """
         if not self._has(role, suffix):
             return None
-        if suffix not in ("weight", "bias"):  # one scale for the whole tensor
-            return replace(whole_copy(info), name=self._name(role, suffix))
+        if suffix not in ("weight", "bias"):  # one scale for the whole tensor, or another tensor
+            return replace(whole_copy(info), name=self._name(info, role, suffix))
         facts, n_rep = self.facts, self.attention.n_rep(self.layer)
         if role == "attn_output" and suffix == "weight":
             return self._columns(info, facts.head_dim_v * n_rep)
@@ -58,10 +58,11 @@ class LayerCuts:
             return bool(self.kept)
         return True
 
-    def _name(self, role: str, suffix: str) -> str:
+    def _name(self, info: TensorInfo, role: str, suffix: str) -> str:
         """A fused tensor of V alone has the name of V."""
-        role = self.arch.v if role == self.arch.fused_qkv and not self.own else role
-        return f"blk.{self.layer}.{role}.{suffix}"
+        if role == self.arch.fused_qkv and not self.own:
+            return f"blk.{self.layer}.{self.arch.v}.{suffix}"
+        return info.name
 
     def _rows(self, info: TensorInfo, role: str, suffix: str) -> TensorCopy:
         facts, n_rep = self.facts, self.attention.n_rep(self.layer)
@@ -76,7 +77,7 @@ class LayerCuts:
         }[role]
         if info.shape[-1] != n_rows:
             raise damaged(self.dense.path, f"tensor '{info.name}'", f"{info.shape[-1]} rows, expected {n_rows}")
-        return rows_of(info, self._name(role, suffix), cuts)
+        return rows_of(info, self._name(info, role, suffix), cuts)
 
     def _columns(self, info: TensorInfo, width: int) -> TensorCopy:
         try:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from shareatt_export.errors import Unsupported
 from shareatt_export.llamacpp import runtime
 from shareatt_export.model.architectures import ARCHITECTURES, REFUSED
 from tests.support import architecture_proofs, dummy_models, small_gguf
@@ -27,7 +28,7 @@ DOZEN = [
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "arch" in metafunc.fixturenames and metafunc.function is test_a_follower_takes_the_weights_of_its_source:
+    if "arch" in metafunc.fixturenames and metafunc.function in BY_ARCHITECTURE:
         metafunc.parametrize("arch", ARCHITECTURES if metafunc.config.getoption("--full") else DOZEN)
 
 
@@ -52,3 +53,21 @@ def test_an_architecture_that_cannot_share_is_refused_with_the_reason(arch, run,
     dense = small_gguf.write_dense(tmp_path / "dense.gguf", arch=arch)
     error = run(dense, "--spans", "6-9", "-o", tmp_path / "out.gguf").error
     assert f"'{arch}' is not supported: {REFUSED[arch]}" in error and "(supported: afmoe, apertus" in error
+
+
+def test_groups_follow_and_are_dropped(arch: str, built: runtime.RuntimeStatus, tmp_path: Path):
+    """A map of KV groups: what each head computes, read from the graph; architectures with whole layers only refuse."""
+    if (reason := ARCHITECTURES[arch].layers_only) is not None:
+        with pytest.raises(Unsupported, match="shares whole layers only") as error:
+            architecture_proofs.prove_groups(arch, tmp_path)
+        assert reason in str(error.value)
+        return
+    proof = architecture_proofs.prove_groups(arch, tmp_path)
+    assert (
+        max(proof.product, proof.tried) <= architecture_proofs.PRODUCT and proof.dense >= architecture_proofs.DIFFERENT
+    )
+    flash = 2 * proof.dense_flash
+    assert proof.paths["reuse"] <= (1e-7 if ARCHITECTURES[arch].causal else flash) and proof.paths["recompute"] <= flash
+
+
+BY_ARCHITECTURE = (test_a_follower_takes_the_weights_of_its_source, test_groups_follow_and_are_dropped)

@@ -33,11 +33,17 @@ def run(file: Path, path: str = "plain", causal: bool = True, source_heads: tupl
     """Run a GGUF on the path `path` of parity.PATHS, with a map of heads. An encoder needs causal=False."""
     flash_attn, variables = parity.PATHS[path]
     found: dict[tuple[str, int], Array] = {}
+
+    def take(name: str, layer: int, values: npt.NDArray[np.float32]) -> None:
+        """Of several nodes of a name, the last one counts; encoders name what comes behind W_O kqv_out again."""
+        if name != "kqv_out" or (name, layer) not in found:
+            found[name, layer] = values.astype(np.float64)
+
     taps = GraphCallback(
         parity.lib(),
         runtime.require().bin,
         ["kq_soft_max", "Vcur", "kqv", "kqv_out"],
-        lambda name, layer, values: found.update({(name, layer): values.astype(np.float64)}),
+        take,
     )
     params: dict[str, Any] = {"type_k": 0, "type_v": 0, "n_ctx": 256, "cb_eval": taps.callback}
     if not causal:
@@ -55,9 +61,7 @@ def run(file: Path, path: str = "plain", causal: bool = True, source_heads: tupl
     return Run(output, found)
 
 
-def _context(
-    model: Model, flash_attn: bool, source_heads: tuple[int, ...] | None, params: dict[str, Any]
-) -> Context:
+def _context(model: Model, flash_attn: bool, source_heads: tuple[int, ...] | None, params: dict[str, Any]) -> Context:
     if source_heads is not None:
         model.share_heads(source_heads)
     return Context(model, flash_attn, **params)
