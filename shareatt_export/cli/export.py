@@ -77,10 +77,10 @@ def export_command(
     shares attention already keeps its spans and gets these as well. '--spans auto' searches for spans, as the search
     command does, until one of --followers, --max-kl and --kv-bytes is met.
     """
-    if output is None and not dry_run:
-        raise click.UsageError("Missing option '-o' / '--output' (or use --dry-run).")
     if spans is None and drop is None and map_file is None:
         raise click.UsageError("Missing option '--spans' (or '--drop' or '--map').")
+    if output is None and not dry_run:
+        raise click.UsageError("Missing option '-o' / '--output' (or use --dry-run).")
     request = ExportRequest(
         model=model,
         spans=spans,

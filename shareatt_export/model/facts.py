@@ -182,7 +182,10 @@ def _attention(header: Header, arch: str, dense: AttentionMap) -> AttentionMap:
         raise damaged(header.path, key, "must be an array of i32")
     try:
         if key == heads:
-            return of_flat(dense, header.integers(key, dense.stride * dense.n_layer))
+            attention = of_flat(dense, header.integers(key, dense.stride * dense.n_layer))
+            if attention.in_file_order() != attention:
+                raise damaged(header.path, key, "heads must come in the order own, following, dropped")
+            return attention
         source_layers = header.integers(key, dense.n_layer)
         spans_of(source_layers)
     except BadSpans as error:

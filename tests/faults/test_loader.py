@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shareatt_export.errors import BadInput, RuntimeProblem
+from shareatt_export.errors import BadInput, RuntimeProblem, Unsupported
+from shareatt_export.formats.shards import read_model
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model
+from shareatt_export.model.facts import read_facts
 from tests.support import parity, small_gguf
 from tests.support.exports import export
+from tests.support.faults import bad_group_files
 from tests.support.faults.bad_shared_files import BAD_FILES, shared_mutants
 from tests.support.faults.load_child import OUTCOMES, LoadChild, try_load
 from tests.support.small_gguf import F32_CACHE, tokens
@@ -35,6 +38,36 @@ def test_bad_files(shared, tmp_path, name):
     with pytest.raises(BadInput) as error:
         Model(parity.lib(), tmp_path / "bad.gguf")
     assert str(tmp_path / "bad.gguf") in str(error.value) and message in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def groups(built, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("groups")
+    dense = small_gguf.write_dense(folder / "dense.gguf")
+    return export(dense, folder / "shared.gguf", bad_group_files.SPANS, drop=bad_group_files.DROP)
+
+
+@pytest.mark.parametrize("name", bad_group_files.BAD_FILES)
+def test_bad_files_with_groups(groups, tmp_path, name):
+    make, message = bad_group_files.BAD_FILES[name]
+    make(groups, tmp_path / "bad.gguf")
+    with pytest.raises(BadInput) as error:
+        Model(parity.lib(), tmp_path / "bad.gguf")
+    assert str(tmp_path / "bad.gguf") in str(error.value) and message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in bad_group_files.BAD_FILES if "rows" not in name and "no " not in name]
+)
+def test_the_reader_refuses_the_same_maps(groups, tmp_path, name):
+    bad_group_files.BAD_FILES[name][0](groups, tmp_path / "bad.gguf")
+    with pytest.raises((BadInput, Unsupported), match="bad.gguf"):
+        read_facts(read_model(tmp_path / "bad.gguf"))
+
+
+def test_the_good_file_of_these_loads(groups):
+    with Model(parity.lib(), groups) as model, Context(model, **F32_CACHE) as context:
+        assert np.isfinite(context.decode(tokens(5))).all()
 
 
 @pytest.mark.fault("C")

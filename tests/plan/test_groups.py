@@ -1,0 +1,108 @@
+"""The rows and columns that tensors keep where KV groups follow or are dropped, to the byte."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+
+from shareatt_export.errors import Unsupported
+from shareatt_export.formats.gguf_keys import KEY_FORMAT_VERSION, KEY_SOURCE_HEADS, key_source_heads
+from shareatt_export.formats.shards import read_model
+from shareatt_export.formats.tensor_copies import raw_rows, whole_copy
+from shareatt_export.model.facts import read_facts
+from shareatt_export.model.map_text import parse_map
+from shareatt_export.plan.make_plan import make_plan
+from tests.support import small_gguf
+from tests.support.exports import export
+
+HEAD, N_REP = small_gguf.N_EMBD // small_gguf.N_HEAD, 2  # numbers in a head; query heads in a group
+SPANS, DROP = "6.0:7.0", "6.1,8"  # in layer 7 group 1 comes first
+
+
+def rows(path, name):
+    tensors = read_model(path).tensors
+    return raw_rows(whole_copy(tensors[name])) if name in tensors else None
+
+
+def group(number, heads=1):
+    """The rows of a KV group: `heads` heads of it."""
+    return np.arange(number * heads * HEAD, (number + 1) * heads * HEAD)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_separate_tensors(tmp_path, bias):
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf", bias=bias)
+    out = export(dense, tmp_path / "out.gguf", SPANS, drop=DROP)
+    for name, kept in {
+        "blk.6.attn_q": group(0, N_REP),
+        "blk.6.attn_k": group(0),
+        "blk.6.attn_v": group(0),
+        "blk.7.attn_q": group(1, N_REP),
+        "blk.7.attn_k": group(1),
+        "blk.7.attn_v": np.concatenate([group(1), group(0)]),
+    }.items():
+        assert np.array_equal(rows(out, f"{name}.weight"), rows(dense, f"{name}.weight")[kept])
+        if bias:
+            numbers = rows(dense, f"{name}.bias").reshape(-1, 4)[kept]
+            assert np.array_equal(rows(out, f"{name}.bias").reshape(-1, 4), numbers)
+    before, after = (rows(path, "blk.7.attn_output.weight").view(np.float32) for path in (dense, out))
+    assert np.array_equal(after, before[:, np.concatenate([group(1, N_REP), group(0, N_REP)])])
+    left = [name for name in read_model(out).tensors if name.startswith("blk.8.attn_")]
+    assert left == ["blk.8.attn_norm.weight"]
+
+
+def test_a_fused_tensor(tmp_path):
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf", fused=True, bias=True)
+    out = export(dense, tmp_path / "out.gguf", SPANS, drop=DROP)
+    before = rows(dense, "blk.7.attn_qkv.weight")
+    q, k = small_gguf.ROWS["attn_q"], small_gguf.ROWS["attn_k"]
+    kept = np.concatenate([group(1, N_REP), q + group(1), q + k + group(1), q + k + group(0)])
+    assert np.array_equal(rows(out, "blk.7.attn_qkv.weight"), before[kept])
+    all_follow = export(dense, tmp_path / "follow.gguf", "6.0:7.0,6.1:7.1", drop="9.0")
+    assert np.array_equal(rows(all_follow, "blk.7.attn_v.weight"), before[q + k :])
+    assert rows(all_follow, "blk.7.attn_qkv.weight") is None
+
+
+def test_the_metadata_of_version_2(tmp_path):
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf")
+    header = read_model(export(dense, tmp_path / "out.gguf", SPANS, drop=DROP))
+    facts = read_facts(header)
+    assert header.integer(KEY_FORMAT_VERSION) == 2
+    assert header.integers(KEY_SOURCE_HEADS, 48)[4 * 7 : 4 * 8] == (24, 25, 30, 31)  # as in the dense model
+    assert header.integers(key_source_heads("llama"), 48)[4 * 7 : 4 * 8] == (28, 29, 24, 25)  # own groups first
+    kv_of_a_group = 2 * HEAD * 2  # K and V in f16
+    assert facts.kv_bytes_per_token(facts.attention) == kv_of_a_group * (24 - 1 - 2) - HEAD * 2
+
+
+def test_all_heads_of_a_layer_in_their_order_are_a_whole_layer(tmp_path):
+    """Whichever way it is written, the file is the same, of version 1."""
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf")
+    by_groups = export(dense, tmp_path / "groups.gguf", "6.0:7.0,6.1:7.1")
+    assert by_groups.read_bytes() == export(dense, tmp_path / "layers.gguf", "6-7").read_bytes()
+
+
+def test_columns_of_quantised_tensors(tmp_path):
+    """A group has 32 columns: one block of q8_0, which is moved as it is, but not a whole number of larger blocks."""
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf", q8_0=True)
+    out = export(dense, tmp_path / "out.gguf", SPANS, drop=DROP)
+    before, after = (rows(path, "blk.7.attn_output.weight") for path in (dense, out))
+    assert np.array_equal(after, np.concatenate([before[:, 34:], before[:, :34]], axis=1))
+    header = read_model(dense)
+    facts = read_facts(header)
+    name = "blk.7.attn_output.weight"
+    k_quant = replace(header.tensors[name], type=GGMLQuantizationType.Q4_K)
+    attention = parse_map(SPANS, DROP, facts.attention, "first", facts.is_swa)
+    with pytest.raises(Unsupported, match="32 columns of a KV group are not whole blocks of 256") as error:
+        make_plan(replace(header, tensors=header.tensors | {name: k_quant}), facts, attention)
+    assert name in str(error.value)
+
+
+def test_a_model_that_shares_already(tmp_path):
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf")
+    out = export(dense, tmp_path / "out.gguf", "6-7")
+    with pytest.raises(Unsupported, match="shares attention already"):
+        export(out, tmp_path / "more.gguf", "8.0:9.0")
+    groups = export(dense, tmp_path / "groups.gguf", "8.0:9.0")
+    with pytest.raises(Unsupported, match="shares attention already|shares single"):
+        export(groups, tmp_path / "more.gguf", "6-7")
