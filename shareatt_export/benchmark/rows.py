@@ -10,7 +10,8 @@ from statistics import median
 from typing import Any
 
 from ..model.costs import decode_bytes, follower_decode_share, follower_prefill_share, prefill_flops
-from ..model.spans import followers, spans_of, spans_text
+from ..model.map_text import map_text
+from ..model.spans import followers
 from .measure import Measured
 from .settings import FLASH_ON, Setting, cache_type
 
@@ -88,9 +89,15 @@ def _predicted_speedup(measured: Measured, what: str, depth: int) -> float:
 
 
 def _attention(measured: Measured) -> Iterator[Row]:
-    """Compare the attention of one follower with the attention of one dense layer that uses flash attention."""
+    """Compare the attention of one follower with the attention of one dense layer that uses flash attention.
+
+    A map of single KV groups has no layer to compare.
+    """
     pair, request = measured.pair, measured.request
-    sa_followers = followers(pair.sa_facts.source_layers)
+    source_layers = pair.sa_facts.attention.source_layers
+    if source_layers is None:
+        return
+    sa_followers = followers(source_layers)
     for (what, depth), seconds in sorted(measured.attention.items()):
         median_layer: dict[str, list[float]] = {}  # by setting, one number for each round
         for setting in measured.settings:
@@ -143,7 +150,7 @@ def as_dict(measured: Measured) -> dict[str, Any]:
     return {
         "dense": str(request.dense),
         "sa": str(request.sa),
-        "spans": spans_text(spans_of(sa.source_layers)),
+        "spans": map_text(sa.attention),
         "settings": [setting.name for setting in measured.settings],
         "depths": list(request.depths),
         "prompt": request.prompt,

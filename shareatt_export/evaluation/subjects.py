@@ -143,5 +143,8 @@ def _dropped(dense: Subject, other: Subject) -> Subject | None:
             field="--drop",
             next_step="compare it with the dense model that it was made from",
         )
-    layers = tuple(followers(other.facts.source_layers))
+    source_layers = other.facts.attention.source_layers
+    if source_layers is None:  # single KV groups have no layers that could be left away instead
+        return None
+    layers = tuple(followers(source_layers))
     return dense.without_attention(layers) if layers else None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..checkpoint import hub
 from ..checkpoint.checks import check_files, check_no_code, checkpoint_files
-from ..errors import BadInput, BadSpans, ShareattError
+from ..errors import BadInput, BadSpans, ShareattError, Unsupported
 from ..formats.gguf_header import Header
 from ..formats.shards import piece_names, read_model
 from ..formats.texts import Corpus, read_corpus
@@ -161,7 +161,7 @@ def _job(
     fitting = Fitting(request.align, request.refit, text.sha256) if text and fits else None
     if request.spans == AUTO:
         request = replace(request, spans=_found_spans(header, request, text, stages))
-    plan = make_plan(header, facts, wanted(facts, request), fitting)
+    plan = make_plan(header, facts, wanted(header, facts, request), fitting)
     prediction = None
     if quantisation is not None:
         check_input(header)
@@ -174,13 +174,19 @@ def _job(
     return job
 
 
-def wanted(facts: Facts, request: ExportRequest) -> AttentionMap:
-    """Return the map that a request asks for. Raises BadSpans if it cannot be read or does not fit the model."""
+def wanted(header: Header, facts: Facts, request: ExportRequest) -> AttentionMap:
+    """Return the map that a request asks for.
+
+    Raises BadSpans if it cannot be read or does not fit the model, Unsupported if the model shares single KV groups.
+    """
+    if (before := facts.attention.source_layers) is None:
+        next_step = "begin with the dense model"
+        raise Unsupported("shares single KV groups already", path=header.path, next_step=next_step)
     if request.map is not None:
         return read_map(request.map, facts.dense_attention)
     if request.drop is None and request.spans is not None and "." not in request.spans:
         spans = parse_spans(request.spans, facts.n_layer, request.source, facts.is_swa)
-        return facts.of_layers(extended(facts.source_layers, spans))
+        return facts.of_layers(extended(before, spans))
     return parse_map(request.spans, request.drop, facts.dense_attention, request.source, facts.is_swa)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedModel
 
-from ..errors import BadInput
+from ..errors import BadInput, Unsupported
 from ..formats.gguf_header import Header
 from ..formats.gguf_keys import KEY_FIT_TENSORS
 from ..formats.tensor_copies import read_f32
@@ -24,7 +24,10 @@ def spans_in(header: Header) -> tuple[Span, ...]:
     facts = read_facts(header)
     if not facts.is_shared:
         raise BadInput("shares no attention", path=header.path, next_step="--from takes an SA GGUF")
-    return spans_of(facts.source_layers)
+    if (source_layers := facts.attention.source_layers) is None:
+        reason = "shares or lacks single KV groups, and healing works with whole layers only"
+        raise Unsupported(reason, path=header.path, field="--from")
+    return spans_of(source_layers)
 
 
 def fitted_weights(header: Header, model: PreTrainedModel) -> StartingValues:

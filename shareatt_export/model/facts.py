@@ -38,16 +38,6 @@ class Facts:
         """Whether groups of heads share attention, or lack it, already."""
         return not self.attention.is_dense
 
-    @property
-    def source_layers(self) -> SourceMap:
-        """The source map of a model that shares whole layers; the identity for a dense model.
-
-        Raises Unsupported if the KV groups of a layer do different things.
-        """
-        if (source_layers := self.attention.source_layers) is None:
-            raise Unsupported("shares single KV groups; this works with whole layers only")
-        return source_layers
-
     @cached_property
     def dense_attention(self) -> AttentionMap:
         """The map in which all heads compute their attention weights."""

@@ -80,7 +80,7 @@ def fitted_tensors(dense: Header, facts: Facts, attention: AttentionMap, fitting
     """
     if (source_layers := attention.source_layers) is None:
         return _of_groups(dense, facts, attention, fitting)
-    new = [layer for layer in followers(source_layers) if source_layers[layer] != facts.source_layers[layer]]
+    new = [layer for layer in followers(source_layers) if layer not in facts.attention.touched]
     if fitting.heal:
         layers = sorted({*new, *(source_layers[layer] for layer in new)})
         return tuple(copy for layer in layers for copy in _healed(dense, facts, layer, layer in new, fitting.mlp))

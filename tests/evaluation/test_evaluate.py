@@ -108,7 +108,7 @@ def test_bits_per_byte(demo_dense, shared, beginning):
 )
 def test_the_baseline_is_the_best_that_takes_no_more_bytes(n_layer, head_dim, spans, expected):
     facts = ModelShape(n_layer, 256, 4, 2, head_dim, 256, 32).facts()
-    source_layers = source_map(parse_spans(spans, n_layer), n_layer) if spans else facts.source_layers
+    source_layers = source_map(parse_spans(spans, n_layer), n_layer) if spans else facts.attention.source_layers
     shared = facts.kv_bytes_per_token(facts.of_layers(source_layers))
     found = baseline(Subject("dense", None, facts), shared)
     assert (found and found.type_k.name) == expected

@@ -45,7 +45,7 @@ def test_every_kind_is_predicted_and_runs(run, dense, tmp_path, outtype, with_im
     done = json.loads(run(dense, "--spans", SPANS, "-o", out, "--json", *options).stdout)
     assert plan["file_bytes"] == [out.stat().st_size] == [of["bytes"] for of in done["outputs"]]
     header = read_header(out)
-    assert read_facts(header).source_layers == MAP
+    assert read_facts(header).attention.source_layers == MAP
     assert header.value("general.file_type") == WEIGHT_TYPES[weight_type(outtype)]
     assert (header.value("quantize.imatrix.file") == "imatrix.gguf") == with_imatrix
     assert np.isfinite(graph_taps.run(out).output).all()
@@ -60,7 +60,7 @@ def test_a_checkpoint_to_q4_k_m_in_shards(run, tmp_path):
     files = [Path(line) for line in done.stdout.splitlines()]
     assert [file.stat().st_size for file in files] == plan["file_bytes"] and len(files) == 4
     header = read_model(files[0])
-    assert read_facts(header).source_layers[6:10] == (6, 6, 6, 6)
+    assert read_facts(header).attention.source_layers[6:10] == (6, 6, 6, 6)
     assert {info.type for info in header.tensors.values()} >= {GGMLQuantizationType.Q5_0, GGMLQuantizationType.Q8_0}
     command = [runtime.tool("llama-completion"), "-m", files[0], "-p", "def ", "-n", "8", "-no-cnv", "--temp", "0"]
     said = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout

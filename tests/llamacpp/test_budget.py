@@ -44,7 +44,7 @@ def test_the_probabilities_take_what_the_followers_save(cases, folder, heads, sp
     """Per cache cell: 2 bytes (F16) for each head and token of the ubatch, times the spans that are alive at once."""
     file = cases[heads].shared(spans, folder)
     facts = read_facts(read_header(file))
-    n_followers = sum(source != layer for layer, source in enumerate(facts.source_layers))
+    n_followers = sum(source != layer for layer, source in enumerate(facts.attention.source_layers))
     n_stream = params.get("n_seq_max", 1)
     saved = n_followers * facts.n_embd_k(0) * 2 * params.get("n_ctx", N_CTX)
     n_alive = 2 if spans.startswith("0:") else 1

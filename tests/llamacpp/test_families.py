@@ -29,7 +29,7 @@ def test_the_runtime_is_the_reference(family: str, case: Case, tmp_path: Path):
     dense_error = parity.nmse(parity.logits(case.dense), model_families.reference(case))
     assert dense_error <= parity.TOLERANCE["f32"]  # otherwise the rest would prove nothing
     shared = case.shared(FAMILIES[family].spans, tmp_path)
-    source_layers = read_facts(read_header(shared)).source_layers
+    source_layers = read_facts(read_header(shared)).attention.source_layers
     expected = model_families.reference(case, source_layers)
     assert parity.nmse(parity.logits(shared), expected) <= parity.TOLERANCE["f32"]
     flash = parity.flash_error_of_dense(case, "prefill")

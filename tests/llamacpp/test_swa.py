@@ -46,8 +46,9 @@ def shared(arch: str, case: Case, folder: Path) -> Path:
 
 def test_a_range_shares_within_each_kind(arch, shared):
     facts = read_facts(read_header(shared))
-    assert facts.source_layers == SPANS[arch][1] and len(set(facts.is_swa)) == 2
-    assert all(facts.is_swa[layer] == facts.is_swa[source] for layer, source in enumerate(facts.source_layers))
+    source_layers = facts.attention.source_layers
+    assert source_layers == SPANS[arch][1] and len(set(facts.is_swa)) == 2
+    assert all(facts.is_swa[layer] == facts.is_swa[source] for layer, source in enumerate(source_layers))
 
 
 def test_the_dense_model_is_the_reference(arch, case):

@@ -31,7 +31,9 @@ def test_costs_are_those_of_eval(demo_dense, trial_model, tmp_path):
     for spans in ("6-9", "1-2,4-5"):
         sa = shareatt_export.export(demo_dense, spans, tmp_path / f"{spans}.gguf").files[0]
         done = evaluate(EvaluateRequest(demo_dense, (sa,), HELDOUT, 64, 4, baselines=False, drop=True))
-        dropped = score_dropped(done.subjects.others[0].facts.source_layers, map_costs, facts, trial_model.header)
+        dropped = score_dropped(
+            done.subjects.others[0].facts.attention.source_layers, map_costs, facts, trial_model.header
+        )
         assert dropped.quality.kl.value == pytest.approx(done.scores[2].kl.value, rel=1e-2)
         assert dropped.kv_bytes_per_token == done.scores[2].subject.kv_bytes_per_token
         quality = map_costs.quality(source_map(parse_spans(spans, 12), 12))

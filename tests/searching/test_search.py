@@ -96,7 +96,7 @@ def test_spans_auto(run, demo_dense, tmp_path):
     dry = json.loads(run(*arguments, "--followers", 2, "--dry-run", "--json").stdout)
     data = json.loads(run(*arguments, "--followers", 2, "-o", out, "--json").stdout)
     assert data["spans"] == dry["spans"] and sum(len(span["followers"]) for span in data["spans"]) == 2
-    assert read_facts(read_header(out)).source_layers == tuple(data["source_layers"])
+    assert read_facts(read_header(out)).attention.source_layers == tuple(data["source_layers"])
     assert "belong together" in run(*arguments, "-o", tmp_path / "x.gguf").error
     assert "belong together" in run(demo_dense, "--spans", "6-9", "--followers", 2, "--dry-run").error
     checkpoint = run(tiny_models.DEMO, *arguments[1:], "--followers", 2, "--dry-run")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shareatt_export.exporting.write import write_plan
 from shareatt_export.formats.gguf_reader import read_header
-from shareatt_export.model.architectures import ARCHITECTURES, REASONS
+from shareatt_export.model.architectures import ARCHITECTURES, LAYERS_ONLY, REASONS
 from shareatt_export.model.attention_map import AttentionMap, Group
 from shareatt_export.model.facts import Facts, read_facts
 from shareatt_export.model.spans import parse_spans, source_map
@@ -144,6 +144,10 @@ more) are exported as one span, and the patched llama.cpp runs it. The numbers a
 - *reuse*, *recompute*: the logits with flash attention on, against the plain path. The last column is the same error of
   the dense model, because ggml rounds K and V to f16. Encoders have no KV cache and always recompute.
 
+- *groups*: the same as *product*, and the logits of the export against those of the dense model with the map set at
+  run time, whichever is larger, for a map in which a KV group follows, one is dropped, and a layer has no attention.
+  *Layers only*: single KV groups of this architecture cannot share or be dropped; the reasons are below.
+
 *Sliding* models have layers that attend to a sliding window (in Llama 4, a chunk) and layers that attend to all
 positions; a span shares within each kind. In *fused* models Q, K and V are one tensor; a follower keeps the rows of V.
 """
@@ -161,14 +165,30 @@ def report() -> Iterator[str]:
     """Yield the lines of docs/ARCHITECTURES.md."""
     yield PREFACE.format(product=PRODUCT)
     yield f"{len(ARCHITECTURES)} architectures:\n"
-    yield "| architecture | QKV | attention | product | own weights | dense | reuse | recompute | dense, flash |"
-    yield "| --- |" + " --- |" * 8
+    columns = ("QKV", "attention", "product", "own weights", "dense", "reuse", "recompute", "dense, flash", "groups")
+    yield f"| architecture | {' | '.join(columns)} |"
+    yield "| --- |" + " --- |" * len(columns)
     for arch in ARCHITECTURES:
         with tempfile.TemporaryDirectory() as folder:
             proof = prove(arch, Path(folder))
+            groups = "layers only"
+            if ARCHITECTURES[arch].layers_only is None:
+                of_groups = prove_groups(arch, Path(folder))
+                groups = f"{max(of_groups.product, of_groups.tried):.1e}"
         numbers = [proof.product, proof.own_weights, proof.dense, *proof.paths.values(), proof.dense_flash]
-        cells = [arch, "fused" if proof.fused else "split", kind(arch, proof.facts), *(f"{n:.1e}" for n in numbers)]
+        cells = [
+            arch,
+            "fused" if proof.fused else "split",
+            kind(arch, proof.facts),
+            *(f"{n:.1e}" for n in numbers),
+            groups,
+        ]
         yield f"| {' | '.join(cells)} |"
+    yield "\n## Layers only\n"
+    yield "| architecture | why |"
+    yield "| --- | --- |"
+    for reason in dict.fromkeys(LAYERS_ONLY.values()):
+        yield f"| {', '.join(name for name, why in LAYERS_ONLY.items() if why == reason)} | {reason} |"
     yield ""
     yield from model_families.report()
     yield "\n## Not supported\n"

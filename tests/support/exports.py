@@ -15,7 +15,9 @@ from shareatt_export.plan.plan import Plan
 
 def spans_map(facts: Facts, spans: str) -> AttentionMap:
     """Return the map of a model that gets these spans."""
-    return facts.of_layers(extended(facts.source_layers, parse_spans(spans, facts.n_layer, is_swa=facts.is_swa)))
+    before = facts.attention.source_layers
+    assert before is not None
+    return facts.of_layers(extended(before, parse_spans(spans, facts.n_layer, is_swa=facts.is_swa)))
 
 
 def plan_of(dense: Path, spans: str = "6-9") -> Plan:

@@ -263,7 +263,7 @@ def report() -> Iterator[str]:
             shared = case.shared(row.spans, Path(folder))
             facts = read_facts(read_header(shared))
             errors = [parity.nmse(parity.logits(case.dense), reference(case))]
-            expected = reference(case, facts.source_layers)
+            expected = reference(case, facts.attention.source_layers)
             for path in ("plain", "reuse", "recompute"):
                 errors.append(parity.nmse(parity.logits(shared, path=path), expected))
             errors.append(parity.flash_error_of_dense(case, "prefill"))
