@@ -56,10 +56,11 @@ def endpoints(built, tmp_path_factory):
         yield [stack.enter_context(rpc_server(built, folder / f"log-{i}")) for i in (0, 1)]
 
 
-@pytest.fixture(scope="module")
-def shared(built, tmp_path_factory):
+@pytest.fixture(scope="module", params=[("6-9", None), ("6.0:7.1+8.0+8.1", "9.1,10")], ids=["layers", "KV groups"])
+def shared(request, built, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    return export(small_gguf.write_dense(folder / "dense.gguf"), folder / "shared.gguf")
+    spans, drop = request.param
+    return export(small_gguf.write_dense(folder / "dense.gguf"), folder / "shared.gguf", spans, drop=drop)
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,12 @@ import pytest
 from shareatt_export.errors import RuntimeProblem
 from shareatt_export.formats.gguf_encode import raw_array_i32
 from shareatt_export.formats.gguf_reader import read_header
+from shareatt_export.llamacpp.bindings import SharedAttention
 from shareatt_export.llamacpp.engine import Context, Model, Token
 from shareatt_export.llamacpp.pin import patch_dir, pin
 from shareatt_export.llamacpp.source import apply_patch, stock_source
+from shareatt_export.model.facts import read_facts
+from shareatt_export.model.map_text import parse_map
 from tests.support import parity, small_gguf
 from tests.support.exports import export
 from tests.support.parity import nmse
@@ -238,6 +241,44 @@ def test_quantize_and_split_keep_the_map(files, built, tmp_path):
         with Model(parity.lib(), path) as model, Context(model, **F32_CACHE) as context:
             assert model.source_layers() == SOURCE_LAYERS
             assert np.isfinite(context.decode(tokens(5))).all()
+
+
+def test_tools_keep_a_map_of_groups(files, built, tmp_path):
+    """Saving, quantising and splitting keep the map and what is cut; a map that is tried out cannot be saved."""
+    dense, *_ = files
+    groups = export(dense, tmp_path / "groups.gguf", "6.0:7.1+8.0", drop="9,10.1")
+    expected = read_facts(read_header(groups)).attention
+    saved, quantised, merged = (tmp_path / f"{name}.gguf" for name in ("saved", "quantised", "merged"))
+    with Model(parity.lib(), groups) as model:
+        parity.lib().llama_model_save_to_file(model.handle, str(saved).encode())
+    for command in (
+        ("llama-quantize", groups, quantised, "q8_0"),
+        ("llama-gguf-split", "--split", "--split-max-tensors", 60, groups, tmp_path / "part"),
+        ("llama-gguf-split", "--merge", tmp_path / "part-00001-of-00002.gguf", merged),
+    ):
+        subprocess.run([built.bin / command[0], *map(str, command[1:])], check=True, capture_output=True)
+    for path in (saved, quantised, merged):
+        assert read_facts(read_header(path)).attention == expected
+        with Model(parity.lib(), path) as model, Context(model, **F32_CACHE) as context:
+            assert model.source_layers()[6:11] == (6, -1, -1, -1, -1)
+            assert np.isfinite(context.decode(tokens(5))).all()
+
+
+def test_heads_are_set_and_read_back(files):
+    dense, shared, _ = files
+    attention = parse_map("6.0:7.1", "9", read_facts(read_header(dense)).attention, "first", [False] * 12)
+    with Model(parity.lib(), dense) as model:
+        model.share_heads(attention.flat())
+        lib = SharedAttention(parity.lib()._lib)
+        found = [lib.source_head(model.handle, layer, head) for layer in range(12) for head in range(4)]
+        assert tuple(found) == attention.flat()
+        assert lib.source_head(model.handle, 12, 0) == lib.source_head(model.handle, 0, 4) == -1
+        with pytest.raises(RuntimeProblem, match="has 47 entries"):
+            model.share_heads(attention.flat()[:-1])
+        model.share(tuple(range(12)))
+        assert model.source_layers() == tuple(range(12))
+    with Model(parity.lib(), shared) as model, pytest.raises(RuntimeProblem, match="layer 7 cannot compute its own"):
+        model.share_heads(attention.flat())
 
 
 def test_llama_cpp_python_runs_it(demo_dense, tmp_path):
