@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure the quality ladder of docs/QUALITY.md: the quality after each step, beside common and cheap alternatives.
+"""Measure the quality ladder of docs/quality.md: the quality after each step, beside common and cheap alternatives.
 
     python scripts/train_demo_model.py --training-text train.txt
     python scripts/ladder.py tests/models/stdlib-5m train.txt build/ladder-5m --followers 4

@@ -30,10 +30,7 @@ def cases(folder: Path, built: runtime.RuntimeStatus) -> dict[tuple[str, str], C
 def test_runtime_is_the_reference(cases, folder, heads, name, kv, path):
     case, attention = cases[heads, kv], MAPS[heads][name](heads)
     file = group_parity.exported(case, attention, folder)
-    errors = {}
-    for mode, way in parity.MODES.items():
-        expected = group_parity.expected(case, attention, way.sequence)
-        errors[mode] = parity.nmse(parity.logits(file, mode, kv, path), expected)
+    errors = {mode: group_parity.error(case, file, attention, mode, kv, path) for mode in parity.MODES}
     assert max(errors.values()) <= parity.TOLERANCE[kv], errors
 
 
@@ -42,10 +39,8 @@ def test_runtime_is_the_reference(cases, folder, heads, name, kv, path):
 def test_with_flash_attention_it_is_as_good_as_dense(cases, folder, heads, name, path):
     case, attention = cases[heads, "f32"], MAPS[heads][name](heads)
     file = group_parity.exported(case, attention, folder)
-    for mode, way in parity.MODES.items():
-        error = parity.nmse(
-            parity.logits(file, mode, "f32", path), group_parity.expected(case, attention, way.sequence)
-        )
+    for mode in parity.MODES:
+        error = group_parity.error(case, file, attention, mode, "f32", path)
         assert error <= 2 * parity.flash_error_of_dense(case, mode), mode
 
 
@@ -61,7 +56,7 @@ def test_cache_types_cost_what_they_cost_dense(wide, folder, kv, path):
     for name, make in MAPS["GQA"].items():
         attention = make("GQA")
         file = group_parity.exported(wide, attention, folder)
-        error = parity.nmse(parity.logits(file, "several ubatches", kv, path), group_parity.expected(wide, attention))
+        error = group_parity.error(wide, file, attention, "several ubatches", kv, path)
         assert 0 < error <= 2.5 * dense, name
 
 

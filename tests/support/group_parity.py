@@ -1,6 +1,6 @@
 """Maps of KV groups, and the error of the runtime with them against torch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,3 +137,38 @@ def exported(case: Case, attention: AttentionMap, folder: Path) -> Path:
     out, header = folder / "groups.gguf", read_header(case.dense)
     write_plan(make_plan(header, read_facts(header), attention), [out], None)
     return out
+
+
+def error(case: Case, file: Path, attention: AttentionMap, mode: str, kv: str, path: str) -> float:
+    """Return the NMSE of the SA file of a case and a map against torch."""
+    return parity.nmse(parity.logits(file, mode, kv, path), expected(case, attention, parity.MODES[mode].sequence))
+
+
+def report(cases: Mapping[tuple[str, str], Case], folder: Path) -> Iterator[str]:
+    """Yield the lines of docs/parity.md on maps of KV groups."""
+    yield "\n## Maps of KV groups\n"
+    yield "The largest error over all ways to decode, F32 weights and cache; the last row of each kind of heads is that"
+    yield "of the dense model with flash attention.\n"
+    yield f"| heads | map | {' | '.join(parity.PATHS)} |"
+    yield "| --- | --- |" + " --- |" * len(parity.PATHS)
+    for heads, maps in MAPS.items():
+        case = cases[heads, "f32"]
+        for name, make in maps.items():
+            attention = make(heads)
+            file = exported(case, attention, folder)
+            cells = []
+            for path in parity.PATHS:
+                errors = (error(case, file, attention, mode, "f32", path) for mode in parity.MODES)
+                cells.append(f"{max(errors):.1e}")
+            yield f"| {heads} | {name} | {' | '.join(cells)} |"
+        flash = max(parity.flash_error_of_dense(case, mode) for mode in parity.MODES)
+        yield f"| {heads} | dense | | | | {flash:.1e} |"
+    yield "\n| mutation | MHA | GQA |"
+    yield "| --- | --- | --- |"
+    for mutation, (kind, name) in MUTATIONS.items():
+        cells = []
+        for heads in ("MHA", "GQA"):
+            case, attention = cases[heads, "f32"], MAPS[heads][name](heads)
+            measured = parity.logits(exported(case, attention, folder))
+            cells.append(f"{parity.nmse(measured, expected(case, attention, kind=kind)):.2f}")
+        yield f"| {mutation} | {' | '.join(cells)} |"

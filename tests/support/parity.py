@@ -293,6 +293,9 @@ def report(folder: Path) -> Iterator[str]:
     for name, kind in MUTATIONS.items():
         errors = [mutation_error(cases[heads, "f32"], folder, kind) for heads in tiny_models.HEADS]
         yield f"| {name} | " + " | ".join(f"{error:.2f}" for error in errors) + " |"
+    from tests.support import group_parity  # which imports this module
+
+    yield from group_parity.report(cases, folder)
 
 
 if __name__ == "__main__":
