@@ -9,20 +9,26 @@ from rich.console import Console
 from ..healing import heal
 from ..healing.heal import Healed
 from ..healing.job import HealJob
-from ..model.spans import spans_text
+from ..model.attention_map import AttentionMap
+from ..model.map_text import in_words
+from ..model.spans import spans_of
 from .tables import table
 
 
 def plan_dict(job: HealJob) -> dict[str, Any]:
     return {
-        "spans": spans_text(job.spans),
+        "spans": job.map_text,
         "trained": [{"name": part.name, "shape": list(job.shapes[part.name])} for part in job.parts],
         "n_trained": job.n_trained,
     }
 
 
 def show_plan(job: HealJob, console: Console) -> None:
-    console.print(table([(str(span), span.in_words()) for span in job.spans], ("span", "")))
+    if isinstance(job.attention, AttentionMap):
+        layers = [(str(layer), in_words(job.attention, layer)) for layer in job.attention.touched]
+        console.print(table(layers, ("layer", "KV groups")))
+    else:
+        console.print(table([(str(span), span.in_words()) for span in spans_of(job.attention)], ("span", "")))
     kinds = Counter(".".join(part.name.split(".")[-2:]) for part in job.parts)
     what = ", ".join(f"{n} x {kind}" for kind, n in kinds.items())
     how = f", as differences of rank {job.request.rank}" if job.request.lora_rank else ""
@@ -52,6 +58,5 @@ def show(done: Healed, console: Console) -> None:
             highlight=False,
         )
         return
-    spans = spans_text(done.job.spans)
-    command = ["shareatt-export", str(request.out), "--spans", spans, "-o", f"{request.out}.gguf"]
+    command = ["shareatt-export", str(request.out), "--spans", done.job.map_text, "-o", f"{request.out}.gguf"]
     console.print(f"export it: {shlex.join(command)}", highlight=False, soft_wrap=True)

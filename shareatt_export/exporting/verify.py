@@ -55,7 +55,7 @@ def verify(out: Path, dense: Path, advance: Advance = nothing) -> Verified:
         raise VerifyFailed("is missing, or no layer shares", path=out, field=key_source_layers(sa_facts.arch))
     if sa_facts.n_layer != dense_facts.n_layer:
         raise VerifyFailed(f"has {sa_facts.n_layer} layers, {dense} has {dense_facts.n_layer}", path=out)
-    attention = _dense_order(sa, sa_facts, dense_facts)
+    attention = dense_order(sa, sa_facts, dense_facts)
     fitting = None if dense_facts.is_shared else Fitting.from_header(sa)
     plan = with_identity(
         make_plan(dense_header, dense_facts, attention, fitting), tensors_sha256(dense_header, advance)
@@ -67,7 +67,7 @@ def verify(out: Path, dense: Path, advance: Advance = nothing) -> Verified:
     return verified
 
 
-def _dense_order(sa: Header, sa_facts: Facts, dense_facts: Facts) -> AttentionMap:
+def dense_order(sa: Header, sa_facts: Facts, dense_facts: Facts) -> AttentionMap:
     """Return the map of the SA file, with its heads numbered as in the dense model. Raises VerifyFailed."""
     if sa_facts.attention.source_layers is not None:
         return sa_facts.attention

@@ -27,6 +27,7 @@ from ..formats.texts import Corpus
 from ..llamacpp.runtime import RuntimeStatus
 from ..llamacpp.token_windows import token_windows
 from ..model.attention_map import AttentionMap, following
+from ..plan.cuts import kept_columns
 from ..plan.plan import Plan, with_fit
 from ..plan.projections import Fitting, Projections, output_columns, projections
 from ..system.progress import Fraction
@@ -113,7 +114,7 @@ def fit(plan: Plan, request: FitRequest, built: RuntimeStatus, watch: Fraction =
                     refits[layer], changes[output] = _refitted(
                         trial_model,
                         output,
-                        _kept(plan, layer),
+                        kept_columns(plan.facts, plan.attention, layer),
                         before,
                         layer,
                         windows,
@@ -248,17 +249,10 @@ def _dense_outputs(
         yield targets
 
 
-def _kept(plan: Plan, layer: int) -> npt.NDArray[np.intp]:
-    """Return the columns of a layer's W_O that it keeps, in the order of the SA file."""
-    width = plan.attention.n_rep(layer) * plan.facts.head_dim_v
-    kept = [group for group in plan.attention.order(layer) if plan.attention.action(group) != "drop"]
-    return np.concatenate([np.arange(group.number * width, (group.number + 1) * width) for group in kept])
-
-
 def _refitted(
     trial_model: TrialModel,
     output: TensorCopy,
-    columns: npt.NDArray[np.intp],
+    columns: Sequence[int],
     before: RawRows,
     layer: int,
     windows: Sequence[Sequence[int]],

@@ -57,8 +57,7 @@ class Distiller(nn.Module):
         super().__init__()
         self.model, self.sharing, self.weights, self.checkpointing = model, sharing, weights, checkpointing
         model.requires_grad_(False)
-        shared = (source for layer, source in enumerate(sharing.source_layers) if source != layer)
-        self.common = CommonLayers(model, min(shared))
+        self.common = CommonLayers(model, min(sharing.needed))
 
     def backward(self, tokens: Tensor) -> float:
         """Return the loss on tokens [n_batch, n_token], and add its gradients to weights.leaves."""

@@ -26,12 +26,14 @@ from ..formats.gguf_header import Header
 from ..formats.gguf_keys import KEY_FIT_TENSORS
 from ..formats.identity import recorded_sha256, tensors_sha256
 from ..formats.shards import read_model
-from ..formats.tensor_copies import RawRows, TensorCopy, raw_rows
+from ..formats.tensor_copies import RawRows, TensorCopy, cut, raw_rows, whole_copy
 from ..formats.texts import Text
 from ..llamacpp import runtime
 from ..llamacpp.bindings import load
 from ..llamacpp.engine import Model
+from ..model.architectures import split_tensor_name
 from ..model.facts import Facts
+from ..plan.cuts import kept_columns
 from ..plan.plan import Plan, with_record
 from ..system.progress import Step
 from ..system.staging import check_space, publish, staged
@@ -118,8 +120,18 @@ class GgufModel:
         for part in self.parts:
             if (copy := self.targets[part.name]).name in changed:
                 values = self._places.values(self.begin.tensors[copy.name])
+                if copy.columns is not None:  # the rest has no effect
+                    values = self._with_columns(copy, values)
                 found[part.name] = values if part.rows is None else values[: len(part.rows)]
         return found
+
+    def _with_columns(self, copy: TensorCopy, values: Values) -> Values:
+        """Return the dense output projection with other values of the columns that the SA file keeps."""
+        layer = split_tensor_name(copy.name)[0]
+        assert layer is not None  # noqa: S101  (only tensors of layers are cut)
+        whole = self._places.values(copy.origin).copy()
+        whole[:, kept_columns(self.facts, self.plan.attention, layer)] = values
+        return whole
 
     def stored(self, distiller: Distiller, train: Tensor) -> Encoding:
         """Raises Unsupported if transformers does not compute what the runtime computes."""
@@ -154,6 +166,9 @@ class GgufModel:
             copy, encoded = self.targets[name], encoding.raw(weights.parts[name], values)
             if (order := self._places.order(copy.origin)) is not None:
                 encoded = encoded.reshape(len(order), -1)[order]
+            if weights.parts[name].rows is None:
+                changes[copy] = cut(encoded.reshape(raw_rows(whole_copy(copy.origin)).shape), copy)
+                continue
             raw = raw_rows(copy).copy()
             raw.reshape(-1)[: encoded.size] = encoded.reshape(-1)  # of Q, K and V in one tensor, Q and K come first
             changes[copy] = raw

@@ -21,12 +21,12 @@ import torch
 from .._version import __version__
 from ..errors import Unsupported
 from ..evaluation.divergence import Quality
-from ..model.spans import source_map, spans_text
+from ..model.attention_map import AttentionMap
 from ..system.progress import Step, silent
 from . import saved_state
 from .distill import Distiller
 from .job import HealJob
-from .sharing import Sharing
+from .sharing import GroupSharing, Sharing
 from .train import Schedule, TrainingResult, train
 from .trained_weights import TrainedWeights
 
@@ -75,7 +75,7 @@ def settings_of(job: HealJob) -> dict[str, Any]:
     return {
         "exporter": f"shareatt-export {__version__}",
         "weights": job.model.identity(),
-        "spans": spans_text(job.spans),
+        "spans": job.map_text,
         "text": [{"name": text.name, "sha256": text.sha256} for text in job.texts],
         "self_text": request.self_text,
         "method": request.method,
@@ -132,16 +132,15 @@ def as_dict(done: Healed) -> dict[str, Any]:
 
 def _distiller(job: HealJob) -> Distiller:
     """Load the model, and run it once. Raises BadInput or Unsupported if it cannot be healed."""
-    request, config = job.request, job.model.config
+    request, attention = job.request, job.attention
     model = job.model.load(job.dtype)
     job.model.check_origin(model)
     model.to(job.device)  # type: ignore[arg-type]
     weights = TrainedWeights(model, job.parts, request.lora_rank, job.initial, request.seed)
-    sharing = Sharing(source_map(job.spans, config.num_hidden_layers))
+    sharing = GroupSharing(attention) if isinstance(attention, AttentionMap) else Sharing(attention)
     distiller = Distiller(model, sharing, weights, request.checkpointing)
     distiller.score(torch.zeros(1, 4, dtype=torch.int64))  # only a forward pass shows which layers Sharing reaches
-    layers = {layer for span in job.spans for layer in (span.source, *span.followers)}
-    if missed := layers - sharing.reached:
+    if missed := sharing.needed - sharing.reached:
         reason = f"layer {min(missed)} does not use transformers' attention interface"
         raise Unsupported(reason, path=job.model.path)
     return distiller

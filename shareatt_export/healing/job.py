@@ -17,21 +17,24 @@ from transformers.utils import logging
 
 from ..checkpoint.rewrite import find_tensors
 from ..errors import BadInput, BadSpans, Unsupported
+from ..exporting.verify import dense_order
 from ..formats.gguf_header import Header
 from ..formats.identity import tensors_sha256
 from ..formats.shards import read_model
 from ..formats.texts import Corpus, Text, read_corpus
 from ..llamacpp import runtime
-from ..model.facts import read_facts
-from ..model.spans import Span, parse_spans, source_map
+from ..model.attention_map import AttentionMap
+from ..model.facts import Facts, read_facts
+from ..model.map_text import map_text
+from ..model.spans import SourceMap, Span, parse_spans, source_map, spans_of, spans_text
 from ..plan.make_plan import make_plan
-from ..plan.projections import Fitting
+from ..plan.projections import Fitting, trained_roles
 from ..system.staging import check_output, check_output_folder
 from . import checkpoint_model, gguf_weights, starting_weights
 from .checkpoint_model import RECORD, CheckpointModel
 from .dense_model import DenseModel
 from .gguf_model import GgufModel
-from .parts import Part, trained_parts
+from .parts import Part, Roles, roles_of, trained_parts
 from .request import HealRequest
 from .self_text import SelfText
 from .trained_weights import TrainedWeights
@@ -43,14 +46,15 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 class HealJob:
     """A request that passed the checks.
 
-    `shapes` are those of the trained parts, by the name of the parameter; `n_trained` counts the numbers that the
-    optimizer changes. `initial` maps parameters to the values that training starts with, where --from has others.
+    `attention`: a source map of layers, or a map of KV groups. `shapes` are those of the trained parts, by the name of
+    the parameter; `n_trained` counts the numbers that the optimizer changes. `initial` maps parameters to the values
+    that training starts with, where --from has others.
     """
 
     request: HealRequest
     model: DenseModel
     texts: tuple[Text, ...]
-    spans: tuple[Span, ...]
+    attention: SourceMap | AttentionMap
     parts: tuple[Part, ...]
     shapes: Mapping[str, tuple[int, ...]]
     n_trained: int
@@ -62,6 +66,13 @@ class HealJob:
         if self.request.device != "auto":
             return torch.device(self.request.device)
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def map_text(self) -> str:
+        """The map as text."""
+        if isinstance(self.attention, AttentionMap):
+            return map_text(self.attention)
+        return spans_text(spans_of(self.attention))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -99,10 +110,10 @@ def _of_folder(folder: Path, begin: Header | None, request: HealRequest) -> Heal
     texts = read_corpus(request.text).texts
     skeleton = _skeleton(folder, config := checkpoint_model.read_config(folder), request)
     spans = _spans(request, begin, config.num_hidden_layers, checkpoint_model.is_swa(folder, config))
-    parts = _parts(skeleton, spans, request, folder)
+    parts = _parts(skeleton, roles_of(spans), request, folder)
     model = CheckpointModel(folder, config, find_tensors(folder, [part.name for part in parts]), begin)
     initial = starting_weights.fitted_weights(begin, skeleton) if begin else {}
-    return _job(request, model, texts, spans, parts, skeleton, initial)
+    return _job(request, model, texts, source_map(spans, config.num_hidden_layers), parts, skeleton, initial)
 
 
 def _of_gguf(header: Header, begin: Header | None, request: HealRequest) -> HealJob:
@@ -116,7 +127,7 @@ def _of_gguf(header: Header, begin: Header | None, request: HealRequest) -> Heal
     own = (
         SelfText(tensors_sha256(header), request.self_text, request.n_ctx, request.seed) if request.self_text else None
     )
-    spans = _spans(request, begin, facts.n_layer, facts.is_swa)
+    attention = _attention(request, begin, facts)
     fitted = Fitting.from_header(begin) if begin else None
     fitting = Fitting(
         align=fitted is not None and fitted.align,
@@ -125,27 +136,39 @@ def _of_gguf(header: Header, begin: Header | None, request: HealRequest) -> Heal
         heal=True,
         mlp=request.train_mlp or (fitted is not None and fitted.mlp),
     )
-    plan = make_plan(
-        header, facts, facts.of_layers(source_map(spans, facts.n_layer)), fitting
-    )  # which knows what llama.cpp can run
+    plan = make_plan(header, facts, attention, fitting)  # which knows what llama.cpp can run
     skeleton = _skeleton(header.path, config := gguf_weights.read_config(header, facts), request)
-    parts = _parts(skeleton, spans, request, header.path)
+    layers = attention.source_layers
+    roles = trained_roles(attention) if layers is None else roles_of(spans_of(layers))
+    parts = _parts(skeleton, roles, request, header.path)
     model = GgufModel(header, facts, config, skeleton, parts, plan, begin, own)
-    return _job(request, model, corpus.texts, spans, parts, skeleton, model.initial())
+    shared = attention if layers is None else layers
+    return _job(request, model, corpus.texts, shared, parts, skeleton, model.initial())
+
+
+def _attention(request: HealRequest, begin: Header | None, facts: Facts) -> AttentionMap:
+    """Return the map of --spans, or of the file of --from. Raises Unsupported for a map of groups that was healed."""
+    if begin is None or (found := read_facts(begin)).attention.source_layers is not None or request.spans is not None:
+        spans = _spans(request, begin, facts.n_layer, facts.is_swa)
+        return facts.of_layers(source_map(spans, facts.n_layer))
+    if (fitting := Fitting.from_header(begin)) and fitting.heal:
+        next_step = "begin with a file that --refit made"
+        raise Unsupported("was healed already", path=begin.path, field="--from", next_step=next_step)
+    return dense_order(begin, found, facts)
 
 
 def _job(
     request: HealRequest,
     model: DenseModel,
     texts: tuple[Text, ...],
-    spans: tuple[Span, ...],
+    attention: SourceMap | AttentionMap,
     parts: tuple[Part, ...],
     skeleton: PreTrainedModel,
     initial: Mapping[str, npt.NDArray[np.floating]],
 ) -> HealJob:
     shapes = {part.name: tuple(part.of(skeleton.get_parameter(part.name)).shape) for part in parts}
     n_trained = TrainedWeights(skeleton, parts, request.lora_rank).n_trained
-    return HealJob(request, model, texts, spans, parts, shapes, n_trained, initial)
+    return HealJob(request, model, texts, attention, parts, shapes, n_trained, initial)
 
 
 def _check_device(request: HealRequest) -> None:
@@ -173,8 +196,8 @@ def _spans(
     raise BadSpans("one of --spans and --from is needed")
 
 
-def _parts(skeleton: PreTrainedModel, spans: tuple[Span, ...], request: HealRequest, path: Path) -> tuple[Part, ...]:
+def _parts(skeleton: PreTrainedModel, roles: Roles, request: HealRequest, path: Path) -> tuple[Part, ...]:
     try:
-        return trained_parts(skeleton, spans, train_mlp=request.train_mlp)
+        return trained_parts(skeleton, roles, train_mlp=request.train_mlp)
     except Unsupported as error:  # which knows the model, but not its path
         raise Unsupported(error.reason, path=path, field=error.field, next_step=error.next_step) from None

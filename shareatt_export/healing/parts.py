@@ -1,9 +1,9 @@
 """Choose what healing trains: V and O of followers, Q and K of sources, optionally their MLPs.
 
-parts = trained_parts(model, spans, train_mlp=False)     # parameters of the model, or some rows of them
+parts = trained_parts(model, roles_of(spans))     # parameters of the model, or some rows of them
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,37 +82,51 @@ def attention_modules(model: PreTrainedModel) -> dict[int, tuple[str, nn.Module,
     return found
 
 
-def trained_parts(model: PreTrainedModel, spans: Iterable[Span], train_mlp: bool = False) -> tuple[Part, ...]:
+Roles = Mapping[int, tuple[str, ...]]  # by layer: "qk", "vo", or both
+
+
+def roles_of(spans: Iterable[Span]) -> Roles:
+    """Return what is trained where whole layers share: Q and K of sources, V and O of followers."""
+    found: dict[int, tuple[str, ...]] = {}
+    for span in spans:
+        found |= {span.source: ("qk",), **dict.fromkeys(span.followers, ("vo",))}
+    return found
+
+
+def trained_parts(model: PreTrainedModel, roles: Roles, train_mlp: bool = False) -> tuple[Part, ...]:
     """Return what to train, layer by layer.
 
     Raises Unsupported, without a path, if the model's projections are not floating-point matrices.
     """
     attention = attention_modules(model)
     parts: list[Part] = []
-    for span in spans:
-        for layer in (span.source, *span.followers):
-            if layer not in attention:
-                reason = f"layer {layer} has no Q, K, V and O projection that heal knows"
-                raise Unsupported(reason, field=type(model).__name__)
-            prefix, module, known = attention[layer]
-            for role, projection, which in _chosen(model.config, known, layer == span.source):
-                names = _parameter_names(module.get_submodule(projection), f"{prefix}.{projection}")
-                parts += [Part(name, role, which) for name in names]
-            if train_mlp:
-                parts += [Part(name, "mlp") for name in _mlp_names(model, prefix, layer)]
+    for layer, of_layer in roles.items():
+        if layer not in attention:
+            reason = f"layer {layer} has no Q, K, V and O projection that heal knows"
+            raise Unsupported(reason, field=type(model).__name__)
+        prefix, module, known = attention[layer]
+        if known.fused and len(of_layer) > 1:
+            reason = f"Q, K and V of layer {layer} are one matrix, of which single KV groups cannot be trained"
+            raise Unsupported(reason, field=type(model).__name__)
+        for role, projection, which in (part for pair in of_layer for part in _chosen(model.config, known, pair)):
+            names = _parameter_names(module.get_submodule(projection), f"{prefix}.{projection}")
+            parts += [Part(name, role, which) for name in names]
+        if train_mlp:
+            parts += [Part(name, "mlp") for name in _mlp_names(model, prefix, layer)]
     return tuple(parts)
 
 
 Chosen = list[tuple[str, str, tuple[int, ...] | None]]  # the role of a part, its projection and the rows of that
 
 
-def _chosen(config: Any, known: Projections, is_source: bool) -> Chosen:
+def _chosen(config: Any, known: Projections, role: str) -> Chosen:
     if not known.fused:
-        return (
-            [("q", known.q, None), ("k", known.k, None)] if is_source else [("v", known.v, None), ("o", known.o, None)]
-        )
+        pair = ((known.q, "q"), (known.k, "k")) if role == "qk" else ((known.v, "v"), (known.o, "o"))
+        return [(name, projection, None) for projection, name in pair]
     rows = fused_rows(config, known.interleaved)
-    return [("qk", known.q, rows["q"] + rows["k"])] if is_source else [("v", known.v, rows["v"]), ("o", known.o, None)]
+    return (
+        [("qk", known.q, rows["q"] + rows["k"])] if role == "qk" else [("v", known.v, rows["v"]), ("o", known.o, None)]
+    )
 
 
 def fused_rows(config: Any, interleaved: bool) -> dict[str, tuple[int, ...]]:

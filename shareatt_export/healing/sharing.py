@@ -39,6 +39,11 @@ class Sharing:
         self.reached: set[int] = set()
         self._weights_are_complete: dict[int, bool] = {}  # by source layer, see _complete_weights
 
+    @property
+    def needed(self) -> set[int]:
+        """The layers that share: sources and followers."""
+        return {each for layer, source in enumerate(self.source_layers) if source != layer for each in (source, layer)}
+
     def attend(
         self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -138,6 +143,10 @@ class GroupSharing(Sharing):
                     heads = self.attention.heads(group)
                     output[:, :, heads.start : heads.stop] = self.of_group(group, value)
         return output, weights
+
+    @property
+    def needed(self) -> set[int]:
+        return {*self.attention.touched, *self._sources}
 
     def of_group(self, group: Group, value: Tensor) -> Tensor | float:
         """Return the output of a group that follows, [n_batch, n_q, n_rep, head_dim], or 0 for one that is dropped."""

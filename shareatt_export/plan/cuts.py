@@ -105,6 +105,13 @@ class LayerCuts:
         return Unsupported(reason, path=self.dense.path, field=field, next_step=next_step)
 
 
+def kept_columns(facts: Facts, attention: AttentionMap, layer: int) -> list[int]:
+    """Return the columns of a layer's output projection that it keeps, in the order of the SA file."""
+    width = attention.n_rep(layer) * facts.head_dim_v
+    kept = [group for group in attention.order(layer) if attention.action(group) != "drop"]
+    return [group.number * width + i for group in kept for i in range(width)]
+
+
 def _cuts(groups: Iterable[Group], width: int) -> Cuts:
     """Return the place of each group, `width` numbers each; groups that follow each other are one piece."""
     found: list[tuple[int, int]] = []

@@ -8,7 +8,7 @@ from ..formats.gguf_header import Header, TensorInfo
 from ..formats.gguf_keys import KEY_FIT, KEY_FIT_TEXT
 from ..formats.tensor_copies import TensorCopy, rows_of, whole_copy
 from ..model.architectures import Architecture
-from ..model.attention_map import AttentionMap
+from ..model.attention_map import AttentionMap, following
 from ..model.facts import Facts, require_exportable
 from ..model.spans import followers
 from .cuts import LayerCuts
@@ -88,10 +88,35 @@ def fitted_tensors(dense: Header, facts: Facts, attention: AttentionMap, fitting
 
 
 def _of_groups(dense: Header, facts: Facts, attention: AttentionMap, fitting: Fitting) -> tuple[TensorCopy, ...]:
-    if str(fitting) != "refit":
-        reason = f"'{fitting}' works with whole layers only, and single KV groups share or are dropped"
+    if fitting.align:
+        reason = "--align works with whole layers only, and single KV groups share or are dropped"
         raise Unsupported(reason, path=dense.path, next_step="use --refit alone")
+    if fitting.heal:
+        return tuple(_healed_groups(dense, facts, attention, fitting.mlp))
     return tuple(copy for layer in attention.touched if (copy := output_columns(dense, facts, attention, layer)))
+
+
+def trained_roles(attention: AttentionMap) -> dict[int, tuple[str, ...]]:
+    """Return what healing trains in each layer: "qk" where weights are computed, "vo" where a touched layer has V."""
+    roles: dict[int, tuple[str, ...]] = {}
+    sources = {source for _, source in following(attention)}
+    for layer in sorted({*attention.touched, *sources}):
+        qk = ("qk",) if attention.n_k(layer) else ()
+        roles[layer] = (*qk, *(("vo",) if attention.n_v(layer) and layer in attention.touched else ()))
+    return roles
+
+
+def _healed_groups(dense: Header, facts: Facts, attention: AttentionMap, mlp: bool) -> Iterator[TensorCopy]:
+    arch = require_exportable(dense)
+    names = {"qk": ("attn_q", "attn_k"), "vo": (arch.v, "attn_output")}
+    for layer, roles in trained_roles(attention).items():
+        cuts = LayerCuts(dense, facts, arch, attention, layer)
+        for role in [*(name for pair in roles for name in names[pair]), *(MLP if mlp else ())]:
+            for suffix in ("weight", "bias"):
+                if (info := dense.tensors.get(f"blk.{layer}.{role}.{suffix}")) is not None and (
+                    copy := cuts.cut(info, role, suffix)
+                ) is not None:
+                    yield copy
 
 
 def output_columns(dense: Header, facts: Facts, attention: AttentionMap, layer: int) -> TensorCopy | None:

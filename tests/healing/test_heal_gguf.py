@@ -188,3 +188,20 @@ def test_the_command(run, dense, tmp_path, built):
     assert "healed with 64 tokens" in run("inspect", out).stdout
     said = json.loads(run("heal", dense, "--spans", SPANS, "-o", out, "--force", "--json", "-q", *options).stdout)
     assert said["written"].keys() == {"perplexity", "kl", "same_top"} and said["output"] == str(out)
+
+
+def test_a_map_of_groups_is_healed_from_a_fitted_file(dense, tmp_path, built):
+    """What is left of each touched layer learns; the runtime computes what torch computed; verify knows the file."""
+    fitted, out = tmp_path / "fitted.gguf", tmp_path / "out.gguf"
+    text = (read_text(tiny_models.DEMO / "LICENSE"),)
+    shareatt_export.export(dense, "1.0:3.1+4.0", fitted, drop="4.1,6", refit=True, text=text)
+    asked = request(dense, out, None, begin=fitted, train_mlp=True, learning_rate=1e-3, steps=20)
+    done = heal.heal(planned(asked))
+    first, *_, last = done.result.curve
+    assert done.written.kl.value == pytest.approx(last.scores.kl, rel=0.05) and last.scores.kl < first.scores.kl
+    assert verify(out, dense).plan.attention == verify(fitted, dense).plan.attention
+    changed = set(read_header(out).value(KEY_FIT_TENSORS))
+    assert {"blk.1.attn_q.weight", "blk.3.attn_q.weight", "blk.3.attn_v.weight", "blk.4.attn_output.weight"} <= changed
+    assert not {name for name in changed if name.startswith(("blk.6.attn", "blk.4.attn_q"))}
+    with pytest.raises(Unsupported, match="was healed already"):
+        planned(request(dense, tmp_path / "again.gguf", None, begin=out))
