@@ -27,7 +27,13 @@ class Settings:
 
 DEFAULTS = Settings()
 
-Enough = Callable[[CostedMap], bool]  # whether no further follower is needed
+CostedLayers = CostedMap[SourceMap]
+Enough = Callable[[CostedLayers], bool]  # whether no further follower is needed
+
+
+def n_followers(step: CostedLayers) -> int:
+    """Return the number of layers that reuse attention weights."""
+    return len(followers(step.map))
 
 
 def with_follower(source_layers: SourceMap, source: int, follower: int) -> SourceMap:
@@ -75,22 +81,22 @@ class BeamSearch:
     """
 
     def __init__(
-        self, n_layer: int, errors: Mapping[Pair, float], costs: MeasuredCosts, settings: Settings = DEFAULTS
+        self, n_layer: int, errors: Mapping[Pair, float], costs: MeasuredCosts[SourceMap], settings: Settings = DEFAULTS
     ) -> None:
         self.n_layer, self.errors, self.costs, self.settings = n_layer, errors, costs, settings
         self.singles: dict[int, float] = {}
 
-    def path(self, enough: Enough) -> list[CostedMap]:
+    def path(self, enough: Enough) -> list[CostedLayers]:
         """Return the best map for each number of followers, from none to where it is enough or none can be added."""
         dense = self.costs.costed(tuple(range(self.n_layer)))
         path, beam = [dense], [dense]
         while not enough(path[-1]):
             if not self.singles:
                 self.singles = {
-                    _new_follower(dense.source_layers, extended): self.costs.rough(extended)
-                    for extended in additions(dense.source_layers, self.errors)
+                    _new_follower(dense.map, extended): self.costs.rough(extended)
+                    for extended in additions(dense.map, self.errors)
                 }
-            maps = {extended for step in beam for extended in self._extensions(step.source_layers)}
+            maps = {extended for step in beam for extended in self._extensions(step.map)}
             first = guess(self.n_layer, self.errors, len(path))
             beam = self.costs.best(maps | {first} if first else maps, self.settings.beam)
             if not beam:
@@ -98,7 +104,7 @@ class BeamSearch:
             path.append(beam[0])
         return path
 
-    def guesses(self, enough: Enough) -> list[CostedMap]:
+    def guesses(self, enough: Enough) -> list[CostedLayers]:
         """Return a guessed map for each number of followers; only one cost is measured for each number.
 
         Where no contiguous spans have that number of followers, as in models that mix sliding windows with full
@@ -107,20 +113,20 @@ class BeamSearch:
         path = [self.costs.costed(tuple(range(self.n_layer)))]
         while not enough(path[-1]):
             found = guess(self.n_layer, self.errors, len(path))
-            found = found or next(additions(path[-1].source_layers, self.errors), None)
+            found = found or next(additions(path[-1].map, self.errors), None)
             if found is None:
                 break
             path.append(self.costs.costed(found))
         return path
 
-    def exchanged(self, step: CostedMap) -> CostedMap:
+    def exchanged(self, step: CostedLayers) -> CostedLayers:
         """Exchange single followers for others, or give them other sources, as long as that lowers the cost."""
         for _ in range(self.settings.rounds):
             before = step
-            for follower in followers(before.source_layers):
-                if step.source_layers[follower] != follower:
-                    exchanges = self._exchanges(step.source_layers, follower)
-                    step = min(step, *self.costs.best([step.source_layers, *exchanges], 1), key=lambda each: each.cost)
+            for follower in followers(before.map):
+                if step.map[follower] != follower:
+                    exchanges = self._exchanges(step.map, follower)
+                    step = min(step, *self.costs.best([step.map, *exchanges], 1), key=lambda each: each.cost)
             if step == before:
                 break
         return step

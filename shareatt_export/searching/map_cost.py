@@ -1,4 +1,4 @@
-"""What a source map costs: the model runs with it on windows of a text, and is compared to the dense model."""
+"""What an attention map costs: the model runs with it on windows of a text, and is compared to the dense model."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,14 +10,15 @@ from ..evaluation.divergence import Divergence, Quality
 from ..fitting.trial_model import TrialModel
 from ..formats.tensor_copies import RawRows, TensorCopy
 from ..llamacpp.engine import Context, Logits, Token
+from ..model.attention_map import AttentionMap
 from ..model.candidate_pairs import Pair
 from ..model.facts import F16
-from ..model.spans import SourceMap, followers
+from ..model.spans import followers
 from .pair_fits import PairFit
 
 
 class MapCosts:
-    """Measures source maps on windows of `n_ctx` tokens, with the followers' weights from `fits`.
+    """Measures maps on windows of `n_ctx` tokens. Layers that follow others as a whole have their weights from `fits`.
 
     `file`: a file to make, which keeps the dense model's logits, f32 [n_windows, n_scored, n_vocab]. As in
     llama-perplexity, the tokens of the second half of a window are scored.
@@ -42,16 +43,16 @@ class MapCosts:
         for i, logits in enumerate(self._logits(range(len(windows)), F16)):
             self._dense[i] = logits
 
-    def costs(self, source_layers: SourceMap, first: int, stop: int) -> list[float]:
+    def costs(self, found: AttentionMap, first: int, stop: int) -> list[float]:
         """Return the mean KL divergence to the dense model in each window from `first` to before `stop`.
 
         In nats per token.
         """
-        return [float(window.mean()) for window in self._compared(source_layers, range(first, stop)).kl]
+        return [float(window.mean()) for window in self._compared(found, range(first, stop)).kl]
 
     def quality(
         self,
-        source_layers: SourceMap,
+        found: AttentionMap,
         type_k: GGMLQuantizationType = F16,
         changes: Mapping[TensorCopy, RawRows] | None = None,
     ) -> Quality:
@@ -59,7 +60,7 @@ class MapCosts:
 
         `changes`: changed tensors; without them, the followers are fitted to their sources.
         """
-        return self._compared(source_layers, range(len(self._windows)), type_k, changes).quality()
+        return self._compared(found, range(len(self._windows)), type_k, changes).quality()
 
     def zeros(self, copies: Iterable[TensorCopy]) -> dict[TensorCopy, RawRows]:
         """Return the tensors with all numbers 0."""
@@ -67,15 +68,16 @@ class MapCosts:
 
     def _compared(
         self,
-        source_layers: SourceMap,
+        found: AttentionMap,
         windows: range,
         type_k: GGMLQuantizationType = F16,
         changes: Mapping[TensorCopy, RawRows] | None = None,
     ) -> Divergence:
         if changes is None:
+            source_layers = found.source_layers or ()
             pairs = [Pair(source_layers[layer], layer) for layer in followers(source_layers)]
             changes = {copy: raw for pair in pairs for copy, raw in self._fitted(pair).items()}
-        self._trial_model.change(self._trial_model.facts.of_layers(source_layers), changes)
+        self._trial_model.change(found, changes)
         sums = Divergence(len(windows), self._n_scored)
         for row, (i, logits) in enumerate(zip(windows, self._logits(windows, type_k), strict=True)):
             sums.add(row, 0, logits, self._dense[i], np.array(self._windows[i][-self._n_scored :]))

@@ -1,45 +1,48 @@
-"""The costs of source maps that a search has measured, window by window.
+"""The costs of maps that a search has measured, window by window.
 
 Most maps of a search are far from the best, and a few windows show that. So maps are compared by successive halving
 (arXiv:1502.07943): all of them on the first windows, the better third on more, and only the best on all.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from ..model.spans import SourceMap, followers
 from .state import Costs, State
 
 KEPT = 3  # one of this many maps goes on to twice the windows
 FIRST_SHARE = 4  # of the windows, one of this many is in the first comparison
 
-Measure = Callable[[SourceMap, int, int], Sequence[float]]  # costs on the windows from the first to before the last
+M = TypeVar("M", bound=Hashable)  # a source map of layers, or an attention map
+Measure = Callable[[M, int, int], Sequence[float]]  # costs on the windows from the first to before the last
+Rank = Callable[[M, Sequence[float]], float]  # of a map with its costs on the first windows; the lowest is the best
 
 
 @dataclass(frozen=True)
-class CostedMap:
-    """A source map and its measured cost."""
+class CostedMap(Generic[M]):
+    """A map and its measured cost."""
 
-    source_layers: SourceMap
+    map: M
     cost: float
 
-    @property
-    def n_followers(self) -> int:
-        return len(followers(self.source_layers))
+
+def _mean(each: Hashable, costs: Sequence[float]) -> float:
+    return float(np.mean(costs))
 
 
-class MeasuredCosts:
-    """Measures a source map on no window twice. Costs are means over windows.
+class MeasuredCosts(Generic[M]):
+    """Measures a map on no window twice. Costs are means over windows.
 
-    `measure` measures; `state` keeps what it found, so that an interrupted search goes on.
+    `measure` measures; `state` keeps what it found, under the numbers that `key` makes of a map, so that an interrupted
+    search goes on.
     """
 
-    def __init__(self, state: State, measure: Measure, n_windows: int) -> None:
-        self._state, self._measure, self.n_windows = state, measure, n_windows
+    def __init__(self, state: State, measure: Measure[M], n_windows: int, key: Callable[[M], tuple[int, ...]]) -> None:
+        self._state, self._measure, self.n_windows, self._key = state, measure, n_windows, key
         self._known: Costs = state.costs()
-        self._measured: set[SourceMap] = set()
+        self._measured: set[M] = set()
 
     @property
     def n_measured(self) -> int:
@@ -51,28 +54,33 @@ class MeasuredCosts:
         """How many windows every map is measured on."""
         return min(self.n_windows, max(2, self.n_windows // FIRST_SHARE))
 
-    def costed(self, source_layers: SourceMap) -> CostedMap:
+    def costed(self, each: M) -> CostedMap[M]:
         """Return the map with its cost on all windows."""
-        return self._costed(source_layers, self.n_windows)
+        return CostedMap(each, _mean(each, self._costs(each, self.n_windows)))
 
-    def rough(self, source_layers: SourceMap) -> float:
+    def rough(self, each: M) -> float:
         """Return the cost on the first windows."""
-        return self._costed(source_layers, self.first_windows).cost
+        return _mean(each, self._costs(each, self.first_windows))
 
-    def best(self, maps: Iterable[SourceMap], n: int) -> list[CostedMap]:
-        """Return the n cheapest maps, the cheapest first; they are measured on all windows."""
-        left, n_windows = sorted(set(maps)), self.first_windows
+    def known(self, each: M) -> Sequence[float]:
+        """Return the costs on the windows that the map was measured on."""
+        return self._known.get(self._key(each), ())
+
+    def best(self, maps: Iterable[M], n: int, rank: Rank[M] = _mean) -> list[CostedMap[M]]:
+        """Return the n maps that rank lowest, the lowest first; they are measured on all windows."""
+        left, n_windows = sorted(set(maps), key=self._key), self.first_windows
         while True:
-            found = sorted((self._costed(each, n_windows) for each in left), key=lambda each: each.cost)
+            ranks = {each: rank(each, self._costs(each, n_windows)) for each in left}
+            found = sorted(left, key=ranks.__getitem__)
             if n_windows == self.n_windows:
-                return found[:n]
-            left = [each.source_layers for each in found[: max(n, len(found) // KEPT)]]
+                return [self.costed(each) for each in found[:n]]
+            left = found[: max(n, len(found) // KEPT)]
             n_windows = min(self.n_windows, 2 * n_windows)
 
-    def _costed(self, source_layers: SourceMap, n_windows: int) -> CostedMap:
-        known = self._known.setdefault(source_layers, [])
+    def _costs(self, each: M, n_windows: int) -> Sequence[float]:
+        known = self._known.setdefault(self._key(each), [])
         if len(known) < n_windows:
-            known += self._measure(source_layers, len(known), n_windows)
-            self._measured.add(source_layers)
+            known += self._measure(each, len(known), n_windows)
+            self._measured.add(each)
             self._state.save_costs(self._known)
-        return CostedMap(source_layers, float(np.mean(known[:n_windows])))
+        return known[:n_windows]

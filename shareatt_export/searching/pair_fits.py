@@ -21,7 +21,7 @@ from ..formats.tensor_copies import FloatRows, RawRows, TensorCopy, float_rows, 
 from ..model.candidate_pairs import Pair
 from ..model.facts import Facts
 from ..plan.projections import Projections, projections
-from ..system.progress import Fraction
+from ..system.progress import Fraction, part
 from ..system.threads import whole_tasks
 
 RIDGE = 1e-2  # what held-out text chose most often
@@ -66,12 +66,12 @@ class PairFitter:
         weights = {layer: read_f32(each.output) for layer, each in tensors.items()}
         orders = {pair: heads.unmoved(self._facts.n_head[pair.follower]) for pair in pairs}
         if self._align:
-            orders = self._aligned(pairs, weights, partial(_part, watch, 0, ALIGN_SHARE))
+            orders = self._aligned(pairs, weights, part(watch, 0, ALIGN_SHARE))
         done: dict[Pair, PairFit] = {}
         for group in _groups(pairs, tensors):
             before, share = len(done) / len(pairs), len(group) / len(pairs)
-            part = partial(_part, watch, ALIGN_SHARE + (1 - ALIGN_SHARE) * before, (1 - ALIGN_SHARE) * share)
-            done |= self._fitted(group, tensors, weights, orders, part)
+            of_group = part(watch, ALIGN_SHARE + (1 - ALIGN_SHARE) * before, (1 - ALIGN_SHARE) * share)
+            done |= self._fitted(group, tensors, weights, orders, of_group)
         return done
 
     def _aligned(
@@ -155,7 +155,3 @@ def _groups(pairs: Sequence[Pair], tensors: Mapping[int, Projections]) -> Iterat
         group.append(pair)
         used += n_bytes
     yield group
-
-
-def _part(watch: Fraction, before: float, share: float, fraction: float) -> None:
-    watch(before + share * fraction)

@@ -17,8 +17,8 @@ from ..model.facts import F16, Facts
 from ..model.spans import SourceMap, followers, parse_spans, source_map, spans_of, spans_text
 from ..plan.projections import projections
 from ..system.progress import Fraction
+from .beam import CostedLayers, n_followers
 from .map_cost import MapCosts
-from .measured_costs import CostedMap
 
 QUANTISED_K = (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0)
 BLOCK_SIZES = (2, 3, 4)  # layers in a block that shares attention weights
@@ -44,19 +44,22 @@ class Scores:
     baselines: tuple[ScoredMap, ...]
 
 
-def score_maps(path: Sequence[CostedMap], map_costs: MapCosts, facts: Facts, header: Header, watch: Fraction) -> Scores:
+def score_maps(
+    path: Sequence[CostedLayers], map_costs: MapCosts, facts: Facts, header: Header, watch: Fraction
+) -> Scores:
     """Score the maps of a search, none of them with more followers than the last one, and the baselines for it."""
     dense, chosen = tuple(range(facts.n_layer)), path[-1]
-    entries = [(_map_name(step.source_layers), step.source_layers, F16) for step in path]
-    entries += [(name, usual, F16) for name, usual in _usual_maps(facts, chosen.n_followers)]
+    entries = [(_map_name(step.map), step.map, F16) for step in path]
+    entries += [(name, usual, F16) for name, usual in _usual_maps(facts, n_followers(chosen))]
     if all(facts.n_embd_k(layer) % 32 == 0 for layer in range(facts.n_layer)):  # whole blocks of both types
         entries += [(f"dense, K cache {type_k.name.lower()}", dense, type_k) for type_k in QUANTISED_K]
     scored = []
     for i, (name, source_layers, type_k) in enumerate(entries, 1):
         watch(i / (len(entries) + 1))
-        kv_bytes = facts.kv_bytes_per_token(facts.of_layers(source_layers), type_k)
-        scored.append(ScoredMap(name, source_layers, kv_bytes, map_costs.quality(source_layers, type_k)))
-    dropped = score_dropped(chosen.source_layers, map_costs, facts, header) if chosen.n_followers else None
+        attention = facts.of_layers(source_layers)
+        kv_bytes = facts.kv_bytes_per_token(attention, type_k)
+        scored.append(ScoredMap(name, source_layers, kv_bytes, map_costs.quality(attention, type_k)))
+    dropped = score_dropped(chosen.map, map_costs, facts, header) if n_followers(chosen) else None
     return Scores(tuple(scored[: len(path)]), dropped, tuple(scored[len(path) :]))
 
 
@@ -66,19 +69,20 @@ def score_dropped(source_layers: SourceMap, map_costs: MapCosts, facts: Facts, h
     layers = followers(source_layers)
     zeros = map_costs.zeros(projections(header, facts, layer).output for layer in layers)
     kv_bytes = facts.kv_bytes_per_token(facts.attention, without=layers)
-    return ScoredMap("no attention in these layers", dense, kv_bytes, map_costs.quality(dense, changes=zeros))
+    quality = map_costs.quality(facts.attention, changes=zeros)
+    return ScoredMap("no attention in these layers", dense, kv_bytes, quality)
 
 
 def _map_name(source_layers: SourceMap) -> str:
     return spans_text(spans_of(source_layers)) or "dense"
 
 
-def _usual_maps(facts: Facts, n_followers: int) -> Iterator[tuple[str, SourceMap]]:
+def _usual_maps(facts: Facts, n: int) -> Iterator[tuple[str, SourceMap]]:
     """Yield the paper's late span with that number of followers, which leaves the last layer out, and blocks."""
     texts = [(f"every:{size}", f"every:{size}") for size in BLOCK_SIZES]
-    source = facts.n_layer - facts.n_layer_nextn - 2 - n_followers
-    if n_followers and source >= 0:
-        late = f"{source}-{source + n_followers}"
+    source = facts.n_layer - facts.n_layer_nextn - 2 - n
+    if n and source >= 0:
+        late = f"{source}-{source + n}"
         texts.insert(0, (f"late span: {late}", late))
     for name, text in texts:
         try:

@@ -1,8 +1,7 @@
 """Search for the spans of a real model.
 
 Pairs of layers are fitted, and maps are measured by their KL divergence to the dense model. What is found is scored on
-text that took no part in the search. The first half of the text is for fitting, the third quarter for the search, and
-the last quarter for the scores.
+text that took no part in the search.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,24 +18,21 @@ from ..fitting.trial_model import TrialModel
 from ..formats.gguf_header import Header
 from ..formats.identity import tensors_sha256
 from ..formats.shards import read_model
-from ..formats.texts import Corpus, mixed, read_corpus
+from ..formats.texts import Corpus, read_corpus
 from ..llamacpp import runtime
-from ..llamacpp.token_windows import text_windows
 from ..model.candidate_pairs import Pair, candidates
 from ..model.facts import Facts, read_facts, require_exportable
-from ..model.spans import spans_of, spans_text
+from ..model.spans import SourceMap, spans_of, spans_text
 from ..system.progress import Fraction, Stages, Step, silent
-from .beam import BeamSearch, Settings
+from .beam import BeamSearch, CostedLayers, Settings, n_followers
 from .map_cost import MapCosts
-from .measured_costs import CostedMap, MeasuredCosts
+from .measured_costs import MeasuredCosts
 from .pair_fits import PairFit, PairFitter
 from .request import Budget, SearchRequest
 from .saved_fits import from_arrays, to_arrays
 from .scoring import ScoredMap, score_maps
 from .state import State
-
-MIN_WINDOWS = 8  # of the text, so that each part of it has two
-Windows = Sequence[Sequence[int]]  # of tokens
+from .text_parts import Windows, parts
 
 
 @dataclass(frozen=True)
@@ -87,16 +83,21 @@ def search(request: SearchRequest, step: Step = silent) -> SearchResult:
         if needs_fits:
             layers = {layer for pair in pairs for layer in pair}
             require_bare_heads(trial_model, layers, "a search that fits weights", "add --no-align --no-refit")
-        fit_windows, search_windows, test_windows = _split(trial_model, request, text)
+        fit_windows, search_windows, test_windows = parts(trial_model.model, text, request.n_ctx, request.n_windows)
         state = State(request.state, _settings(request, text, header))
-        if (saved := state.fits()) is not None:
+        if (saved := state.arrays()) is not None:
             fits = from_arrays(saved, header, facts)
         else:
             fits = _fit_pairs(request, built, facts, trial_model, pairs, fit_windows, stages("fitting pairs"))
-            state.save_fits(to_arrays(fits))
+            state.save_arrays(to_arrays(fits))
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="shareatt-")))
         measured_on = partial(MapCosts, trial_model, fits, n_ctx=request.n_ctx, n_threads=request.n_threads)
-        costs = MeasuredCosts(state, measured_on(search_windows, folder / "search").costs, len(search_windows))
+        map_costs = measured_on(search_windows, folder / "search")
+
+        def measure(source_layers: SourceMap, first: int, stop: int) -> list[float]:
+            return map_costs.costs(facts.of_layers(source_layers), first, stop)
+
+        costs = MeasuredCosts(state, measure, len(search_windows), tuple)
         errors = {pair: fit.error for pair, fit in fits.items()}
         beam_search = BeamSearch(facts.n_layer, errors, costs, Settings(beam=request.beam))
         path = _searched(beam_search, request, facts, stages("searching"))
@@ -139,16 +140,16 @@ def _fit_pairs(
         return fitter.fits(pairs, watch)
 
 
-def exceeds(budget: Budget, found: CostedMap) -> bool:
+def exceeds(budget: Budget, found: CostedLayers) -> bool:
     """Return whether a map costs more than the largest KL divergence that the budget allows."""
     return budget.max_kl is not None and found.cost > budget.max_kl
 
 
-def is_met(budget: Budget, facts: Facts, found: CostedMap) -> bool:
+def is_met(budget: Budget, facts: Facts, found: CostedLayers) -> bool:
     """Return whether a map has the followers, or takes no more than the KV bytes, that the budget asks for."""
     if budget.kv_bytes is not None:
-        return facts.kv_bytes_per_token(facts.of_layers(found.source_layers)) <= budget.kv_bytes
-    return budget.followers is not None and found.n_followers >= budget.followers
+        return facts.kv_bytes_per_token(facts.of_layers(found.map)) <= budget.kv_bytes
+    return budget.followers is not None and n_followers(found) >= budget.followers
 
 
 def _check_budget(request: SearchRequest, facts: Facts, pairs: Sequence[Pair]) -> None:
@@ -166,26 +167,11 @@ def _check_budget(request: SearchRequest, facts: Facts, pairs: Sequence[Pair]) -
         raise BadInput(f"a token takes {least} at least", path=request.model, field=f"--kv-bytes {budget.kv_bytes}")
 
 
-def _split(trial_model: TrialModel, request: SearchRequest, text: Corpus) -> tuple[Windows, Windows, Windows]:
-    """Return the windows to fit with, to search with and to score with: parts of each text."""
-    of_texts = [text_windows(trial_model.model, each, request.n_ctx) for each in text.texts]
-    for each, windows in zip(text.texts, of_texts, strict=True):
-        if len(windows) < MIN_WINDOWS:
-            raise BadInput(
-                f"{len(windows)} windows of {request.n_ctx} tokens; a search needs {MIN_WINDOWS}", path=each.name
-            )
-    halves = [(windows, len(windows) // 2, 3 * len(windows) // 4) for windows in of_texts]
-    return (
-        mixed([windows[:half] for windows, half, _ in halves], 2 * request.n_windows),
-        mixed([windows[half:three_quarters] for windows, half, three_quarters in halves], request.n_windows),
-        mixed([windows[three_quarters:] for windows, _, three_quarters in halves], request.n_windows),
-    )
-
-
 def _settings(request: SearchRequest, text: Corpus, header: Header) -> dict[str, object]:
     """Return what measured costs depend on."""
     return {
         "model": tensors_sha256(header) if request.state else "",
+        "unit": "layer",
         "text": text.sha256,
         "align": request.align,
         "refit": request.refit,
@@ -195,13 +181,13 @@ def _settings(request: SearchRequest, text: Corpus, header: Header) -> dict[str,
     }
 
 
-def _searched(beam_search: BeamSearch, request: SearchRequest, facts: Facts, watch: Fraction) -> list[CostedMap]:
+def _searched(beam_search: BeamSearch, request: SearchRequest, facts: Facts, watch: Fraction) -> list[CostedLayers]:
     """Return the best map for each number of followers; the last one is chosen, after exchanges."""
     budget = request.budget
     most = budget.followers or facts.n_layer // 2
 
-    def enough(step: CostedMap) -> bool:
-        watch(min(0.9, 0.9 * step.n_followers / most))
+    def enough(step: CostedLayers) -> bool:
+        watch(min(0.9, 0.9 * n_followers(step) / most))
         return exceeds(budget, step) or is_met(budget, facts, step)
 
     path = beam_search.guesses(enough) if request.fast else beam_search.path(enough)
@@ -209,8 +195,8 @@ def _searched(beam_search: BeamSearch, request: SearchRequest, facts: Facts, wat
         path = [step for step in path if not exceeds(budget, step)]
     elif not is_met(budget, facts, path[-1]):
         raise BadInput(
-            f"no map with {path[-1].n_followers + 1} followers", path=request.model, next_step="try a larger --reach"
+            f"no map with {n_followers(path[-1]) + 1} followers", path=request.model, next_step="try a larger --reach"
         )
-    if not request.fast and path[-1].n_followers:
+    if not request.fast and n_followers(path[-1]):
         path[-1] = beam_search.exchanged(path[-1])
     return path

@@ -1,4 +1,4 @@
-"""The folder that keeps what an interrupted search has done: the fits of pairs, and the costs of maps."""
+"""The folder that keeps what an interrupted search has done: fits or errors, as arrays, and the costs of maps."""
 
 import json
 import zipfile
@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadInput
-from ..model.spans import SourceMap
 from ..system.staging import made_folder, publish, staged, write_text
 
-Costs = dict[SourceMap, list[float]]  # of each map, on the first windows of the search
+Costs = dict[tuple[int, ...], list[float]]  # by the numbers of a map: its costs on the first windows of the search
 Arrays = Mapping[str, npt.NDArray[Any]]
 T = TypeVar("T")
 
-SETTINGS, COSTS, FITS = "settings.json", "costs.json", "fits.npz"
+SETTINGS, COSTS, ARRAYS = "settings.json", "costs.json", "arrays.npz"
 
 
 class State:
@@ -56,21 +55,21 @@ class State:
         if self._folder is not None:
             write_text(self._folder / COSTS, json.dumps([[key, found] for key, found in costs.items()]), force=True)
 
-    def fits(self) -> Arrays | None:
-        """Return the saved arrays of the fits, None if there are none. Raises BadInput as costs() does."""
+    def arrays(self) -> Arrays | None:
+        """Return the saved arrays, None if there are none. Raises BadInput as costs() does."""
 
         def read(path: Path) -> Arrays:
             with np.load(path, allow_pickle=False) as file:
                 return dict(file)
 
-        return self._read(FITS, read)
+        return self._read(ARRAYS, read)
 
-    def save_fits(self, arrays: Arrays) -> None:
+    def save_arrays(self, arrays: Arrays) -> None:
         if self._folder is not None:
-            path = self._folder / FITS
+            path = self._folder / ARRAYS
             with staged(path) as work:
-                np.savez(work / FITS, allow_pickle=False, **arrays)
-                publish({work / FITS: path}, [], force=True)
+                np.savez(work / ARRAYS, allow_pickle=False, **arrays)
+                publish({work / ARRAYS: path}, [], force=True)
 
     def _read(self, name: str, read: Callable[[Path], T]) -> T | None:
         """Return what `read` reads from a file of the folder, None if there is no such file."""

@@ -37,6 +37,11 @@ class Stages:
         return watch
 
 
+def part(watch: Fraction, before: float, share: float) -> Fraction:
+    """Return the function that takes the progress of a part of a stage, which begins at the fraction `before` of it."""
+    return lambda fraction: watch(before + share * fraction)
+
+
 def counted(watch: Fraction, total: int) -> Advance:
     """Return an Advance that adds up bytes and tells `watch` the fraction of `total` that is done."""
     done, lock = 0, Lock()

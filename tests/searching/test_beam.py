@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shareatt_export.model.spans import followers, spans_of
-from shareatt_export.searching.beam import BeamSearch, Settings, additions, guess
+from shareatt_export.searching.beam import BeamSearch, Settings, additions, guess, n_followers
 from shareatt_export.searching.measured_costs import CostedMap
 from tests.support.costs import exact, maps_of
 
@@ -70,10 +70,10 @@ def test_a_search_comes_close_to_brute_force(n):
         best = min(map(cost, maps_of(N_LAYER, n)))
         for settings in (Settings(beam=1000, candidates=1000, rounds=9), Settings()):
             search = BeamSearch(N_LAYER, errors, exact(cost), settings)
-            path = search.path(lambda step: step.n_followers >= n)
-            assert [step.n_followers for step in path] == list(range(n + 1))
+            path = search.path(lambda step: n_followers(step) >= n)
+            assert [n_followers(step) for step in path] == list(range(n + 1))
             step = search.exchanged(path[-1])
-            assert step.n_followers == n and step.cost == pytest.approx(cost(step.source_layers))
+            assert n_followers(step) == n and step.cost == pytest.approx(cost(step.map))
             assert step.cost <= path[-1].cost
         found_best += step.cost == pytest.approx(best)
     assert found_best >= 15
@@ -85,5 +85,5 @@ def test_exchanges_better_a_bad_map(seed):
     cost = crooked(errors, seed)
     worst = max(maps_of(N_LAYER, 2), key=cost)
     search = BeamSearch(N_LAYER, errors, exact(cost))
-    search.path(lambda step: step.n_followers >= 1)
+    search.path(lambda step: n_followers(step) >= 1)
     assert search.exchanged(CostedMap(worst, cost(worst))).cost < cost(worst) / 2

@@ -13,7 +13,7 @@ from shareatt_export.llamacpp.token_windows import token_windows
 from shareatt_export.model.candidate_pairs import candidates
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import parse_spans, source_map
-from shareatt_export.searching.beam import BeamSearch, with_follower
+from shareatt_export.searching.beam import BeamSearch, n_followers, with_follower
 from shareatt_export.searching.map_cost import MapCosts
 from shareatt_export.searching.pair_fits import PairFit
 from shareatt_export.searching.scoring import score_dropped
@@ -36,10 +36,10 @@ def test_costs_are_those_of_eval(demo_dense, trial_model, tmp_path):
         )
         assert dropped.quality.kl.value == pytest.approx(done.scores[2].kl.value, rel=1e-2)
         assert dropped.kv_bytes_per_token == done.scores[2].subject.kv_bytes_per_token
-        quality = map_costs.quality(source_map(parse_spans(spans, 12), 12))
+        quality = map_costs.quality(facts.of_layers(source_map(parse_spans(spans, 12), 12)))
         assert quality.kl.value == pytest.approx(done.scores[1].kl.value, rel=1e-2)  # eval uses other kernels
         assert quality.perplexity == pytest.approx(done.scores[1].perplexity, rel=1e-3)
-    assert map_costs.costs(tuple(range(12)), 0, 4) == [0] * 4
+    assert map_costs.costs(facts.dense_attention, 0, 4) == [0] * 4
 
 
 def test_fitted_weights_are_in_the_cost(demo_dense, trial_model, tmp_path):
@@ -47,18 +47,19 @@ def test_fitted_weights_are_in_the_cost(demo_dense, trial_model, tmp_path):
     output = trial_model.header.tensors["blk.7.attn_output.weight"]
     from shareatt_export.plan.projections import projections
 
-    copy = projections(trial_model.header, read_facts(trial_model.header), 7).output
+    facts = read_facts(trial_model.header)
+    copy = projections(trial_model.header, facts, 7).output
     assert copy.origin == output
     parts = token_windows(trial_model.model, HELDOUT, 64, 2)
     map_costs = MapCosts(
         trial_model, {(6, 7): PairFit(0.1, zeros(trial_model, copy))}, parts, tmp_path / "a", n_ctx=64, n_threads=2
     )
     plain = MapCosts(trial_model, {}, parts, tmp_path / "b", n_ctx=64, n_threads=2)
-    found = source_map(parse_spans("6-7", 12), 12)
-    dropped = plain.quality(tuple(range(12)), changes=zeros(trial_model, copy)).kl.value
+    found = facts.of_layers(source_map(parse_spans("6-7", 12), 12))
+    dropped = plain.quality(facts.dense_attention, changes=zeros(trial_model, copy)).kl.value
     assert np.mean(map_costs.costs(found, 0, 2)) == pytest.approx(dropped, rel=1e-3)
     assert np.mean(plain.costs(found, 0, 2)) != pytest.approx(dropped, rel=0.05)
-    assert map_costs.costs(tuple(range(12)), 1, 2) == [0]
+    assert map_costs.costs(facts.dense_attention, 1, 2) == [0]
 
 
 def zeros(trial_model, copy):
@@ -74,7 +75,7 @@ def test_the_search_finds_what_brute_force_finds(demo_dense, trial_model, tmp_pa
     pairs = candidates(facts, 2)
 
     def cost(found):
-        return float(np.mean(map_costs.costs(found, 0, 2)))
+        return float(np.mean(map_costs.costs(facts.of_layers(found), 0, 2)))
 
     singles = {pair: cost((*range(pair[1]), pair[0], *range(pair[1] + 1, 12))) for pair in pairs}
     likely = sorted(singles, key=singles.__getitem__)[:12]
@@ -87,5 +88,5 @@ def test_the_search_finds_what_brute_force_finds(demo_dense, trial_model, tmp_pa
     best = min(map(cost, every))
     errors = {pair: singles[pair] ** 0.5 for pair in pairs}
     search = BeamSearch(12, errors, exact(cost))
-    found = search.exchanged(search.path(lambda step: step.n_followers >= 2)[-1])
+    found = search.exchanged(search.path(lambda step: n_followers(step) >= 2)[-1])
     assert found.cost <= best * 1.0001

@@ -30,10 +30,10 @@ def costs():
 
 
 def test_the_best_are_measured_on_all_windows_and_the_worst_on_few(costs):
-    measured = MeasuredCosts(State(None, {}), costs, N_WINDOWS)
+    measured = MeasuredCosts(State(None, {}), costs, N_WINDOWS, tuple)
     maps = list(costs.windows)
     found = measured.best(reversed(maps), 2)
-    assert [each.source_layers for each in found] == maps[:2]
+    assert [each.map for each in found] == maps[:2]
     assert found[0] == CostedMap(maps[0], pytest.approx(costs.windows[maps[0]].mean()))
     n_windows = {each: sum(asked == each for asked, _ in costs.asked) for each in maps}
     assert n_windows[maps[0]] == N_WINDOWS and n_windows[maps[-1]] == measured.first_windows == 4
@@ -41,7 +41,7 @@ def test_the_best_are_measured_on_all_windows_and_the_worst_on_few(costs):
 
 
 def test_no_window_is_measured_twice(costs):
-    measured = MeasuredCosts(State(None, {}), costs, N_WINDOWS)
+    measured = MeasuredCosts(State(None, {}), costs, N_WINDOWS, tuple)
     one = next(iter(costs.windows))
     assert measured.rough(one) == pytest.approx(costs.windows[one][:4].mean())
     measured.costed(one)
@@ -51,16 +51,16 @@ def test_no_window_is_measured_twice(costs):
 
 
 def test_few_windows(costs):
-    measured = MeasuredCosts(State(None, {}), costs, 2)
+    measured = MeasuredCosts(State(None, {}), costs, 2, tuple)
     assert measured.first_windows == 2 and len(measured.best(costs.windows, 3)) == 3
-    assert MeasuredCosts(State(None, {}), costs, 1).best([], 3) == []
+    assert MeasuredCosts(State(None, {}), costs, 1, tuple).best([], 3) == []
 
 
 def test_what_was_measured_is_kept(costs, tmp_path):
     one = next(iter(costs.windows))
-    first = MeasuredCosts(State(tmp_path / "state", {"text": "a"}), costs, N_WINDOWS)
+    first = MeasuredCosts(State(tmp_path / "state", {"text": "a"}), costs, N_WINDOWS, tuple)
     rough = first.rough(one)
-    again = MeasuredCosts(State(tmp_path / "state", {"text": "a"}), costs, N_WINDOWS)
+    again = MeasuredCosts(State(tmp_path / "state", {"text": "a"}), costs, N_WINDOWS, tuple)
     assert again.rough(one) == rough and again.n_measured == 0 and len(costs.asked) == 4
     assert again.costed(one).cost == pytest.approx(costs.windows[one].mean()) and len(costs.asked) == N_WINDOWS
 
@@ -71,19 +71,19 @@ def test_the_state_of_another_search_is_refused(tmp_path):
         State(tmp_path, {"text": "b", "n_ctx": 8})
 
 
-@pytest.mark.parametrize("name", ["settings.json", "costs.json", "fits.npz"])
+@pytest.mark.parametrize("name", ["settings.json", "costs.json", "arrays.npz"])
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"[[1]]", b"PK\x03\x04"])
 def test_damaged_states_are_refused(tmp_path, name, content):
     State(tmp_path, {"text": "a"})
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadInput, match=f"{name}: not the state of a search"):
         state = State(tmp_path, {"text": "a"})
-        state.costs(), state.fits()
+        state.costs(), state.arrays()
 
 
 def test_arrays_are_kept(tmp_path):
     state = State(tmp_path, {})
-    assert state.fits() is None
-    state.save_fits({"0-1 blk.1.attn_output.weight": np.arange(6, dtype=np.uint8).reshape(2, 3)})
-    (found,) = State(tmp_path, {}).fits().items()
+    assert state.arrays() is None
+    state.save_arrays({"0-1 blk.1.attn_output.weight": np.arange(6, dtype=np.uint8).reshape(2, 3)})
+    (found,) = State(tmp_path, {}).arrays().items()
     assert found[0] == "0-1 blk.1.attn_output.weight" and found[1].tolist() == [[0, 1, 2], [3, 4, 5]]

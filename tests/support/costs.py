@@ -16,6 +16,10 @@ def maps_of(n_layer: int, n: int, reach: int = 8) -> Iterator[SourceMap]:
             yield found
 
 
-def exact(cost: Callable[[SourceMap], float]) -> MeasuredCosts:
+def exact(cost: Callable[[SourceMap], float]) -> MeasuredCosts[SourceMap]:
     """Return costs that one window shows exactly."""
-    return MeasuredCosts(State(None, {}), lambda source_layers, first, stop: [cost(source_layers)] * (stop - first), 1)
+
+    def measure(source_layers: SourceMap, first: int, stop: int) -> list[float]:
+        return [cost(source_layers)] * (stop - first)
+
+    return MeasuredCosts(State(None, {}), measure, 1, tuple)
