@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .api import analyze, bench, evaluate, export, heal, search
+    from .api import analyze, bench, evaluate, export, heal, search, search_groups
     from .benchmark.request import BenchRequest
     from .errors import ShareattError
     from .evaluation.request import AnalyzeRequest, EvaluateRequest
     from .exporting.request import ExportRequest
     from .healing.request import HealRequest
-    from .searching.request import SearchRequest
+    from .searching.request import GroupSearchRequest, SearchRequest
 
 __all__ = [
     "AnalyzeRequest",
     "BenchRequest",
     "EvaluateRequest",
     "ExportRequest",
+    "GroupSearchRequest",
     "HealRequest",
     "SearchRequest",
     "ShareattError",
@@ -32,6 +33,7 @@ __all__ = [
     "export",
     "heal",
     "search",
+    "search_groups",
 ]
 
 

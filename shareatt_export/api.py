@@ -18,7 +18,7 @@ from .errors import ShareattError
 from .evaluation.request import AnalyzeRequest, EvaluateRequest
 from .exporting.request import ExportRequest
 from .healing.request import HealRequest
-from .searching.request import SearchRequest
+from .searching.request import GroupSearchRequest, SearchRequest
 from .system.progress import Step, silent
 
 if TYPE_CHECKING:
@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from .exporting.pipeline import Exported
     from .healing.heal import Healed
     from .searching.search import SearchResult
+    from .searching.search_groups import GroupSearchResult
 
 __all__ = [
     "AnalyzeRequest",
     "BenchRequest",
     "EvaluateRequest",
     "ExportRequest",
+    "GroupSearchRequest",
     "HealRequest",
     "SearchRequest",
     "ShareattError",
@@ -43,6 +45,7 @@ __all__ = [
     "export",
     "heal",
     "search",
+    "search_groups",
 ]
 
 Fields = ParamSpec("Fields")
@@ -98,6 +101,16 @@ def search(request: SearchRequest, progress: Step) -> "SearchResult":
 
     with as_gguf(Path(request.model), progress) as gguf:
         return replace(search(replace(request, model=gguf), progress), request=request)
+
+
+@_function(GroupSearchRequest)
+def search_groups(request: GroupSearchRequest, progress: Step) -> "GroupSearchResult":
+    """Find which KV groups should follow and which be dropped, measured as search() does. Raises ShareattError."""
+    from .exporting.convert import as_gguf
+    from .searching.search_groups import search_groups
+
+    with as_gguf(Path(request.model), progress) as gguf:
+        return replace(search_groups(replace(request, model=gguf), progress), request=request)
 
 
 @_function(AnalyzeRequest)

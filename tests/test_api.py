@@ -38,9 +38,11 @@ def test_a_request_and_its_fields_are_the_same(tmp_path):
 
 
 def test_the_functions_have_the_signatures_of_their_requests():
-    for name in ("export", "search", "analyze", "evaluate", "heal", "bench"):
-        function = getattr(shareatt_export, name)
-        request = getattr(shareatt_export, f"{name.capitalize()}Request")
+    names = {
+        name: f"{name.capitalize()}Request" for name in ("export", "search", "analyze", "evaluate", "heal", "bench")
+    }
+    for name, request_name in (names | {"search_groups": "GroupSearchRequest"}).items():
+        function, request = getattr(shareatt_export, name), getattr(shareatt_export, request_name)
         assert inspect.signature(function) == inspect.signature(request) and function.__doc__.endswith("ShareattError.")
 
 

@@ -52,6 +52,18 @@ class GpuLayers(click.ParamType[int]):
         return int(value)
 
 
+class Percent(click.ParamType[float]):
+    """A part of a whole in percent, above 0 and below 100; as a fraction from here on."""
+
+    name = "N%"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        match = re.fullmatch(r"([0-9]{1,2}(?:\.[0-9]{1,6})?)%", str(value))
+        if not match or not float(match[1]):
+            self.fail(f"'{value}' is not a percentage like 10%", param, ctx)
+        return float(match[1]) / 100
+
+
 class OutType(click.ParamType[str]):
     """A weight type of llama-quantize, in either case, or auto; in upper case from here on."""
 

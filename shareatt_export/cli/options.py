@@ -81,8 +81,7 @@ def window_options(n_ctx: int, n_windows: int = 16, least: int = 1) -> Callable[
 def budget_options(command: Command) -> Command:
     """Add the options that end a search: --followers, --max-kl and --kv-bytes; and --fast."""
     for option in (
-        click.option("--fast", is_flag=True,
-                     help="Search: add up the errors of pairs of layers instead of measuring whole maps."),
+        click.option("--fast", is_flag=True, help="Search: measure less, and so find less."),
         click.option("--kv-bytes", type=click.IntRange(1), metavar="N",
                      help="Search: stop when one token takes at most N bytes of KV cache (f16)."),
         click.option("--max-kl", type=click.FloatRange(0, min_open=True), metavar="KL",

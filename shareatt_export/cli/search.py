@@ -1,11 +1,13 @@
 """`shareatt-export search`."""
 
+from functools import partial
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
-from ..searching.request import SearchRequest
-from .option_types import FILE, OutFolder
+from ..searching.request import GroupSearchRequest, SearchRequest
+from .option_types import FILE, OutFolder, Percent
 from .options import (
     budget_options,
     force_files_option,
@@ -17,9 +19,14 @@ from .options import (
     window_options,
 )
 
+OF_LAYERS = ("followers", "max_kl", "align", "refit", "beam")  # options of a search over whole layers
 
-@click.command("search", short_help="Find the spans that cost least.")
+
+@click.command("search", short_help="Find what costs least to share or to drop.")
 @click.argument("model", type=FILE)
+@click.option("--unit", type=click.Choice(["layer", "group"]), default="layer", show_default=True,
+              help="Share whole layers, or share and drop KV groups.")  # fmt: skip
+@click.option("--save", type=Percent(), help="Search: stop when the KV cache is smaller by N percent, as in 10%.")
 @budget_options
 @click.option("--align/--no-align", default=True, show_default=True,
               help="Put the heads of followers in the best order.")  # fmt: skip
@@ -35,8 +42,12 @@ from .options import (
 @force_files_option
 @json_option
 @quiet_option
+@click.pass_context
 def search_command(
+    context: click.Context,
     model: Path,
+    unit: str,
+    save: float | None,
     followers: int | None,
     max_kl: float | None,
     kv_bytes: int | None,
@@ -54,43 +65,79 @@ def search_command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Find the spans of MODEL (a dense GGUF or a Hugging Face folder) that cost least.
+    """Find what MODEL (a dense GGUF or a Hugging Face folder) can share at the least cost.
 
-    The cost is the KL divergence to the dense model, on text that the followers were not fitted to.
+    The cost is the KL divergence to the dense model, on text that took no part in the search.
 
-    The search ends at one of --followers, --max-kl and --kv-bytes. It shows the best map for each number of followers,
-    beside the late span of arXiv 2407.12866, blocks over the whole depth, a quantised K cache, and no attention in
-    these layers.
+    With --unit layer, whole layers reuse the attention weights of others. The search ends at one of --followers,
+    --max-kl, --kv-bytes and --save. It shows the best map for each number of followers, beside the late span of arXiv
+    2407.12866, blocks over the whole depth, a quantised K cache, and no attention in these layers.
+
+    With --unit group, each KV group (a KV head and its query heads) computes its attention weights, follows heads of an
+    earlier layer, or is dropped. The search ends at --kv-bytes or --save. It shows the best map, beside those that only
+    share or only drop, and quantised K caches.
     """
-    from ..api import search
-    from . import search_report
+    request: SearchRequest | GroupSearchRequest
+    state = output / "search-state" if output else None
+    if unit == "group":
+        for name in OF_LAYERS:
+            if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--{name.replace('_', '-')} belongs to --unit layer.")
+        request = GroupSearchRequest(
+            model=model,
+            kv_bytes=kv_bytes,
+            save=save,
+            text=text,
+            n_ctx=n_ctx,
+            n_windows=n_windows,
+            reach=reach,
+            fast=fast,
+            state=state,
+            n_threads=n_threads,
+        )
+    else:
+        request = SearchRequest(
+            model=model,
+            followers=followers,
+            max_kl=max_kl,
+            kv_bytes=kv_bytes,
+            save=save,
+            text=text,
+            align=align,
+            refit=refit,
+            n_ctx=n_ctx,
+            n_windows=n_windows,
+            reach=reach,
+            beam=beam,
+            fast=fast,
+            state=state,
+            n_threads=n_threads,
+        )
+    _run(request, output, force, as_json, quiet)
+
+
+def _run(
+    request: SearchRequest | GroupSearchRequest, output: Path | None, force: bool, as_json: bool, quiet: bool
+) -> None:
+    from ..api import search, search_groups
+    from . import group_report, search_report
     from .output import err, out, print_json, report_folder
     from .progress_bar import steps
 
-    request = SearchRequest(
-        model=model,
-        followers=followers,
-        max_kl=max_kl,
-        kv_bytes=kv_bytes,
-        text=text,
-        align=align,
-        refit=refit,
-        n_ctx=n_ctx,
-        n_windows=n_windows,
-        reach=reach,
-        beam=beam,
-        fast=fast,
-        state=output / search_report.STATE if output else None,
-        n_threads=n_threads,
-    )
     with report_folder(output, search_report.FILES, force) as files:
         with steps(err, quiet) as step:
-            found = search(request, progress=step)
-        data = search_report.as_dict(found)
+            if isinstance(request, GroupSearchRequest):
+                groups = search_groups(request, progress=step)
+                data, show = group_report.as_dict(groups, output), partial(group_report.show, groups, output)
+                plot = partial(group_report.plot, groups)
+            else:
+                found = search(request, progress=step)
+                data, show = search_report.as_dict(found), partial(search_report.show, found)
+                plot = partial(search_report.plot, found)
         if output is not None:
-            search_report.write(found, data, output, force)
+            search_report.write(data, plot, output, force)
     if as_json:
         print_json(data)
     else:
-        search_report.show(found, out)
+        show(out)
         click.echo("".join(f"{path}\n" for path in files), nl=False)

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from .corpora import MATTERS, corpus_dict
 from .tables import table
 
 FILES = ("search.json", "pareto.png")
-STATE = "search-state"
 AS_GOOD = "Dropping attention in these layers costs no more than sharing it, and saves more memory."
 
 
@@ -99,15 +99,16 @@ def _row(point: ScoredMap) -> tuple[str, ...]:
     )
 
 
-def write(found: SearchResult, data: dict[str, Any], folder: Path, force: bool) -> None:
+def write(data: dict[str, Any], plot: Callable[[Path], None], folder: Path, force: bool) -> None:
+    """Write the report and its picture, both or none."""
     with staged(folder / FILES[0]) as work:
         json_file, picture = (work / name for name in FILES)
         json_file.write_text(json.dumps(data, indent=2) + "\n")
-        _plot(found, picture)
+        plot(picture)
         publish({work / name: folder / name for name in FILES}, [], force)
 
 
-def _plot(found: SearchResult, out: Path) -> None:
+def plot(found: SearchResult, out: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")

@@ -28,12 +28,12 @@ def costs(
 ) -> Costs:
     """Return the squared error in the attention output of each head of the follower with each head of the source.
 
-    source, follower: attention weights [n_head, n_tokens, n_tokens]; values: V of the follower
-    [n_head_kv, n_tokens, head_dim]; projection: W_O of the follower [n_embd, n_head * head_dim].
+    source, follower: attention weights [n_head, n_tokens, n_tokens], of any number of heads of the source; values: V of
+    the follower [n_head_kv, n_tokens, head_dim]; projection: W_O of the follower [n_embd, n_head * head_dim].
     """
     n_head, n_head_kv, head_dim = len(follower), len(values), values.shape[-1]
     by_head = projection.reshape(-1, n_head, head_dim)
-    found = np.empty((n_head, n_head))
+    found = np.empty((n_head, len(source)))
     for group in range(n_head_kv):
         outputs = source @ values[group]
         for head in range(group * n_head // n_head_kv, (group + 1) * n_head // n_head_kv):

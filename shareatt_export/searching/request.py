@@ -9,19 +9,24 @@ from ..formats.texts import TextSource
 
 @dataclass(frozen=True)
 class Budget:
-    """What ends a search. Exactly one of the three is given.
+    """What ends a search. Exactly one of the four is given.
 
     `followers`: number of layers that reuse attention weights. `max_kl`: largest mean KL divergence to the dense model,
-    in nats per token. `kv_bytes`: bytes of KV cache (f16) that one token takes.
+    in nats per token. `kv_bytes`: bytes of KV cache (f16) that one token takes. `save`: part of these bytes to save.
     """
 
     followers: int | None = None
     max_kl: float | None = None
     kv_bytes: int | None = None
+    save: float | None = None
 
     @property
     def n_given(self) -> int:
-        return sum(value is not None for value in (self.followers, self.max_kl, self.kv_bytes))
+        return sum(value is not None for value in (self.followers, self.max_kl, self.kv_bytes, self.save))
+
+    def in_bytes(self, dense: int) -> "Budget":
+        """Return the budget with `kv_bytes` instead of `save`; a token of the dense model takes `dense` bytes."""
+        return self if self.save is None else Budget(kv_bytes=round(dense * (1 - self.save)))
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class SearchRequest:
     followers: int | None = None
     max_kl: float | None = None
     kv_bytes: int | None = None
+    save: float | None = None
     text: TextSource = None
     align: bool = True
     refit: bool = True
@@ -51,4 +57,28 @@ class SearchRequest:
 
     @property
     def budget(self) -> Budget:
-        return Budget(self.followers, self.max_kl, self.kv_bytes)
+        return Budget(self.followers, self.max_kl, self.kv_bytes, self.save)
+
+
+@dataclass(frozen=True)
+class GroupSearchRequest:
+    """A search over KV groups, until a token takes at most `kv_bytes` of KV cache (f16), or `save` of them are saved.
+
+    `fast`: half of the windows, and fewer maps. `state` keeps the errors of the heads and the measured costs. The other
+    fields are those of a SearchRequest. Exactly one of `kv_bytes` and `save` is given.
+    """
+
+    model: Path | str
+    kv_bytes: int | None = None
+    save: float | None = None
+    text: TextSource = None
+    n_ctx: int = 256
+    n_windows: int = 16
+    reach: int = 8
+    fast: bool = False
+    state: Path | None = None
+    n_threads: int = os.cpu_count() or 2
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(kv_bytes=self.kv_bytes, save=self.save)

@@ -74,7 +74,7 @@ def search(request: SearchRequest, step: Step = silent) -> SearchResult:
     if not require_exportable(header).causal or facts.is_shared:
         raise Unsupported("a dense language model is needed to search on", path=request.model)
     pairs = candidates(facts, request.reach)
-    _check_budget(request, facts, pairs)
+    budget = _checked_budget(request, facts, pairs)
     built = runtime.require()
     needs_fits = request.align or request.refit
     stages = Stages(step, {"fitting pairs": 2 * needs_fits + 0.1, "searching": 5, "scoring": 1})
@@ -100,7 +100,7 @@ def search(request: SearchRequest, step: Step = silent) -> SearchResult:
         costs = MeasuredCosts(state, measure, len(search_windows), tuple)
         errors = {pair: fit.error for pair, fit in fits.items()}
         beam_search = BeamSearch(facts.n_layer, errors, costs, Settings(beam=request.beam))
-        path = _searched(beam_search, request, facts, stages("searching"))
+        path = _searched(beam_search, request, budget, facts, stages("searching"))
         watch = stages("scoring")
         scores = score_maps(path, measured_on(test_windows, folder / "test"), facts, header, watch)
     return SearchResult(
@@ -152,10 +152,12 @@ def is_met(budget: Budget, facts: Facts, found: CostedLayers) -> bool:
     return budget.followers is not None and n_followers(found) >= budget.followers
 
 
-def _check_budget(request: SearchRequest, facts: Facts, pairs: Sequence[Pair]) -> None:
-    budget, most = request.budget, len({follower for _, follower in pairs})
-    if budget.n_given != 1:
-        raise BadInput("name one of --followers, --max-kl and --kv-bytes", path=request.model)
+def _checked_budget(request: SearchRequest, facts: Facts, pairs: Sequence[Pair]) -> Budget:
+    """Return the budget, in bytes where it is a part of them. Raises BadInput where no map could meet it."""
+    most = len({follower for _, follower in pairs})
+    if request.budget.n_given != 1:
+        raise BadInput("name one of --followers, --max-kl, --kv-bytes and --save", path=request.model)
+    budget = request.budget.in_bytes(facts.kv_bytes_per_token(facts.attention))
     if not pairs:
         raise Unsupported("no two layers of it could share", path=request.model)
     if budget.followers is not None and budget.followers > most:
@@ -165,6 +167,7 @@ def _check_budget(request: SearchRequest, facts: Facts, pairs: Sequence[Pair]) -
     least = facts.kv_bytes_per_token(facts.of_layers((0,) * facts.n_layer))
     if budget.kv_bytes is not None and budget.kv_bytes < least:
         raise BadInput(f"a token takes {least} at least", path=request.model, field=f"--kv-bytes {budget.kv_bytes}")
+    return budget
 
 
 def _settings(request: SearchRequest, text: Corpus, header: Header) -> dict[str, object]:
@@ -181,9 +184,10 @@ def _settings(request: SearchRequest, text: Corpus, header: Header) -> dict[str,
     }
 
 
-def _searched(beam_search: BeamSearch, request: SearchRequest, facts: Facts, watch: Fraction) -> list[CostedLayers]:
+def _searched(
+    beam_search: BeamSearch, request: SearchRequest, budget: Budget, facts: Facts, watch: Fraction
+) -> list[CostedLayers]:
     """Return the best map for each number of followers; the last one is chosen, after exchanges."""
-    budget = request.budget
     most = budget.followers or facts.n_layer // 2
 
     def enough(step: CostedLayers) -> bool:

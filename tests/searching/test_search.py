@@ -66,7 +66,7 @@ def test_budgets(run, demo_dense, text):
 
 def test_what_is_refused(run, demo_dense, text, tmp_path):
     search = ["search", demo_dense, "--text", text]
-    assert "name one of --followers, --max-kl and --kv-bytes" in run(*search).error
+    assert "name one of --followers, --max-kl, --kv-bytes and --save" in run(*search).error
     assert "name one of" in run(*search, "--followers", 1, "--max-kl", 1).error
     assert "at most 11 layers could follow" in run(*search, "--followers", 12).error
     assert "a token takes 2496 at least" in run(*search, "--kv-bytes", 100).error

@@ -1,0 +1,115 @@
+"""What `shareatt-export search --unit group` says: a table, JSON with the map for --map, and a picture."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ..model.attention_map import AttentionMap
+from ..searching.group_scores import ScoredAttention
+from ..searching.search_groups import GroupSearchResult
+from .corpora import MATTERS, corpus_dict
+from .search_report import FILES
+from .tables import change, table
+
+
+def export_command(found: GroupSearchResult, folder: Path | None) -> str:
+    """Return the command that exports the map; without a folder, the JSON of the report must be kept as MAP.json."""
+    map_file = folder / FILES[0] if folder else Path("MAP.json")
+    return shlex.join(["shareatt-export", str(found.request.model), "--map", str(map_file), "-o", "OUT.gguf"])
+
+
+def actions(attention: AttentionMap) -> Iterator[str]:
+    """Yield in words what each group does that does not compute its own attention weights."""
+    for layer in attention.touched:
+        gone = attention.of_action(layer, "drop")
+        if len(gone) == attention.n_head_kv[layer]:
+            yield f"layer {layer} is dropped"
+            continue
+        yield from (f"group {group} is dropped" for group in gone)
+        for group in attention.of_action(layer, "follow"):
+            heads = " ".join(str(source % attention.stride) for source in attention.of(group))
+            noun = "head" if len(attention.of(group)) == 1 else "heads"
+            yield f"group {group} follows {noun} {heads} of layer {attention.source_layer(group)}"
+
+
+def as_dict(found: GroupSearchResult, folder: Path | None) -> dict[str, Any]:
+    request, scores = found.request, found.scores
+    return {
+        "model": str(request.model),
+        "text": corpus_dict(found.text),
+        "n_ctx": request.n_ctx,
+        "source_heads": [list(sources) for sources in scores.chosen.attention.sources],
+        "actions": list(actions(scores.chosen.attention)),
+        "command": export_command(found, folder),
+        "maps_measured": found.n_measured,
+        "search_kl": found.cost,
+        "dense": _dict(scores.dense),
+        "found": _dict(scores.chosen),
+        "simple": [_dict(each) for each in scores.simple],
+        "quantised": [_dict(each) for each in scores.quantised],
+        "as_good": [each.name for each in scores.as_good],
+    }
+
+
+def _dict(scored: ScoredAttention) -> dict[str, Any]:
+    quality = scored.quality
+    return {
+        "name": scored.name,
+        "source_heads": [list(sources) for sources in scored.attention.sources],
+        "type_k": scored.type_k.name.lower(),
+        "kv_bytes_per_token": scored.kv_bytes_per_token,
+        "kl": {"mean": quality.kl.value, "half_ci95": quality.kl.half, "p99": quality.kl_p99, "max": quality.kl_max},
+        "perplexity": quality.perplexity,
+        "same_top": quality.same_top,
+    }
+
+
+def show(found: GroupSearchResult, folder: Path | None, console: Console) -> None:
+    scores, request = found.scores, found.request
+    grid = table([], ("map", "KV per token", "saved", "KL", "KL p99", "perplexity", "same top"))
+    for points in ((scores.dense, scores.chosen), scores.simple, scores.quantised):
+        for point in points:
+            grid.add_row(*_row(point, scores.dense))
+        grid.add_section()
+    console.print(grid)
+    lines = [
+        f"Scored on the last quarter of {found.text.name}, in windows of {request.n_ctx} tokens; searched on the rest "
+        f"({found.n_measured} maps measured). ±: half of a 95 % confidence interval. KL in nats. {MATTERS}",
+        f"Found: {'; '.join(actions(scores.chosen.attention)) or 'nothing to change'}.",
+    ]
+    if scores.as_good:
+        names = ", ".join(each.name for each in scores.as_good)
+        lines.append(f"These take no more memory, and lose no more on this text: {names}.")
+    console.print("\n".join(lines), highlight=False)
+    console.print(f"\n    {export_command(found, folder)}\n", highlight=False, soft_wrap=True)
+
+
+def _row(point: ScoredAttention, dense: ScoredAttention) -> tuple[str, ...]:
+    quality = point.quality
+    return (
+        point.name,
+        str(point.kv_bytes_per_token),
+        change(dense.kv_bytes_per_token, point.kv_bytes_per_token),
+        f"{quality.kl.value:.2g} ± {quality.kl.half:.1g}",
+        f"{quality.kl_p99:.2g}",
+        f"{quality.perplexity:.2f}",
+        f"{100 * quality.same_top:.1f} %",
+    )
+
+
+def plot(found: GroupSearchResult, out: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    scores = found.scores
+    for point in (scores.chosen, *scores.simple, *scores.quantised):
+        marker = "o" if point is scores.chosen else "x"
+        place = point.kv_bytes_per_token, point.quality.kl.value
+        axes.plot(*place, marker, color="black")
+        axes.annotate(point.name, place, xytext=(5, 5), textcoords="offset points")
+    axes.set(xlabel="bytes of the KV cache per token", ylabel="KL to the dense model, nats per token", yscale="log")
+    figure.savefig(out, dpi=150, format="png")

@@ -1,0 +1,125 @@
+"""Search for what each KV group of a real model should do: compute attention weights, follow other heads, or nothing.
+
+The heads are compared in one pass over a text (group_errors.py), and maps are measured by their KL divergence to the
+dense model. Simple maps are searched as well: those that only drop, or only share, KV groups or whole layers. The best
+map of all is bettered by exchanges, so the result costs no more than a simple one. It is scored, beside them and
+quantised K caches, on text that took no part in the search.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ..errors import BadInput, Unsupported
+from ..fitting.observer import observing
+from ..fitting.trial_model import TrialModel
+from ..formats.gguf_header import Header
+from ..formats.identity import tensors_sha256
+from ..formats.shards import read_model
+from ..formats.texts import Corpus, read_corpus
+from ..llamacpp import runtime
+from ..model.attention_map import AttentionMap, check
+from ..model.candidate_pairs import candidates
+from ..model.facts import Facts, read_facts, require_exportable
+from ..system.progress import Fraction, Stages, Step, silent
+from .group_errors import SCREENING_WINDOWS, GroupErrors, from_arrays, measured_errors, to_arrays
+from .group_maps import best_maps
+from .group_moves import Moves
+from .group_scores import GroupScores, score_attention
+from .group_search import FAST, FULL, Costs
+from .map_cost import MapCosts
+from .measured_costs import MeasuredCosts
+from .request import GroupSearchRequest
+from .state import State
+from .text_parts import Windows, parts
+
+
+@dataclass(frozen=True)
+class GroupSearchResult:
+    """What a search over KV groups found.
+
+    `cost`: mean KL divergence of the chosen map on the search's part of the text, in nats per token.
+    """
+
+    request: GroupSearchRequest
+    text: Corpus
+    scores: GroupScores
+    cost: float
+    n_measured: int
+
+
+def search_groups(request: GroupSearchRequest, step: Step = silent) -> GroupSearchResult:
+    """Search for a map that meets the budget.
+
+    Raises BadInput where the budget or the text is too small, Unsupported where the KV groups of a model cannot differ.
+    """
+    header = read_model(Path(request.model))
+    facts, text = read_facts(header), read_corpus(request.text)
+    arch = require_exportable(header)
+    if not arch.causal or facts.is_shared:
+        raise Unsupported("a dense language model is needed to search on", path=request.model)
+    if arch.layers_only:
+        reason = f"'{facts.arch}' shares whole layers only: {arch.layers_only}"
+        raise Unsupported(reason, path=request.model, next_step="use --unit layer")
+    kv_bytes = _kv_bytes(request, facts)
+    n_windows = request.n_windows // 2 if request.fast else request.n_windows
+    built = runtime.require()
+    stages = Stages(step, {"comparing heads": 0.5, "searching": 8, "scoring": 1})
+    with ExitStack() as stack:
+        trial_model = stack.enter_context(TrialModel(built, header))
+        fit_windows, search_windows, test_windows = parts(trial_model.model, text, request.n_ctx, n_windows)
+        state = State(request.state, _settings(request, text, header, n_windows))
+        errors = _errors(request, header, facts, built, fit_windows, state, stages("comparing heads"))
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="shareatt-")))
+        sizes = {"n_ctx": request.n_ctx, "n_threads": request.n_threads}
+        measure = MapCosts(trial_model, {}, search_windows, folder / "search", **sizes).costs
+        costs: Costs = MeasuredCosts(state, measure, len(search_windows), AttentionMap.flat)
+        found = best_maps(Moves(facts, errors), costs, kv_bytes, FAST if request.fast else FULL, stages("searching"))
+        check(found.best.map)
+        measured_on_rest = MapCosts(trial_model, {}, test_windows, folder / "test", **sizes)
+        scores = score_attention(found, measured_on_rest, facts, stages("scoring"))
+    return GroupSearchResult(request, text, scores, found.best.cost, costs.n_measured)
+
+
+def _kv_bytes(request: GroupSearchRequest, facts: Facts) -> int:
+    """Return how many bytes of KV cache a token may take. Raises BadInput where nothing is to be saved, or too much."""
+    dense = facts.kv_bytes_per_token(facts.attention)
+    kv_bytes = request.budget.in_bytes(dense).kv_bytes
+    if request.budget.n_given != 1 or kv_bytes is None:
+        raise BadInput("name one of --save and --kv-bytes", path=request.model)
+    if kv_bytes >= dense:
+        raise BadInput(f"a token takes {dense} already", path=request.model, field=f"--kv-bytes {kv_bytes}")
+    return kv_bytes
+
+
+def _errors(
+    request: GroupSearchRequest,
+    header: Header,
+    facts: Facts,
+    built: runtime.RuntimeStatus,
+    windows: Windows,
+    state: State,
+    watch: Fraction,
+) -> GroupErrors:
+    """Return the errors of the heads, from the state if it has them."""
+    if (saved := state.arrays()) is not None:
+        return from_arrays(saved)
+    pairs = candidates(facts, request.reach)
+    with observing(built, header.path, facts, n_ctx=request.n_ctx, n_threads=request.n_threads) as observer:
+        chosen = windows[:SCREENING_WINDOWS]
+        errors = measured_errors(observer, header, facts, pairs, chosen, request.n_threads, watch)
+    state.save_arrays(to_arrays(errors))
+    return errors
+
+
+def _settings(request: GroupSearchRequest, text: Corpus, header: Header, n_windows: int) -> dict[str, object]:
+    """Return what measured costs depend on."""
+    return {
+        "model": tensors_sha256(header) if request.state else "",
+        "unit": "group",
+        "text": text.sha256,
+        "ctx": request.n_ctx,
+        "windows": n_windows,
+        "reach": request.reach,
+    }

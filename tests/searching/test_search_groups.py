@@ -1,0 +1,147 @@
+"""`shareatt-export search --unit group` on the demo model, and the export of what it finds."""
+
+import json
+from shutil import copytree
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from shareatt_export.cli.search import search_command
+from shareatt_export.evaluation.evaluate import evaluate
+from shareatt_export.evaluation.request import EvaluateRequest
+from shareatt_export.exporting.map_file import read_map
+from shareatt_export.fitting.features import feature_reader
+from shareatt_export.fitting.observer import observing
+from shareatt_export.formats.gguf_reader import read_header
+from shareatt_export.formats.tensor_copies import read_f32
+from shareatt_export.formats.texts import read_corpus, read_text
+from shareatt_export.llamacpp.token_windows import token_windows
+from shareatt_export.model.attention_map import Group
+from shareatt_export.model.candidate_pairs import candidates
+from shareatt_export.model.facts import read_facts
+from shareatt_export.plan.projections import projections
+from shareatt_export.searching.group_errors import measured_errors
+from shareatt_export.searching.map_cost import MapCosts
+from tests.support import dummy_models, tiny_models
+
+HELDOUT = tiny_models.DEMO / "heldout.txt"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(read_text(HELDOUT).content[:20_000])
+    return path
+
+
+def search(model, text, folder):
+    size = ["--ctx", 32, "--windows", 4, "--reach", 2, "--fast"]
+    return ["search", model, "--unit", "group", "--text", text, *size, "--save", "4%", "-o", folder]
+
+
+@pytest.fixture(scope="module")
+def found(demo_dense, text, tmp_path_factory):
+    """The folder that a search wrote, and its report."""
+    folder = tmp_path_factory.mktemp("found")
+    done = CliRunner().invoke(search_command, [*map(str, search(demo_dense, text, folder)[1:]), "--json"])
+    assert done.exit_code == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def test_the_report(found):
+    folder, data = found
+    dense, best = data["dense"], data["found"]
+    assert dense["kl"]["mean"] == 0 < best["kl"]["mean"]
+    assert best["kv_bytes_per_token"] <= 0.96 * dense["kv_bytes_per_token"]
+    assert best["source_heads"] == data["source_heads"] and len(data["source_heads"]) == 12
+    names = [each["name"] for each in data["simple"]]
+    assert names == ["KV groups dropped", "KV groups shared", "layers dropped", "layers shared"]
+    assert [each["name"] for each in data["quantised"]] == [
+        f"{name}, K cache {type_k}" for name in ("dense", "found") for type_k in ("q8_0", "q4_0")
+    ]
+    assert data["actions"] and all(action.startswith(("group ", "layer ")) for action in data["actions"])
+    assert json.loads((folder / "search.json").read_text()) == data
+    assert (folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interrupted_search_finds_the_same(run, demo_dense, text, found, tmp_path):
+    """Half of the measured costs are lost."""
+    folder, data = found
+    copytree(folder, tmp_path, dirs_exist_ok=True)
+    costs = tmp_path / "search-state" / "costs.json"
+    costs.write_text(json.dumps(json.loads(costs.read_text())[::2]))
+    arguments = [*search(demo_dense, text, tmp_path), "--force"]
+    again = json.loads(run(*arguments, "--json").stdout)
+    assert 0 < again["maps_measured"] < data["maps_measured"]
+    own = {"maps_measured", "command"}
+    assert {key: again[key] for key in again.keys() - own} == {key: data[key] for key in data.keys() - own}
+    shown = " ".join(run(*arguments).stdout.split())
+    assert "(0 maps measured)" in shown and data["actions"][0] in shown  # all in search-state
+    assert f"--map {tmp_path / 'search.json'} -o OUT.gguf" in shown
+    layers = ["search", demo_dense, "--text", text, "--save", "4%", "-o", tmp_path, "--force"]
+    assert "is the state of another search (unit)" in run(*layers).error
+
+
+def test_what_is_found_is_what_is_exported(run, demo_dense, trial_model, found, tmp_path):
+    folder, data = found
+    sa = tmp_path / "sa.gguf"
+    assert run(demo_dense, "--map", folder / "search.json", "-o", sa).status == 0
+    facts = read_facts(read_header(sa))
+    assert facts.kv_bytes_per_token(facts.attention) == data["found"]["kv_bytes_per_token"]
+    windows = token_windows(trial_model.model, read_corpus(HELDOUT), 64, 4)
+    map_costs = MapCosts(trial_model, {}, windows, tmp_path / "logits", n_ctx=64, n_threads=2)
+    quality = map_costs.quality(read_map(folder / "search.json", trial_model.facts.attention))
+    done = evaluate(EvaluateRequest(demo_dense, (sa,), read_corpus(HELDOUT), 64, 4, baselines=False))
+    assert done.scores[1].kl.value == pytest.approx(quality.kl.value, rel=1e-2) != 0  # eval uses other kernels
+
+
+def test_costs_of_groups(trial_model, tmp_path):
+    """Without its attention, a layer costs the same whether it is dropped or its output projection is zero."""
+    facts = read_facts(trial_model.header)
+    windows = token_windows(trial_model.model, read_corpus(HELDOUT), 64, 2)
+    map_costs = MapCosts(trial_model, {}, windows, tmp_path / "logits", n_ctx=64, n_threads=2)
+    output = projections(trial_model.header, facts, 5).output
+    zeros = map_costs.quality(facts.attention, changes=map_costs.zeros([output])).kl.value
+    without = facts.attention
+    for group in facts.attention.groups(5):
+        without = without.with_drop(group)
+    assert np.mean(map_costs.costs(without, 0, 2)) == pytest.approx(zeros, rel=1e-3)
+    one = facts.attention.with_drop(Group(5, 0))
+    assert 0 < np.mean(map_costs.costs(one, 0, 2)) != pytest.approx(zeros, rel=0.05)
+
+
+def test_errors_of_heads(demo_dense, trial_model, built):
+    """A dropped head's error is the norm of what it adds to the output; its own attention weights leave none."""
+    header, facts = trial_model.header, read_facts(trial_model.header)
+    (window,) = token_windows(trial_model.model, read_corpus(HELDOUT), 64, 1)
+    with observing(built, demo_dense, facts, n_ctx=64, n_threads=2) as observer:
+        errors = measured_errors(observer, header, facts, candidates(facts, 1), [window], 2, lambda fraction: None)
+    with feature_reader(trial_model.model, trial_model.bin, n_ctx=64, n_threads=2) as reader:
+        features = reader.read([4], window)[4]
+    weights = read_f32(projections(header, facts, 4).output)
+    width = facts.head_dim_v
+    expected = [
+        np.square(
+            features[:, head * width : (head + 1) * width] @ weights[:, head * width : (head + 1) * width].T
+        ).sum()
+        for head in range(facts.n_head[4])
+    ]
+    assert errors.dropped[4] == pytest.approx(expected, rel=1e-2)
+    assert errors.shared.keys() == set(candidates(facts, 1))
+    assert all(found.shape == (6, 6) and found.min() > 0 for found in errors.shared.values())
+
+
+def test_what_is_refused(run, demo_dense, text, tmp_path):
+    group = ["search", demo_dense, "--unit", "group", "--text", text]
+    assert "name one of --save and --kv-bytes" in run(*group).error
+    assert "name one of --save and --kv-bytes" in run(*group, "--save", "10%", "--kv-bytes", 4000).error
+    assert "a token takes 4608 already" in run(*group, "--kv-bytes", 4608).error
+    assert "--beam belongs to --unit layer" in run(*group, "--save", "10%", "--beam", 2).error
+    assert "--max-kl belongs to --unit layer" in run(*group, "--max-kl", 1).error
+    for bad in ("10", "0%", "100%", "x%", "1e1%"):
+        assert f"'{bad}' is not a percentage like 10%" in run(*group, "--save", bad).error
+    model = tmp_path / "bitnet.gguf"
+    dummy_models.make("bitnet", model)
+    error = run("search", model, "--unit", "group", "--save", "10%").error
+    assert "'bitnet' shares whole layers only" in error and error.endswith("use --unit layer")
