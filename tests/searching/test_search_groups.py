@@ -17,7 +17,6 @@ from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.formats.tensor_copies import read_f32
 from shareatt_export.formats.texts import read_corpus, read_text
 from shareatt_export.llamacpp.token_windows import token_windows
-from shareatt_export.model.attention_map import Group
 from shareatt_export.model.candidate_pairs import candidates
 from shareatt_export.model.facts import read_facts
 from shareatt_export.plan.projections import projections
@@ -97,18 +96,19 @@ def test_what_is_found_is_what_is_exported(run, demo_dense, trial_model, found, 
 
 
 def test_costs_of_groups(trial_model, tmp_path):
-    """Without its attention, a layer costs the same whether it is dropped or its output projection is zero."""
+    """A group that is dropped costs as much as zeros in the columns of the output projection that read its heads."""
     facts = read_facts(trial_model.header)
     windows = token_windows(trial_model.model, read_corpus(HELDOUT), 64, 2)
     map_costs = MapCosts(trial_model, {}, windows, tmp_path / "logits", n_ctx=64, n_threads=2)
     output = projections(trial_model.header, facts, 5).output
-    zeros = map_costs.quality(facts.attention, changes=map_costs.zeros([output])).kl.value
-    without = facts.attention
+    weights = read_f32(output).copy()
+    found = facts.attention
     for group in facts.attention.groups(5):
-        without = without.with_drop(group)
-    assert np.mean(map_costs.costs(without, 0, 2)) == pytest.approx(zeros, rel=1e-3)
-    one = facts.attention.with_drop(Group(5, 0))
-    assert 0 < np.mean(map_costs.costs(one, 0, 2)) != pytest.approx(zeros, rel=0.05)
+        heads, found = found.heads(group), found.with_drop(group)
+        weights[:, heads.start * facts.head_dim_v : heads.stop * facts.head_dim_v] = 0
+        changes = {output: trial_model.encoded(weights, output.type)}
+        expected = map_costs.quality(facts.attention, changes=changes).kl.value
+        assert np.mean(map_costs.costs(found, 0, 2)) == pytest.approx(expected, rel=1e-3) != 0
 
 
 def test_errors_of_heads(demo_dense, trial_model, built):
