@@ -1,10 +1,10 @@
 """Which KV groups should follow, and which be dropped? A lazy greedy search by a cost that the caller measures.
 
 Moves are made one at a time: the one that costs least for each byte of KV cache that it saves, until the cache is small
-enough. What a move costs depends on the moves before it, mostly it grows. So only the moves that cost least when they
-were last measured are measured anew, and they are compared with what the others cost then. A move that was never
-measured is estimated: the cost of dropping its groups, times the ratio of its error to theirs (group_errors.py). At
-last, moves are exchanged for others as long as that lowers the cost.
+enough. What a move costs depends on the moves before it; mostly it grows. So only the moves that cost least when they
+were last measured are measured anew, and the best of them is made. A move that was never measured is estimated: the
+cost of dropping its groups, or its layer, times the ratio of its error to theirs (group_errors.py). At last, moves are
+exchanged for others as long as that lowers the cost.
 """
 
 import math
@@ -57,7 +57,7 @@ class GroupSearch:
     def __init__(
         self, moves: Moves, costs: Costs, drops: Mapping[Move, float], kinds: Sequence[Kind], effort: Effort = FULL
     ) -> None:
-        self._moves, self._costs, self._drops, self._kinds, self._effort = moves, costs, drops, kinds, effort
+        self._moves, self._costs, self._kinds, self._effort = moves, costs, kinds, effort
         self._last = dict(drops)  # what each move cost when it was last measured
 
     def filled(self, found: AttentionMap, kv_bytes: int, watch: Fraction) -> Found | None:

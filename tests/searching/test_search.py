@@ -62,6 +62,8 @@ def test_budgets(run, demo_dense, text):
     assert kl["search_kl"] <= limit and len(kl["path"]) >= 2
     fast = json.loads(run(*arguments, "--followers", 3, "--fast").stdout)
     assert fast["maps_measured"] == 4 and fast["path"][-1]["followers"] == 3
+    saved = json.loads(run(*arguments, "--save", "7%", "--fast").stdout)["path"]
+    assert saved[-1]["kv_bytes_per_token"] <= 0.93 * 4608 < saved[-2]["kv_bytes_per_token"]
 
 
 def test_what_is_refused(run, demo_dense, text, tmp_path):
