@@ -64,8 +64,8 @@ class AttentionMap:
         return range(group.number * n_rep, (group.number + 1) * n_rep)
 
     def groups(self, layer: int) -> tuple[Group, ...]:
-        """All groups of a layer of the dense model."""
-        return tuple(Group(layer, number) for number in range(self.n_head_kv[layer]))
+        """All groups of a layer of the dense model; none if it has no query heads."""
+        return tuple(Group(layer, number) for number in range(self.n_head_kv[layer] if self.sources[layer] else 0))
 
     def of(self, group: Group) -> tuple[int, ...]:
         """The sources of the query heads of a group."""
@@ -107,13 +107,14 @@ class AttentionMap:
     @cached_property
     def source_layers(self) -> SourceMap | None:
         """The same as a source map of layers; None if a layer is neither dense nor follows another one as a whole."""
-        layers = []
-        for layer, sources in enumerate(self.sources):
-            source = sources[0] // self.stride if sources and sources[0] >= 0 else layer
-            if sources != _own(source, len(sources), self.stride):
-                return None
-            layers.append(source)
-        return tuple(layers)
+        layers = [self.source_of_layer(layer) for layer in range(self.n_layer)]
+        return None if None in layers else tuple(source for source in layers if source is not None)
+
+    def source_of_layer(self, layer: int) -> int | None:
+        """The layer whose heads all heads of a layer use in their order, perhaps itself; None if they do not."""
+        sources = self.sources[layer]
+        source = sources[0] // self.stride if sources and sources[0] >= 0 else layer
+        return source if sources == _own(source, len(sources), self.stride) else None
 
     def with_sources(self, group: Group, sources: Sequence[int]) -> "AttentionMap":
         """Return the map in which the query heads of a group have these sources."""

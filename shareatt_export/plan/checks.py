@@ -12,8 +12,8 @@ from ..model.facts import Facts
 def new_layers(dense: Header, facts: Facts, attention: AttentionMap, fits: bool) -> list[int]:
     """Return the layers that change.
 
-    Raises Unsupported if the model shares already and is to be fitted, or if single groups share before or after;
-    BadSpans if its own spans would change.
+    Raises Unsupported if the model shares already and is to be fitted, if single groups share before or after, or if
+    nothing changes; BadSpans if its own spans would change.
     """
     if facts.is_shared:
         if fits or attention.source_layers is None or facts.attention.source_layers is None:
@@ -22,7 +22,10 @@ def new_layers(dense: Header, facts: Facts, attention: AttentionMap, fits: bool)
         for layer in facts.attention.touched:
             if attention.sources[layer] != facts.attention.sources[layer]:
                 raise BadSpans("would change what the model shares already", path=dense.path, field=f"layer {layer}")
-    return [layer for layer in attention.touched if attention.sources[layer] != facts.attention.sources[layer]]
+    new = [layer for layer in attention.touched if attention.sources[layer] != facts.attention.sources[layer]]
+    if not new:
+        raise Unsupported("no layer of the map has attention heads", path=dense.path, next_step="choose other layers")
+    return new
 
 
 def check_map(dense: Header, facts: Facts, arch: Architecture, attention: AttentionMap, new: Sequence[int]) -> None:
@@ -36,18 +39,10 @@ def check_map(dense: Header, facts: Facts, arch: Architecture, attention: Attent
         if facts.is_swa[group.layer] != facts.is_swa[source]:
             reason = f"only one of the layers {source} and {group.layer} has a sliding window"
             raise BadSpans(reason, field=f"map: group {group}")
-    partial = [layer for layer in new if not _is_whole(attention, layer)]
+    partial = [layer for layer in new if attention.source_of_layer(layer) is None]
     if arch.layers_only and partial:
         reason = f"'{facts.arch}' shares whole layers only: {arch.layers_only}"
         raise Unsupported(reason, path=dense.path, field=f"layer {partial[0]}", next_step="share whole layers")
-
-
-def _is_whole(attention: AttentionMap, layer: int) -> bool:
-    """Whether all heads of a layer follow the heads of the same number of one layer."""
-    source = attention.sources[layer][0] // attention.stride
-    return attention.sources[layer] == tuple(
-        range(attention.stride * source, attention.stride * source + len(attention.sources[layer]))
-    )
 
 
 def check_heads(dense: Header, facts: Facts, attention: AttentionMap, new: Sequence[int]) -> None:
@@ -61,23 +56,23 @@ def check_heads(dense: Header, facts: Facts, attention: AttentionMap, new: Seque
             _check_layer_heads(dense, facts, source)
         if layer >= (n_layer := facts.n_layer - facts.n_layer_nextn):
             raise Unsupported(
-                f"layers from {n_layer} on predict further tokens", path=dense.path, field=f"layer {layer}",
+                f"predicts further tokens, as all from {n_layer} on", path=dense.path, field=f"layer {layer}",
                 next_step="choose other layers",
             )  # fmt: skip
         heads = facts.n_head[layer], facts.n_head_kv[layer]
         for source in sources:
             if heads != (of_source := (facts.n_head[source], facts.n_head_kv[source])):
                 reason = (
-                    f"layer {layer} has {heads[0]} query and {heads[1]} KV heads, "
-                    f"its source has {of_source[0]} and {of_source[1]}"
+                    f"has {heads[0]} query and {heads[1]} KV heads, its source has {of_source[0]} and {of_source[1]}"
                 )
                 raise BadInput(reason, path=dense.path, field=f"layer {layer}", next_step="choose other layers")
 
 
 def _check_layer_heads(dense: Header, facts: Facts, layer: int) -> None:
     if min(facts.n_head[layer], facts.n_head_kv[layer], facts.head_dim_k, facts.head_dim_v) < 1:
-        reason = f"layer {layer} has no attention heads"
-        raise Unsupported(reason, path=dense.path, field=f"layer {layer}", next_step="choose other layers")
+        raise Unsupported(
+            "has no attention heads", path=dense.path, field=f"layer {layer}", next_step="choose other layers"
+        )
 
 
 def check_layers(dense: Header, facts: Facts) -> None:

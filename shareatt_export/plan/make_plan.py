@@ -21,6 +21,8 @@ def make_plan(dense: Header, facts: Facts, attention: AttentionMap, fitting: Fit
     arch = require_exportable(dense)
     new = new_layers(dense, facts, attention, fits=fitting is not None)
     check_map(dense, facts, arch, attention, new)
+    check_layers(dense, facts)
+    check_inventory(dense, facts, arch, attention, new)
     cuts = {layer: LayerCuts(dense, facts, arch, attention, layer) for layer in new}
     tensors: list[TensorCopy] = []
     dropped: list[TensorInfo] = []
@@ -32,7 +34,5 @@ def make_plan(dense: Header, facts: Facts, attention: AttentionMap, fitting: Fit
             tensors.append(copy)
         else:
             dropped.append(info)
-    check_layers(dense, facts)
-    check_inventory(dense, facts, arch, attention, new)
     metadata = sa_metadata(dense, facts, attention, tensors, fitting)
     return Plan(dense, facts, attention, metadata, tuple(tensors), tuple(dropped), fitting)

@@ -55,22 +55,22 @@ METADATA: dict[str, tuple[dict[str, RawValue | None], str, str]] = {
         DAMAGED,
     ),
     "heads as text": ({HEADS: raw_string("4")}, "head_count: expected an integer, found str", DAMAGED),
-    "no heads": ({HEADS: raw_u32(0)}, "layer 6 has no attention heads", "choose other layers"),
+    "no heads": ({HEADS: raw_u32(0)}, "no layer of the map has attention heads", "choose other layers"),
     "2^31 heads": ({HEADS: raw_u32(1 << 31)}, "llama.attention.head_count: 2147483648 is not", DAMAGED),
     "heads of too few layers": ({HEADS: raw_array_i32([4] * 11)}, "head_count: expected 12 integers", DAMAGED),
     "heads of strings": ({HEADS: raw_string_array(["4"] * 12)}, "head_count: expected 12 integers", DAMAGED),
-    "more heads than the embedding has": ({HEADS: raw_u32(65)}, "layer 6 has no attention heads", "choose other"),
+    "more heads than the embedding has": ({HEADS: raw_u32(65)}, "layer 6: has no attention heads", "choose other"),
     "twice the heads": ({HEADS: raw_u32(8)}, "tensor 'blk.6.attn_k.weight': 32 rows, expected 16", DAMAGED),
     "-1 KV heads": ({KV_HEADS: raw_i32(-1)}, "head_count_kv: -1 is not possible", DAMAGED),
     "half the KV heads": ({KV_HEADS: raw_u32(1)}, "tensor 'blk.6.attn_k.weight': 32 rows, expected 16", DAMAGED),
     "other heads in a follower": (
         {HEADS: raw_array_i32([4] * 8 + [2] + [4] * 3)},
-        "span '6-9': layer 8 has 2 query and 2 KV heads",
+        "layer 8: has 2 query and 2 KV heads",
         "choose other layers",
     ),
     "other KV heads in a follower": (
         {KV_HEADS: raw_array_i32([2] * 7 + [4] + [2] * 4)},
-        "span '6-9': layer 7 has 4 query and 4 KV heads",
+        "layer 7: has 4 query and 4 KV heads",
         "choose other layers",
     ),
     "an embedding of -5": ({"llama__embedding_length": raw_i32(-5)}, "llama.embedding_length: -5 is not", DAMAGED),
@@ -89,7 +89,7 @@ METADATA: dict[str, tuple[dict[str, RawValue | None], str, str]] = {
     ),
     "followers that predict further tokens": (
         {"llama__nextn_predict_layers": raw_u32(3)},
-        "span '6-9': layers from 9 on predict further tokens",
+        "layer 9: predicts further tokens, as all from 9 on",
         "choose other layers",
     ),
     "a map that is no array": ({MAP: raw_u32(0)}, "source_layers: must be an array of i32", DAMAGED),
@@ -97,8 +97,8 @@ METADATA: dict[str, tuple[dict[str, RawValue | None], str, str]] = {
     "a map ahead": ({MAP: raw_array_i32([1, *range(1, 12)])}, "layer 0: source 1 is not a layer at or", DAMAGED),
     "a map to a follower": ({MAP: raw_array_i32([0, 0, 1, *range(3, 12)])}, "layer 2: source 1 does not", DAMAGED),
     "a later format": (
-        {MAP: raw_array_i32(range(12)), "shareatt__format_version": raw_u32(2)},
-        "shareatt.format_version: is 2",
+        {MAP: raw_array_i32(range(12)), "shareatt__format_version": raw_u32(3)},
+        "shareatt.format_version: is 3",
         "upgrade it",
     ),
     "a name that is a number": ({"general__name": raw_u32(1)}, "general.name: expected a string", DAMAGED),
@@ -116,7 +116,7 @@ METADATA: dict[str, tuple[dict[str, RawValue | None], str, str]] = {
 TENSORS: dict[str, tuple[Callable[[Path, Path], Path], str, str]] = {
     "no query in a follower": (
         lambda dense, bad: with_tensors(dense, bad, ["blk.8.attn_q.weight"]),
-        "tensor 'blk.8.attn_q.weight': is missing, but layer 8 is in span '6-9'",
+        "tensor 'blk.8.attn_q.weight': is missing, but layer 8 shares attention",
         DAMAGED,
     ),
     "no key in the source": (

@@ -22,7 +22,7 @@ TEXTS = {
     "٦-٩": f"span '٦-٩': {UNREAD}",
     "6-9\n": None,  # spaces around a span are ignored
     "0x6-9": f"span '0x6-9': {UNREAD}",
-    "6.0-9": f"span '6.0-9': {UNREAD}",
+    "6.0-9": "span '6.0-9': group 6.9 is out of range; layer 6 has groups 0-1",
     "+6-9": f"span '+6-9': {UNREAD}",
     "6-9,": f"span '': {UNREAD}",
     "[6, 9]": f"span '[6': {UNREAD}",
