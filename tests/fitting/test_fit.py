@@ -175,9 +175,9 @@ def test_a_trial_is_the_file_that_is_written(demo_dense, refitted, built, tmp_pa
             with Context(trial_model.model, False, **{"n_ctx": 256, "type_k": 0, "type_v": 0}) as context:
                 return context.decode(tokens)
 
-        dense = run(tuple(range(12)), {})
+        dense = run(plan.facts.attention, {})
         ours = run(plan.attention, changes)
-        again = run(tuple(range(12)), {})
+        again = run(plan.facts.attention, {})
     assert parity.nmse(ours, parity.logits(refitted.files[0])) < 1e-9
     assert parity.nmse(dense, ours) > 1e-3 and np.array_equal(dense, again)
 
@@ -219,7 +219,7 @@ def test_the_command(run, demo_dense, tmp_path):
     assert dry["fit"] == data["fit"] and data["fit"]["how"] == "align,refit"
     assert dry["file_bytes"] == [out.stat().st_size]
     (follower,) = data["followers"]
-    assert (follower["layer"], follower["source"]) == (7, 6) and sorted(follower["heads"]) == [*range(6)]
+    assert (follower["layer"], follower["sources"]) == (7, [6]) and sorted(follower["heads"]) == [*range(6)]
     assert follower["error"] < follower["error_before"]
     assert "except for 2 tensors that were fitted (align,refit)" in (tmp_path / "README.md").read_text()
     assert run("inspect", out).status == 0
