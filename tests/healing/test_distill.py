@@ -6,7 +6,7 @@ from torch.nn.functional import log_softmax
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from shareatt_export.healing.distill import Distiller
-from shareatt_export.healing.parts import trained_parts
+from shareatt_export.healing.parts import roles_of, trained_parts
 from shareatt_export.healing.sharing import Sharing
 from shareatt_export.healing.trained_weights import TrainedWeights
 from shareatt_export.model.spans import parse_spans, source_map
@@ -48,7 +48,7 @@ def distiller(family: str = "llama", spans: str | None = None, **options: object
     model.set_attn_implementation("eager")
     parsed = parse_spans(spans or FAMILY_SPANS[family], tiny_models.N_LAYER)
     checkpointing = bool(options.pop("checkpointing", False))
-    weights = TrainedWeights(model, trained_parts(model, parsed, bool(options.pop("train_mlp", False))), **options)
+    weights = TrainedWeights(model, trained_parts(model, roles_of(parsed), bool(options.pop("train_mlp", False))), **options)
     return Distiller(model, Sharing(source_map(parsed, tiny_models.N_LAYER)), weights, checkpointing)
 
 
