@@ -27,7 +27,7 @@ def main() -> None:
     request = ExportRequest(MODEL, spans="6-9", out=folder / "aligned.gguf", align=True, text=text)
     aligned = shareatt_export.export(request, progress=lambda step, fraction: None)
     for follower in aligned.followers:
-        print(f"layer {follower.layer}: heads {follower.heads} of layer {follower.source}")
+        print(f"layer {follower.layer}: heads {follower.heads} of layers {follower.sources}")
 
     files = (*plain.files, *aligned.files)
     for score in shareatt_export.evaluate(MODEL, files, text=text, n_ctx=128, n_windows=2, baselines=False).scores:
