@@ -48,7 +48,9 @@ def distiller(family: str = "llama", spans: str | None = None, **options: object
     model.set_attn_implementation("eager")
     parsed = parse_spans(spans or FAMILY_SPANS[family], tiny_models.N_LAYER)
     checkpointing = bool(options.pop("checkpointing", False))
-    weights = TrainedWeights(model, trained_parts(model, roles_of(parsed), bool(options.pop("train_mlp", False))), **options)
+    weights = TrainedWeights(
+        model, trained_parts(model, roles_of(parsed), bool(options.pop("train_mlp", False))), **options
+    )
     return Distiller(model, Sharing(source_map(parsed, tiny_models.N_LAYER)), weights, checkpointing)
 
 
