@@ -14,6 +14,7 @@ from .attention_map import AttentionMap, dense_map, of_flat, of_layers
 from .spans import SourceMap, spans_of
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+MAX_HEADS = 1024  # of a layer; no model has more than 256, and a map has an entry for each
 F16 = GGMLQuantizationType.F16
 
 
@@ -103,7 +104,10 @@ def read_facts(header: Header) -> Facts:
     def counts(key: str, default: tuple[int, ...]) -> tuple[int, ...]:
         if f"{arch}.{key}" not in header.metadata:
             return default
-        return tuple(_bounded(header, f"{arch}.{key}", n) for n in header.integers(f"{arch}.{key}", n_layer))
+        found = header.integers(f"{arch}.{key}", n_layer)
+        if (most := max(_bounded(header, f"{arch}.{key}", n) for n in found)) > MAX_HEADS:
+            raise damaged(header.path, f"{arch}.{key}", f"{most} heads, at most {MAX_HEADS} are possible")
+        return found
 
     n_embd = count("embedding_length")
     n_layer_nextn = count("nextn_predict_layers", 0)

@@ -56,6 +56,7 @@ METADATA: dict[str, tuple[dict[str, RawValue | None], str, str]] = {
     ),
     "heads as text": ({HEADS: raw_string("4")}, "head_count: expected an integer, found str", DAMAGED),
     "no heads": ({HEADS: raw_u32(0)}, "no layer of the map has attention heads", "choose other layers"),
+    "a million heads": ({HEADS: raw_u32(1 << 20)}, "head_count: 1048576 heads, at most 1024 are", DAMAGED),
     "2^31 heads": ({HEADS: raw_u32(1 << 31)}, "llama.attention.head_count: 2147483648 is not", DAMAGED),
     "heads of too few layers": ({HEADS: raw_array_i32([4] * 11)}, "head_count: expected 12 integers", DAMAGED),
     "heads of strings": ({HEADS: raw_string_array(["4"] * 12)}, "head_count: expected 12 integers", DAMAGED),
