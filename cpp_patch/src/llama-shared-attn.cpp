@@ -25,6 +25,7 @@
 
 #define SHARED_ATTN_ABI            2
 #define SHARED_ATTN_FORMAT_VERSION 2
+#define SHARED_ATTN_MAX_HEADS      1024 // of a layer: a map has an entry for each, and a damaged file may claim any number
 
 static const char * SHARED_ATTN_KEY_FORMAT_VERSION = "shareatt.format_version";
 
@@ -408,6 +409,10 @@ static std::shared_ptr<const llama_shared_attn_map> shared_attn_map_layers(
     }
 
     const int32_t n_stride = shared_attn_n_head_max(hparams);
+
+    if (n_stride < 0 || n_stride > SHARED_ATTN_MAX_HEADS) {
+        throw std::runtime_error(format("%s: a layer has %u heads, at most %d can share", key.c_str(), (uint32_t) n_stride, SHARED_ATTN_MAX_HEADS));
+    }
 
     std::vector<int32_t> source_heads;
 

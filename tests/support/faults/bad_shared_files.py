@@ -90,6 +90,7 @@ COUNTS = {  # counts of a source and its followers that attention cannot be comp
     "no KV heads": ("llama__attention__head_count_kv", [2] * 6 + [0] * 4 + [2] * 2, "4 query heads and 0 KV heads"),
     "a remainder": ("llama__attention__head_count_kv", [2] * 6 + [3] * 4 + [2] * 2, "4 query heads and 3 KV heads"),
 }
+A_BILLION_HEADS = {"llama__attention__head_count": raw_u32(1 << 30), "llama__attention__head_count_kv": raw_u32(2)}
 MISSING = ("blk.6.attn_q.weight", "blk.6.attn_k.weight", "blk.8.attn_v.weight")
 
 
@@ -117,6 +118,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         )
         for name, (field, counts, message) in COUNTS.items()
     },
+    "a billion heads": (partial(small_gguf.with_metadata, **A_BILLION_HEADS), "a layer has 1073741824 heads"),
     **{f"no {name}": (partial(with_tensors, without=[name]), name) for name in MISSING},
 }
 
