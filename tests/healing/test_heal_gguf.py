@@ -196,6 +196,9 @@ def test_a_map_of_groups_is_healed_from_a_fitted_file(dense, tmp_path, built):
     text = (read_text(tiny_models.DEMO / "LICENSE"),)
     shareatt_export.export(dense, "1.0:3.1+4.0", fitted, drop="4.1,6", refit=True, text=text)
     asked = request(dense, out, None, begin=fitted, train_mlp=True, learning_rate=1e-3, steps=20)
+    begin = planned(asked).model.initial()["model.layers.4.self_attn.o_proj.weight"]  # group 0 of layer 4 is kept
+    kept = read_f32(read_header(fitted).tensors["blk.4.attn_output.weight"])
+    assert np.array_equal(begin[:, : kept.shape[1]], kept)
     done = heal.heal(planned(asked))
     first, *_, last = done.result.curve
     assert done.written.kl.value == pytest.approx(last.scores.kl, rel=0.05) and last.scores.kl < first.scores.kl
