@@ -1,215 +1,245 @@
 #!/usr/bin/env python3
-"""Measure the quality ladder of docs/quality.md: the quality after each step, beside common and cheap alternatives.
+"""Measure the quality ladder of docs/quality.md: what maps of a model lose after each step, beside what else is usual.
 
-    python scripts/train_demo_model.py --training-text train.txt
-    python scripts/ladder.py tests/models/stdlib-5m train.txt build/ladder-5m --followers 4
-    python scripts/ladder.py tests/models/stdlib-5m train.txt build/ladder-5m --followers 4 --no-heal
+    python scripts/ladder.py smollm2.gguf build/ladder-smollm2 --followers 3 --save 10% \\
+        --score prose-heldout.txt --score code-heldout.txt
 
-It fits and searches on the first megabyte of the training text, heals on all of it, and scores on the held-out text of
-the model. Files in the work folder are kept and not made again, so an interrupted run can be continued.
+A place is a way to choose a map (PLACES); each has files of several steps. Files in the work folder are kept and not
+made again, so an interrupted run can be continued. Prints a table in Markdown, and one of the time and memory that each
+command took.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from scripts.ladder_table import STEPS, Row, plot, table
 from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.model.facts import read_facts
 
-CALIBRATION_BYTES = 1_000_000
-FIT = ("--align", "--refit")
-N_CTX = 256  # context length of healing and of the scores
-
-
-class Ladder:
-    def __init__(self, model: Path, text: Path, work: Path, heal: list[str]) -> None:
-        self.model, self.text, self.work, self.heal_options = model, text, work, heal
-        work.mkdir(parents=True, exist_ok=True)
-        self.calibration = work / "calibration.txt"
-        self.calibration.write_bytes(text.read_bytes()[:CALIBRATION_BYTES].rsplit(b"\n", 1)[0])
-        self.seconds_file = work / "seconds.json"
-        self.dense = self.made("dense.gguf", self._convert)
-        self.n_layer = read_facts(read_header(self.dense)).n_layer
-
-    def _convert(self, out: Path) -> None:
-        from shareatt_export.exporting.convert import converted
-
-        with converted(self.model, self.work, "auto", None) as dense:
-            dense.replace(out)
-
-    def made(self, name: str, make) -> Path:  # type: ignore[no-untyped-def]
-        out = self.work / name
-        if not out.exists():
-            started = time.monotonic()
-            make(out)
-            seconds = json.loads(self.seconds_file.read_text()) if self.seconds_file.exists() else {}
-            seconds[name] = round(time.monotonic() - started)
-            self.seconds_file.write_text(json.dumps(seconds, indent=2))
-        return out
-
-    def tool(self, *arguments: object) -> str:
-        command = [sys.executable, "-m", "shareatt_export", *map(str, arguments)]
-        print("+", *command[2:], file=sys.stderr, flush=True)
-        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-    def exported(self, name: str, spans: str, *options: str) -> Path:
-        text = ("--text", self.calibration) if options else ()
-        return self.made(name, lambda out: self.tool(self.dense, "--spans", spans, *options, *text, "-q", "-o", out))
-
-    def searched(self, followers: int) -> str:
-        def make(out: Path) -> None:
-            out.mkdir(exist_ok=True)
-            options = ("--followers", followers, "--text", self.calibration, "-q", "-o", out, "--json", "--force")
-            (out / "result.json").write_text(self.tool("search", self.dense, *options))
-
-        folder = self.made(f"search-{followers}", make)
-        return str(json.loads((folder / "result.json").read_text())["spans"])
-
-    def healed(self, name: str, fitted: Path, *more: str) -> Path:
-        def make(out: Path) -> None:
-            options = ("--text", self.text, *self.heal_options, *more, "-q", "-o", out)
-            self.tool("heal", self.model, "--from", fitted, *options)
-
-        folder = self.made(name, make)
-        spans = read_header(fitted).text("shareatt.spans")
-        return self.made(f"{name}.gguf", lambda out: self.tool(folder, "--spans", spans, "-q", "-o", out))
-
-    def files(self, followers: int, heal: bool) -> Iterator[Path]:
-        source = self.n_layer - 2 - followers
-        for where, spans in {
-            "late": f"{source}-{source + followers}",
-            "found": self.searched(followers),
-            "every2": "every:2",
-            "found-half": self.searched(self.n_layer // 2),
-        }.items():
-            yield self.exported(f"{where}-plain.gguf", spans)
-            yield self.exported(f"{where}-align.gguf", spans, "--align")
-            fitted = self.exported(f"{where}-refit.gguf", spans, *FIT)
-            yield fitted
-            if heal and where == "found":
-                yield self.healed(f"{where}-healed", fitted)
-            if heal and where == "found-half":
-                yield self.healed(f"{where}-healed-mlp", fitted, "--train-mlp")
-
-    def scores(self, followers: int, heal: bool) -> Path:
-        files = list(self.files(followers, heal))
-        heldout = self.model / "heldout.txt"
-        options = ("--text", heldout, "--ctx", N_CTX, "--windows", 128, "--drop", "--no-weights", "--json", "-q")
-        return self.made("scores.json", lambda out: out.write_text(self.tool("eval", self.dense, *files, *options)))
-
-
-@dataclass(frozen=True)
-class Row:
-    where: str  # late, found, every2, found-half, or the name of a baseline
-    step: str
-    spans: str
-    score: dict[str, Any]
-
-    @property
-    def kv_bytes(self) -> int:
-        return int(self.score["kv_bytes_per_token"])
-
-
-STEPS = {
-    "dropped": "no attention in its followers",
-    "plain": "shared",
-    "align": "+ heads aligned",
-    "refit": "+ W_O refitted",
-    "healed": "+ healed",
-    "healed-mlp": "+ healed, MLPs too",
+PLACES = {  # with the steps of their files
+    "late": ("plain", "align", "refit"),
+    "every2": ("plain", "refit"),
+    "found": ("plain", "align", "refit", "healed"),
+    "half": ("plain", "align", "refit", "healed-mlp"),
+    "groups": ("plain", "refit", "healed"),
+    "groups-dropped": ("plain", "refit"),
+    "groups-shared": ("plain", "refit"),
+    "layers-dropped": ("plain", "refit"),
+    "layers-shared": ("plain", "refit"),
+}
+GROUP_SEARCH = {  # the places that a search over KV groups finds: the name of the map there, None for the best
+    "groups": None,
+    "groups-dropped": "KV groups dropped",
+    "groups-shared": "KV groups shared",
+    "layers-dropped": "layers dropped",
+    "layers-shared": "layers shared",
+}
+FITS = {  # options of an export by step, and by whether the map is of KV groups, which have no order of heads
+    ("align", False): ("--align",),
+    ("refit", False): ("--align", "--refit"),
+    ("refit", True): ("--refit",),
 }
 
 
-def rows(scores: Path) -> Iterator[Row]:
-    """Yield the rows in the order of the files; the attention that is left away comes first in each place."""
-    data = json.loads(scores.read_text())
-    by_name = {score["name"]: score for score in data["scores"]}
-    dropped = {each["name"]: by_name[each["dropped"]] for each in data["dropped"]}
-    for score in data["scores"]:
-        path, name = Path(score["model"]), score["name"].removesuffix(".gguf")
-        step = next((step for step in sorted(STEPS, key=len, reverse=True) if name.endswith(f"-{step}")), "")
-        where = name.removesuffix(f"-{step}")
-        spans = read_header(path.with_name(f"{where}-plain.gguf")).text("shareatt.spans") if step else ""
-        if step == "plain":
-            yield Row(where, "dropped", spans, dropped[score["name"]])
-        if not score["without_attention"]:
-            yield Row(where, step, spans, score)
+@dataclass(frozen=True)
+class Ladder:
+    model: Path
+    work: Path
+    followers: int
+    save: str | None
+    texts: tuple[Path, ...]  # to fit, search and heal with; none: the default mixture
+    scored: tuple[Path, ...]
+    n_ctx: int
+    n_windows: int
+    fast: bool
+    heal: tuple[str, ...]  # options of heal; none: nothing is healed
+    threads: int
+
+    def made(self, name: str, make: Callable[[Path], None]) -> Path:
+        out = self.work / name
+        if not out.exists():
+            make(out)
+        return out
+
+    def tool(self, *arguments: object) -> str:
+        """Run the tool, note what that took in commands.jsonl, and return what it prints."""
+        words = [*map(str, arguments), "-q"]
+        if words[0] != "heal":  # which takes the threads of torch
+            words += ["--threads", str(self.threads)]
+        print("+ shareatt-export", *words, file=sys.stderr, flush=True)
+        started = time.monotonic()
+        command = [sys.executable, "-m", "shareatt_export", *words]
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
+            assert child.stdout
+            printed = child.stdout.read()
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            sys.exit(f"Error: shareatt-export {words[0]} failed")
+        took = {"command": words, "seconds": round(time.monotonic() - started), "peak_kb": usage.ru_maxrss}
+        with (self.work / "commands.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(took | {"cpu_seconds": round(usage.ru_utime + usage.ru_stime)}) + "\n")
+        return printed
+
+    @cached_property
+    def dense(self) -> Path:
+        """The model as a GGUF."""
+
+        def convert(out: Path) -> None:
+            from shareatt_export.exporting.convert import converted
+
+            with converted(self.model, self.work, "auto", None) as dense:
+                dense.replace(out)
+
+        return self.made("dense.gguf", convert) if self.model.is_dir() else self.model
+
+    @property
+    def n_layer(self) -> int:
+        return read_facts(read_header(self.dense)).n_layer
+
+    @property
+    def calibration(self) -> tuple[object, ...]:
+        return tuple(word for path in self.texts for word in ("--text", path))
+
+    def file(self, place: str, step: str) -> Path:
+        """Return the file of a step in a place."""
+
+        def make(out: Path) -> None:
+            if step.startswith("healed"):
+                mlp = ["--train-mlp"] * step.endswith("-mlp")
+                begin = ("--from", self.file(place, "refit"))
+                self.tool("heal", self.dense, *begin, *self.calibration, *self.heal, *mlp, "-o", out)
+            else:
+                fits = () if step == "plain" else (*FITS[step, place in GROUP_SEARCH], *self.calibration)
+                self.tool(self.dense, *self._map(place), *fits, "-o", out)
+
+        return self.made(f"{place}-{step}.gguf", make)
+
+    def _map(self, place: str) -> tuple[object, ...]:
+        """Return the options that name the map of a place."""
+        if place in GROUP_SEARCH:
+            folder = self.searched("groups", "--unit", "group", "--save", str(self.save))
+            return "--map", self.made(f"{place}.json", lambda out: self._write_map(folder, GROUP_SEARCH[place], out))
+        if place in ("found", "half"):
+            n = self.followers if place == "found" else self.n_layer // 2
+            folder = self.searched(place, "--followers", str(n))
+            return "--spans", json.loads((folder / "search.json").read_text())["spans"]
+        source = self.n_layer - 2 - self.followers
+        return "--spans", "every:2" if place == "every2" else f"{source}-{source + self.followers}"
+
+    def _write_map(self, folder: Path, name: str | None, out: Path) -> None:
+        found = json.loads((folder / "search.json").read_text())
+        chosen = found if name is None else next(each for each in found["simple"] if each["name"] == name)
+        out.write_text(json.dumps({"source_heads": chosen["source_heads"]}))
+
+    def searched(self, place: str, *options: str) -> Path:
+        """Return the folder of a search."""
+        folder = self.work / f"search-{place}"
+        if not (folder / "search.json").exists():
+            fast = ("--fast",) * (self.fast and place == "groups")
+            self.tool("search", self.dense, *options, *fast, *self.calibration, "-o", folder, "--force")
+        return folder
+
+    def rows(self, places: list[str]) -> Iterator[Row]:
+        """Yield the rows of the table: the dense model, the places, and quantised K caches of as few bytes."""
+        caches: dict[str, Row] = {}
+        seen = set[int]()
+        for place in places:
+            steps = [step for step in PLACES[place] if self.heal or not step.startswith("healed")]
+            files = {step: self.file(place, step) for step in steps}
+            facts = read_facts(read_header(files["plain"]))
+            kv_bytes = facts.kv_bytes_per_token(facts.attention)
+            baselines = "--no-baselines" if kv_bytes in seen else "--baselines"
+            seen.add(kv_bytes)
+            scores = [self._scores(place, list(files.values()), text, baselines) for text in self.scored]
+            rows = list(_rows(place, self._name(place), scores))
+            if place == places[0]:
+                yield next(row for row in rows if row.step == "dense")
+            yield from (row for step in STEPS for row in rows if row.step == step)
+            caches |= {row.name: row for row in rows if row.step == "cache"}
+        yield from sorted(caches.values(), key=lambda row: -row.kv_bytes)
+
+    def _name(self, place: str) -> str:
+        header = read_header(self.file(place, "plain"))
+        return header.text("shareatt.spans", "") or place
+
+    def _scores(self, place: str, files: list[Path], text: Path, baselines: str) -> dict[str, Any]:
+        def evaluate(out: Path) -> None:
+            sizes = ("--ctx", self.n_ctx, "--windows", self.n_windows)
+            options = ("--text", text, *sizes, baselines, "--no-weights", "--json")
+            drop = ("--drop",) * (place not in GROUP_SEARCH)
+            out.write_text(self.tool("eval", self.dense, *files, *options, *drop))
+
+        data: dict[str, Any] = json.loads(self.made(f"scores-{place}-{text.stem}.json", evaluate).read_text())
+        return data
 
 
-def table(found: list[Row]) -> Iterator[str]:
-    yield "| spans | | KV bytes per token | KL, mean | KL, p99 | perplexity | same top token |"
-    yield "| --- | --- | --- | --- | --- | --- | --- |"
-    dense = found[0].score["perplexity"]
-    for row in found:
-        kl, perplexity = row.score["kl"], row.score["perplexity"]
-        cells = (
-            f"{row.where} `{row.spans}`" if row.step == "dropped" else "" if row.step else row.where,
-            STEPS.get(row.step, ""),
-            str(row.kv_bytes),
-            f"{kl['mean']:.2g} ± {kl['half_ci95']:.1g}",
-            f"{kl['p99']:.2g}",
-            f"{perplexity:.2f} ({100 * (perplexity / dense - 1):+.1f} %)"
-            if row is not found[0]
-            else f"{perplexity:.2f}",
-            f"{100 * row.score['same_top']:.1f} %",
-        )
-        yield f"| {' | '.join(cells)} |"
+def _rows(place: str, name: str, scores: list[dict[str, Any]]) -> Iterator[Row]:
+    """Yield a row for each model of an evaluation on each of several texts."""
+    for each in zip(*(data["scores"] for data in scores), strict=True):
+        first = each[0]
+        step = Path(first["model"]).stem.removeprefix(f"{place}-")
+        if first["without_attention"]:
+            step = "dropped"
+        elif first["name"] == "dense":
+            step = "dense"
+        elif first["name"].startswith("dense, K cache"):
+            step = "cache"
+        yield Row(place, name if step in STEPS else first["name"], step, tuple(each))
 
 
-def plot(found: list[Row], title: str, out: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
-    places = list(dict.fromkeys(row.where for row in found if row.step))
-    for step, label in STEPS.items():
-        points = [row for row in found if row.step == step]
-        if points:
-            axes.errorbar(
-                [places.index(row.where) for row in points],
-                [row.score["kl"]["mean"] for row in points],
-                [row.score["kl"]["half_ci95"] for row in points],
-                marker="x" if step == "dropped" else "o",
-                linestyle="none",
-                capsize=3,
-                label=label,
-            )
-    for row in found:
-        if not row.step and row.score["kl"]["mean"] > 0:
-            axes.axhline(row.score["kl"]["mean"], linestyle="--", linewidth=0.8, color="grey")
-            place = (len(places) - 0.6, row.score["kl"]["mean"])
-            axes.annotate(f"{row.where} ({row.kv_bytes} bytes)", place, ha="right", va="bottom", fontsize=8)
-    labels = [next(f"{row.where}\n{row.spans}\n{row.kv_bytes} bytes" for row in found
-                   if (row.where, row.step) == (place, "plain")) for place in places]  # fmt: skip
-    axes.set_xticks(range(len(places)), labels, fontsize=8)
-    axes.set(title=title, ylabel="KL to the dense model, nats per token", yscale="log", xlim=(-0.5, len(places) - 0.5))
-    axes.legend(fontsize=8)
-    figure.savefig(out, dpi=120, format="png")
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="a dense GGUF, or a Hugging Face folder")
+    parser.add_argument("work", type=Path, help="folder for all files")
+    parser.add_argument("--followers", type=int, required=True, help="layers that follow in 'late' and 'found'")
+    parser.add_argument("--save", help="part of the KV cache that maps of KV groups save, as in 10%%")
+    parser.add_argument("--places", default="late,every2,found", help=f"any of {', '.join(PLACES)}")
+    parser.add_argument(
+        "--text", type=Path, action="append", default=[], help="to search, fit and heal with; repeatable"
+    )
+    parser.add_argument("--score", type=Path, action="append", required=True, help="text to score; repeatable")
+    parser.add_argument("--ctx", type=int, default=512, help="tokens of a window that is scored")
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--fast", action="store_true", help="search over KV groups with --fast")
+    parser.add_argument("--heal", metavar="OPTIONS", default="", help="heal with these options, as in '--steps 2000'")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 2)
+    parser.add_argument("--plot", type=Path, metavar="PNG")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("text", type=Path, help="training text, apart from the model's heldout.txt")
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--followers", type=int, required=True)
-    parser.add_argument("--plot", type=Path, metavar="PNG")
-    parser.add_argument("--no-heal", action="store_true")
-    parser.add_argument("--heal-steps", type=int, default=2000, help="of 1024 tokens")
-    args = parser.parse_args()
+    args = arguments()
+    args.work.mkdir(parents=True, exist_ok=True)
     ladder = Ladder(
-        args.model, args.text, args.work, ["--steps", str(args.heal_steps), "--ctx", str(N_CTX), "--batch", "4"]
+        model=args.model,
+        work=args.work,
+        followers=args.followers,
+        save=args.save,
+        texts=tuple(args.text),
+        scored=tuple(args.score),
+        n_ctx=args.ctx,
+        n_windows=args.windows,
+        fast=args.fast,
+        heal=tuple(args.heal.split()),
+        threads=args.threads,
     )
-    found = list(rows(ladder.scores(args.followers, not args.no_heal)))
-    print("\n".join(table(found)))
+    rows = list(ladder.rows(args.places.split(",")))
+    print("\n".join(table(rows, [text.stem for text in args.score])))
     if args.plot:
-        plot(found, args.model.name, args.plot)
+        plot(rows, args.model.name, args.plot)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ..evaluation.evaluate import Evaluation, Score, TaskAnswers, TextScores
-from ..evaluation.intervals import Mean, sign_test, wilson
+from ..evaluation.intervals import sign_test, wilson
 from ..evaluation.positions import Bucket, PositionScores
 from ..evaluation.subjects import WEIGHT_TYPES
 from .corpora import MATTERS, corpus_dict
+from .qualities import QUALITY_CELLS, mean_dict, quality_cells, quality_dict, with_interval
 from .tables import plain, table
 
 
@@ -43,15 +44,8 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
     return data
 
 
-def _mean_dict(mean: Mean) -> dict[str, float | None]:
-    return {"mean": mean.value, "half_ci95": None if math.isnan(mean.half) else mean.half}
-
-
 def _text_dict(scores: TextScores, names: list[str]) -> dict[str, Any]:
-    models = [
-        {"name": name, "kl": _mean_dict(quality.kl), "perplexity": quality.perplexity, "same_top": quality.same_top}
-        for name, quality in zip(names, scores.qualities, strict=True)
-    ]
+    models = [{"name": name, **quality_dict(quality)} for name, quality in zip(names, scores.qualities, strict=True)]
     return {"name": scores.name, "windows": scores.n_windows, "models": models}
 
 
@@ -65,11 +59,8 @@ def _score_dict(score: Score) -> dict[str, Any]:
         "file_bytes": score.file_bytes,
         "bits_per_weight": score.bits_per_weight,
         "kv_bytes_per_token": score.subject.kv_bytes_per_token,
-        "nll": _mean_dict(score.nll),
-        "perplexity": score.perplexity,
         "bits_per_byte": score.bits_per_byte,
-        "kl": _mean_dict(score.kl) | {"p99": score.kl_p99, "max": score.kl_max},
-        "same_top": score.same_top,
+        **quality_dict(score),
     }
 
 
@@ -77,9 +68,9 @@ def _bucket_dict(bucket: Bucket, names: list[str]) -> dict[str, Any]:
     def model(name: str, at: PositionScores) -> dict[str, Any]:
         return {
             "name": name,
-            "nll": _mean_dict(at.nll),
-            "kl": _mean_dict(at.kl),
-            "log_perplexity_ratio": _mean_dict(at.log_ratio),
+            "nll": mean_dict(at.nll),
+            "kl": mean_dict(at.kl),
+            "log_perplexity_ratio": mean_dict(at.log_ratio),
         }
 
     models = [model(name, at) for name, at in zip(names, bucket.models, strict=True)]
@@ -123,7 +114,7 @@ def show(evaluation: Evaluation, positions: bool, console: Console) -> None:
         say(sentence)
     if evaluation.texts:
         console.print(_texts(evaluation))
-        say("KL and perplexity on each text.")
+        say("KL, perplexity, and by how much it is higher than that of the dense model, on each text.")
     if positions:
         console.print(_positions(evaluation))
         say("By the position of the predicted token in its window. Ratio: perplexity divided by the dense model's.")
@@ -137,7 +128,8 @@ def measured_on(evaluation: Evaluation) -> str:
     return (
         f"{evaluation.n_tokens} tokens in {windows} of {evaluation.request.n_ctx} of "
         f"{evaluation.text.name}; the second half of each is scored. "
-        "±: half of a 95 % confidence interval, over windows. KV/token: bytes of the KV cache. KL in nats. "
+        "±: half of a 95 % confidence interval, over windows. Change: of the perplexity, against the dense model on "
+        "the same windows. KV/token: bytes of the KV cache. KL in nats. "
         f"{MATTERS}"
     )
 
@@ -169,7 +161,7 @@ def _texts(evaluation: Evaluation) -> Table:
     rows = []
     for i, score in enumerate(evaluation.scores):
         qualities = [each.qualities[i] for each in evaluation.texts]
-        rows.append((score.subject.name, *(f"{each.kl.value:.2g} / {each.perplexity:.2f}" for each in qualities)))
+        rows.append((score.subject.name, *(" / ".join(quality_cells(each, TEXT_COLUMNS)) for each in qualities)))
     return table(rows, ("", *(plain(each.name) for each in evaluation.texts)))
 
 
@@ -190,17 +182,14 @@ def _compact(made: Table, n_names: int) -> Table:
     return made
 
 
+TEXT_COLUMNS = ("KL", "perplexity", "change")
 K_BLOCK = 256  # numbers in a block of Q4_K and Q3_K
 WIDE = 110  # characters of a terminal that shows all columns
 SCORE_COLUMNS: dict[str, Callable[[Score], str]] = {
     "file bytes": lambda score: f"{score.file_bytes:,}",
     "KV/token": lambda score: str(score.subject.kv_bytes_per_token),
-    "perplexity": lambda score: f"{score.perplexity:.2f} ± {score.perplexity_half:.2f}",
     "bits/byte": lambda score: f"{score.bits_per_byte:.3f}",
-    "KL": lambda score: f"{score.kl.value:.2g} ± {score.kl.half:.1g}",
-    "KL p99": lambda score: f"{score.kl_p99:.2g}",
-    "KL max": lambda score: f"{score.kl_max:.2g}",
-    "same top": lambda score: f"{100 * score.same_top:.1f} %",
+    **QUALITY_CELLS,
 }
 
 
@@ -216,7 +205,7 @@ def _positions(evaluation: Evaluation) -> Table:
                     f"{bucket.first}-{bucket.last}",
                     f"{math.exp(at.nll.value):.2f}",
                     f"{ratio:.3f} ± {ratio * math.expm1(at.log_ratio.half):.3f}",
-                    f"{at.kl.value:.2g} ± {at.kl.half:.1g}",
+                    with_interval(at.kl, ".2g", ".1g"),
                 )
             )
     return _compact(table(rows, ("", "position", "perplexity", "ratio", "KL")), n_names=1)

@@ -11,6 +11,7 @@ from ..model.attention_map import AttentionMap
 from ..searching.group_scores import ScoredAttention
 from ..searching.search_groups import GroupSearchResult
 from .corpora import MATTERS, corpus_dict
+from .qualities import SEARCH_COLUMNS, quality_cells, quality_dict
 from .search_report import FILES
 from .tables import change, table
 
@@ -55,21 +56,18 @@ def as_dict(found: GroupSearchResult, folder: Path | None) -> dict[str, Any]:
 
 
 def _dict(scored: ScoredAttention) -> dict[str, Any]:
-    quality = scored.quality
     return {
         "name": scored.name,
         "source_heads": [list(sources) for sources in scored.attention.sources],
         "type_k": scored.type_k.name.lower(),
         "kv_bytes_per_token": scored.kv_bytes_per_token,
-        "kl": {"mean": quality.kl.value, "half_ci95": quality.kl.half, "p99": quality.kl_p99, "max": quality.kl_max},
-        "perplexity": quality.perplexity,
-        "same_top": quality.same_top,
+        **quality_dict(scored.quality),
     }
 
 
 def show(found: GroupSearchResult, folder: Path | None, console: Console) -> None:
     scores, request = found.scores, found.request
-    grid = table([], ("map", "KV per token", "saved", "KL", "KL p99", "perplexity", "same top"))
+    grid = table([], ("map", "KV per token", "saved", *SEARCH_COLUMNS))
     for points in ((scores.dense, scores.chosen), scores.simple, scores.quantised):
         for point in points:
             grid.add_row(*_row(point, scores.dense))
@@ -88,16 +86,8 @@ def show(found: GroupSearchResult, folder: Path | None, console: Console) -> Non
 
 
 def _row(point: ScoredAttention, dense: ScoredAttention) -> tuple[str, ...]:
-    quality = point.quality
-    return (
-        point.name,
-        str(point.kv_bytes_per_token),
-        change(dense.kv_bytes_per_token, point.kv_bytes_per_token),
-        f"{quality.kl.value:.2g} ± {quality.kl.half:.1g}",
-        f"{quality.kl_p99:.2g}",
-        f"{quality.perplexity:.2f}",
-        f"{100 * quality.same_top:.1f} %",
-    )
+    saved = change(dense.kv_bytes_per_token, point.kv_bytes_per_token)
+    return (point.name, str(point.kv_bytes_per_token), saved, *quality_cells(point.quality))
 
 
 def plot(found: GroupSearchResult, out: Path) -> None:

@@ -27,7 +27,7 @@ NOT_MEASURED = (
     "",
     END,
 )
-COLUMNS = ("file bytes", "KV/token", "perplexity", "KL", "same top")  # of SCORE_COLUMNS
+COLUMNS = ("file bytes", "KV/token", "perplexity", "change", "KL", "same top")  # of SCORE_COLUMNS
 
 
 def cards_of(others: Iterable[Path]) -> dict[Path, tuple[Path, ...]]:

@@ -13,6 +13,7 @@ from ..searching.scoring import ScoredMap
 from ..searching.search import SearchResult
 from ..system.staging import publish, staged
 from .corpora import MATTERS, corpus_dict
+from .qualities import SEARCH_COLUMNS, quality_cells, quality_dict
 from .tables import table
 
 FILES = ("search.json", "pareto.png")
@@ -48,20 +49,17 @@ def as_dict(found: SearchResult) -> dict[str, Any]:
 
 
 def _point_dict(point: ScoredMap) -> dict[str, Any]:
-    quality = point.quality
     return {
         "name": point.name,
         "source_layers": list(point.source_layers),
         "followers": len(followers(point.source_layers)),
         "kv_bytes_per_token": point.kv_bytes_per_token,
-        "kl": {"mean": quality.kl.value, "half_ci95": quality.kl.half, "p99": quality.kl_p99, "max": quality.kl_max},
-        "perplexity": quality.perplexity,
-        "same_top": quality.same_top,
+        **quality_dict(point.quality),
     }
 
 
 def show(found: SearchResult, console: Console) -> None:
-    columns = ("spans", "followers", "KV per token", "KL", "KL p99", "perplexity", "same top")
+    columns = ("spans", "followers", "KV per token", *SEARCH_COLUMNS)
     others = [*found.baselines, *([found.dropped] if found.dropped else [])]
     grid = table(map(_row, found.path), columns)
     grid.add_section()
@@ -87,16 +85,8 @@ def show(found: SearchResult, console: Console) -> None:
 
 
 def _row(point: ScoredMap) -> tuple[str, ...]:
-    quality = point.quality
-    return (
-        point.name,
-        str(len(followers(point.source_layers))),
-        str(point.kv_bytes_per_token),
-        f"{quality.kl.value:.2g} ± {quality.kl.half:.1g}",
-        f"{quality.kl_p99:.2g}",
-        f"{quality.perplexity:.2f}",
-        f"{100 * quality.same_top:.1f} %",
-    )
+    n_followers = len(followers(point.source_layers))
+    return (point.name, str(n_followers), str(point.kv_bytes_per_token), *quality_cells(point.quality))
 
 
 def write(data: dict[str, Any], plot: Callable[[Path], None], folder: Path, force: bool) -> None:

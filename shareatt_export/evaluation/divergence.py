@@ -16,31 +16,41 @@ ROWS = 32  # number of tokens whose distributions are computed at a time: few en
 class Quality:
     """How well a model predicts a text, and how close it is to the dense model.
 
-    `nll` (negative log-likelihood), `kl`, `kl_p99` (99th percentile) and `kl_max` are in nats per token; KL is from the
-    dense model's distribution to the other's. `same_top`: share of tokens for which both predict the same next token.
+    `nll` (negative log-likelihood), `log_ratio` (NLL less that of the dense model), `kl`, `kl_p99` (99th percentile)
+    and `kl_max` are in nats per token; KL is from the dense model's distribution to the other's. `same_top`: share of
+    tokens for which both predict the same next token.
     """
 
     nll: Mean
+    log_ratio: Mean
     kl: Mean
     kl_p99: float
     kl_max: float
-    same_top: float
+    same_top: Mean
 
     @property
     def perplexity(self) -> float:
         return float(np.exp(self.nll.value))
 
     @property
-    def perplexity_half(self) -> float:
-        """Upper half of the 95 % confidence interval of the perplexity; it is symmetric for the logarithm only."""
-        return self.perplexity * float(np.expm1(self.nll.half))
+    def perplexity_ratio(self) -> Mean:
+        """The perplexity divided by that of the dense model.
+
+        Both read the same windows, so the interval is much smaller than that of a perplexity. `half` is its upper half;
+        it is symmetric for the logarithm only.
+        """
+        ratio = float(np.exp(self.log_ratio.value))
+        return Mean(ratio, ratio * float(np.expm1(self.log_ratio.half)))
 
 
 class Divergence:
-    """Collects the scores of one model for each predicted token: `nll`, `kl` and `same`, [n_windows, n_tokens]."""
+    """Collects the scores of one model for each predicted token.
+
+    `nll`, `log_ratio`, `kl` and `same`: [n_windows, n_tokens].
+    """
 
     def __init__(self, n_windows: int, n_tokens: int) -> None:
-        self.nll, self.kl = np.empty((n_windows, n_tokens)), np.empty((n_windows, n_tokens))
+        self.nll, self.log_ratio, self.kl = (np.empty((n_windows, n_tokens)) for _ in range(3))
         self.same = np.empty((n_windows, n_tokens), np.bool_)
 
     def add(self, window: int, start: int, logits: Logits, expected: Logits, targets: npt.NDArray[np.int64]) -> None:
@@ -52,17 +62,20 @@ class Divergence:
             rows = slice(first, min(first + ROWS, len(targets)))
             at = (window, slice(start + rows.start, start + rows.stop))
             ours, theirs = logits[rows], expected[rows]
-            log_sum = log_sum_exp(ours)
-            self.nll[at] = log_sum - ours[np.arange(len(ours)), targets[rows]]
-            self.kl[at] = _kl(ours, log_sum, theirs, log_sum_exp(theirs))
+            next_tokens = np.arange(len(ours)), targets[rows]
+            log_sum, log_sum_dense = log_sum_exp(ours), log_sum_exp(theirs)
+            self.nll[at] = log_sum - ours[next_tokens]
+            self.log_ratio[at] = self.nll[at] - (log_sum_dense - theirs[next_tokens])
+            self.kl[at] = _kl(ours, log_sum, theirs, log_sum_dense)
             self.same[at] = ours.argmax(-1) == theirs.argmax(-1)
 
     def quality(self, first: int = 0, windows: Sequence[int] | None = None) -> Quality:
         """Return the scores of the tokens in the columns from `first` to the last, in all windows or in some."""
         rows = slice(None) if windows is None else list(windows)
-        nll, kl = self.nll[rows, first:], self.kl[rows, first:]
-        same = float(self.same[rows, first:].mean())
-        return Quality(mean(nll), mean(kl), float(np.quantile(kl, 0.99)), float(kl.max()), same)
+        nll, log_ratio, kl, same = (
+            scores[rows, first:] for scores in (self.nll, self.log_ratio, self.kl, self.same.astype(np.float64))
+        )
+        return Quality(mean(nll), mean(log_ratio), mean(kl), float(np.quantile(kl, 0.99)), float(kl.max()), mean(same))
 
 
 Column = npt.NDArray[np.float64]  # [n_tokens]

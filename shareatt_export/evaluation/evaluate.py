@@ -146,7 +146,7 @@ def evaluate(request: EvaluateRequest, step: Step = silent) -> Evaluation:
         scores=tuple(scores),
         texts=tuple(_by_text(text, owners, divergences, half)),
         fitted=tuple(other for other in subjects.others if headers[other.model].text(KEY_FIT_TEXT, "") == text.sha256),
-        positions=buckets([each.nll for each in divergences], [each.kl for each in divergences]),
+        positions=buckets(divergences),
         answers=answers,
     )
 

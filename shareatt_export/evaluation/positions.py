@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-import numpy.typing as npt
-
+from .divergence import Divergence
 from .intervals import Mean, mean
 
-Matrix = npt.NDArray[np.float64]
 FIRST_EDGE = 128
 
 
@@ -40,18 +37,14 @@ def edges(n_ctx: int) -> list[int]:
     return [*inner, n_ctx]
 
 
-def buckets(nll: Sequence[Matrix], kl: Sequence[Matrix]) -> tuple[Bucket, ...]:
-    """Return the buckets of a context length.
-
-    nll, kl: of each model, the dense one first, [n_windows, n_ctx - 1], for the tokens at positions 1 to n_ctx - 1.
-    """
+def buckets(divergences: Sequence[Divergence]) -> tuple[Bucket, ...]:
+    """Return the buckets of a context length, from the scores of each model for the tokens from position 1 on."""
     found = []
-    for start, end in pairwise(edges(nll[0].shape[1] + 1)):
+    for start, end in pairwise(edges(divergences[0].nll.shape[1] + 1)):
         columns = slice(max(start, 1) - 1, end - 1)
-        dense = nll[0][:, columns]
         models = tuple(
-            PositionScores(mean(model_nll[:, columns]), mean(model_kl[:, columns]), mean(model_nll[:, columns] - dense))
-            for model_nll, model_kl in zip(nll, kl, strict=True)
+            PositionScores(mean(each.nll[:, columns]), mean(each.kl[:, columns]), mean(each.log_ratio[:, columns]))
+            for each in divergences
         )
         found.append(Bucket(max(start, 1), end - 1, models))
     return tuple(found)

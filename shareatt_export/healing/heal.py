@@ -126,7 +126,7 @@ def as_dict(done: Healed) -> dict[str, Any]:
     """Return the record, and what the runtime measured on the written file, if it could."""
     if (written := done.written) is None:
         return record(done)
-    measured = {"perplexity": written.perplexity, "kl": written.kl.value, "same_top": written.same_top}
+    measured = {"perplexity": written.perplexity, "kl": written.kl.value, "same_top": written.same_top.value}
     return record(done) | {"written": measured}
 
 

@@ -59,7 +59,7 @@ def test_the_card_says_what_was_measured(measure, sa, demo_dense, text):
     assert NOT_MEASURED not in section
     lines = [line for line in section.splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    assert rows[0] == ["", "file bytes", "KV/token", "perplexity", "KL", "same top"]
+    assert rows[0] == ["", "file bytes", "KV/token", "perplexity", "change", "KL", "same top"]
     names = ["dense", "sa.gguf", r"dense, K cache q8\_0", "dense, no attention in 7-9"]
     assert [row[0] for row in rows[2:6]] == names
     assert rows[3][1:3] == [f"{sa.stat().st_size:,}", "4032"]
