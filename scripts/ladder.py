@@ -12,9 +12,7 @@ command took.
 import argparse
 import json
 import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from scripts.ladder_table import STEPS, Row, plot, table
+from scripts.measured_run import shareatt_export
 from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.model.facts import read_facts
 
@@ -74,24 +73,12 @@ class Ladder:
 
     def tool(self, *arguments: object) -> str:
         """Run the tool, note what that took in commands.jsonl, and return what it prints."""
-        words = [*map(str, arguments), "-q"]
-        if words[0] != "heal":  # which takes the threads of torch
-            words += ["--threads", str(self.threads)]
-        print("+ shareatt-export", *words, file=sys.stderr, flush=True)
-        started = time.monotonic()
-        command = [sys.executable, "-m", "shareatt_export", *words]
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
-            assert child.stdout
-            printed = child.stdout.read()
-            _, status, usage = os.wait4(child.pid, 0)
-            child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            sys.exit(f"Error: shareatt-export {words[0]} failed")
-        took = {"command": words, "seconds": round(time.monotonic() - started), "peak_kb": usage.ru_maxrss}
+        own = () if arguments[0] == "heal" else ("--threads", self.threads)
+        done = shareatt_export([*arguments, "-q", *own], self.threads)
+        took = {"command": done.words, "seconds": round(done.seconds), "cpu_seconds": round(done.cpu_seconds)}
         with (self.work / "commands.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(took | {"cpu_seconds": round(usage.ru_utime + usage.ru_stime)}) + "\n")
-        return printed
+            log.write(json.dumps(took | {"peak_kb": done.peak_kb}) + "\n")
+        return done.printed
 
     @cached_property
     def dense(self) -> Path:
