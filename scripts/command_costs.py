@@ -37,7 +37,7 @@ def runs(dense: Path, spans: str, text: Path, folder: Path, threads: int) -> Ite
         "eval, 4 windows of 512": ("eval", dense, shared, *windows, "--ctx", 512, "--json"),
         "bench, at depths 0 and 2048": ("bench", dense, shared, "--depths", "0,2048", *many, "--json"),
     }.items():
-        yield name, shareatt_export(words, threads)
+        yield name, shareatt_export(words)
 
 
 def served(model: Path, folder: Path, threads: int) -> int:

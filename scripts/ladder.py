@@ -73,8 +73,7 @@ class Ladder:
 
     def tool(self, *arguments: object) -> str:
         """Run the tool, note what that took in commands.jsonl, and return what it prints."""
-        own = () if arguments[0] == "heal" else ("--threads", self.threads)
-        done = shareatt_export([*arguments, "-q", *own], self.threads)
+        done = shareatt_export([*arguments, "-q", "--threads", self.threads])
         took = {"command": done.words, "seconds": round(done.seconds), "cpu_seconds": round(done.cpu_seconds)}
         with (self.work / "commands.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(took | {"peak_kb": done.peak_kb}) + "\n")

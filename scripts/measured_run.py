@@ -19,14 +19,13 @@ class Run:
     printed: str
 
 
-def shareatt_export(arguments: Sequence[object], threads: int) -> Run:
+def shareatt_export(arguments: Sequence[object]) -> Run:
     """Run the tool. Ends this program where it fails."""
     words = tuple(map(str, arguments))
     print("+ shareatt-export", *words, file=sys.stderr, flush=True)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}  # for torch; other commands have --threads
     command = [sys.executable, "-m", "shareatt_export", *words]
     started = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout
         printed = child.stdout.read()
         _, status, usage = os.wait4(child.pid, 0)

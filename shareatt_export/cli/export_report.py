@@ -1,6 +1,6 @@
 """What an export says: its plan and its result, as tables and as JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from ..exporting.job import ExportJob
 from ..exporting.pipeline import Exported
 from ..formats.gguf_header import TensorInfo
+from ..model.architectures import split_tensor_name
 from ..model.map_text import in_words
 from ..model.spans import Span
 from ..plan.plan import Plan
@@ -42,6 +43,9 @@ def plan_dict(job: ExportJob) -> dict[str, Any]:
         "map": plan.spans_text,
         "source_heads": [list(sources) for sources in plan.attention.sources],
         "tensors": {"before": len(plan.dense.tensors), "after": len(plan.tensors), "dropped": len(plan.dropped)},
+        "recoded_tensors": [
+            {"tensor": copy.name, "from": copy.origin.type.name, "to": copy.type.name} for copy in plan.recoded
+        ],
         "weight_bytes": {"before": plan.weight_bytes_before, "after": plan.weight_bytes_after},
         "kv_bytes_per_token": {"before": plan.kv_bytes_per_token_before, "after": plan.kv_bytes_per_token_after},
         "kv_bytes_at_context": {
@@ -116,12 +120,24 @@ def show_plan(job: ExportJob, console: Console) -> None:
     console.print(
         table([(what, size(b), size(a), change(b, a)) for what, b, a in sizes], ("", "dense", "SA", "change"))
     )
+    for note in _recoded_words(plan):
+        console.print(note, highlight=False)
     encoding = f" of {job.quantisation.type}" if job.quantisation else ""
     files = "1 file" if len(job.sizes) == 1 else f"{len(job.sizes)} files"
     console.print(f"writes: {files}{encoding}, {sum(job.sizes)} bytes", highlight=False)
     if plan.dense.trailing:
         console.print(f"leaves out: {plan.dense.trailing} bytes behind the last tensor, which belong to no tensor")
     console.print(f"needs: {NEEDS}", highlight=False)
+
+
+def _recoded_words(plan: Plan) -> Iterator[str]:
+    for before, after in sorted({(copy.origin.type, copy.type) for copy in plan.recoded}):
+        names = [copy.name for copy in plan.recoded if (copy.origin.type, copy.type) == (before, after)]
+        layers = ", ".join(str(split_tensor_name(name)[0]) for name in names)
+        yield (
+            f"encodes the output projection of layer{'s' * (len(names) > 1)} {layers} anew as {after.name}: the "
+            f"columns of a KV group are no whole blocks of {before.name}"
+        )
 
 
 def _dropped_words(dropped: list[TensorInfo]) -> str:

@@ -8,7 +8,7 @@ import click
 from ..healing.request import LEARNING_RATE, HealRequest
 from ..model.spans import SourceMode
 from .option_types import FILE
-from .options import json_option, quiet_option, source_option, text_option
+from .options import json_option, quiet_option, source_option, text_option, threads_option
 
 
 @click.command("heal", short_help="Fine-tune a model to recover what sharing costs.")
@@ -43,6 +43,7 @@ from .options import json_option, quiet_option, source_option, text_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the order of the windows.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run with the same settings.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained, and write nothing.")
+@threads_option
 @json_option
 @click.option(
     "--force", is_flag=True, help="Replace OUT (a folder only if it is a healed model), or an interrupted run."
@@ -70,6 +71,7 @@ def heal_command(
     seed: int,
     resume: bool,
     dry_run: bool,
+    n_threads: int,
     as_json: bool,
     force: bool,
     quiet: bool,
@@ -104,6 +106,7 @@ def heal_command(
         force=force,
         begin=begin,
         self_text=self_text,
+        n_threads=n_threads,
     )
     _run(request, as_json, quiet)
 

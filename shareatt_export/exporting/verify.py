@@ -4,7 +4,7 @@ read_model has already refused wrong offsets, gaps and truncation, with the rule
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -23,13 +23,13 @@ from ..formats.gguf_keys import (
 )
 from ..formats.identity import tensors_sha256
 from ..formats.shards import read_model
-from ..formats.tensor_copies import TensorCopy
+from ..formats.tensor_copies import TensorCopy, raw_rows
 from ..model.attention_map import AttentionMap, of_flat
 from ..model.facts import Facts, read_facts
 from ..plan.make_plan import make_plan
 from ..plan.plan import Plan, with_fit, with_identity
 from ..plan.projections import Fitting
-from ..system.streams import Advance, Inputs, nothing, read_range
+from ..system.streams import CHUNK, Advance, Inputs, nothing, read_range
 
 OWN_WORDS = {KEY_EXPORTER, KEY_SPANS, KEY_HEAL}  # another version of this tool, or another run, writes other words
 
@@ -130,17 +130,26 @@ def _metadata(sa: Header, plan: Plan) -> None:
 
 
 def same_bytes(sa: Header, copies: Sequence[TensorCopy], advance: Advance = nothing) -> None:
-    """Raises VerifyFailed where a copied byte differs from the dense file's."""
+    """Raises VerifyFailed where a byte differs from what the dense file gives."""
     with Inputs() as inputs:
         for copy in copies:
             info = sa.tensors[copy.name]
-            dense, place = inputs.open(copy.origin.path), info.offset
-            for first, n_bytes in copy.ranges():
-                ours = read_range(inputs.open(info.path), place, n_bytes)
-                theirs = read_range(dense, copy.origin.offset + first, n_bytes)
-                for a, b in zip_longest(ours, theirs, fillvalue=b""):
+            ours, place = inputs.open(info.path), info.offset
+            for theirs, n_bytes in _expected(copy, inputs):
+                for a, b in zip_longest(read_range(ours, place, n_bytes), theirs, fillvalue=b""):
                     if a != b:
                         why = "its bytes differ from those of the dense file"
                         raise VerifyFailed(why, path=info.path, field=f"tensor '{copy.name}'")
                     advance(len(a))
                 place += n_bytes
+
+
+def _expected(copy: TensorCopy, inputs: Inputs) -> Iterator[tuple[Iterable[bytes | bytearray], int]]:
+    """Yield the bytes of a tensor, as parts with their number of bytes."""
+    if copy.recoded:
+        raw: bytes | bytearray = raw_rows(copy).tobytes()
+        yield (raw[first : first + CHUNK] for first in range(0, len(raw), CHUNK)), len(raw)
+        return
+    dense = inputs.open(copy.origin.path)
+    for first, n_bytes in copy.ranges():
+        yield read_range(dense, copy.origin.offset + first, n_bytes), n_bytes

@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType
 
 from ..errors import Unsupported
 from ..formats.gguf_header import Header
-from ..formats.tensor_copies import FloatRows, RawRows, TensorCopy, raw_rows
+from ..formats.tensor_copies import FloatRows, RawRows, TensorCopy, raw_rows, restored, whole_copy
 from ..llamacpp.bindings import load
 from ..llamacpp.encode import encoded_rows
 from ..llamacpp.engine import Context, Model, Token
@@ -70,11 +70,13 @@ class TrialModel:
     def change(self, attention: AttentionMap, changes: Mapping[TensorCopy, RawRows]) -> None:
         """Give the model an attention map and the changed tensors; all other tensors are as in the file again.
 
+        Tensors keep the types of the file: what an export encodes in another type is rounded once more here.
         Raises RuntimeProblem if a context of the model is open, Unsupported for a tensor that the graph does not read.
         """
         self.model.share_heads(attention.flat())
         for copy in self._changes.keys() - changes.keys():
-            self._write(copy, raw_rows(copy))
+            before = whole_copy(copy.origin) if copy.recoded else copy
+            self._write(before, raw_rows(before))
         for copy, raw in changes.items():
             if self._changes.get(copy) is not raw:
                 self._write(copy, raw)
@@ -83,6 +85,9 @@ class TrialModel:
     def _write(self, copy: TensorCopy, raw: RawRows) -> None:
         if (name := copy.origin.name) not in self._addresses:
             raise Unsupported("this model's graph does not use it", path=self.header.path, field=f"tensor '{name}'")
+        if copy.recoded:
+            whole = whole_copy(copy.origin)
+            copy, raw = whole, self.encoded(restored(copy, raw), whole.type)
         raw, place = np.ascontiguousarray(raw), 0
         for first, n_bytes in copy.ranges():
             self._base.ggml_backend_tensor_set(self._addresses[name], raw.ctypes.data + place, first, n_bytes)

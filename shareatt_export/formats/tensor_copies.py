@@ -17,6 +17,8 @@ RawRows = npt.NDArray[np.uint8]  # [rows, bytes of a row]
 
 
 Cuts = tuple[tuple[int, int], ...]  # first and last + 1, one after the other in the output
+# types for columns that are not whole blocks: nearly lossless for what was quantised before, or of single numbers
+RECODED = (GGMLQuantizationType.Q8_0, GGMLQuantizationType.F16)
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class TensorCopy:
     """A tensor of the SA file, whose bytes are those of `origin`, or parts of them. `shape` is in ggml order.
 
     `rows`: the rows of `origin` that it has, and `columns`: the bytes of each of these rows, in the order of the
-    output; None for all. A bias is one row.
+    output; None for all. A bias is one row. If `origin` has another type, its rows are encoded in `type` first.
     """
 
     name: str
@@ -33,6 +35,11 @@ class TensorCopy:
     origin: TensorInfo
     rows: Cuts | None = None
     columns: Cuts | None = None
+
+    @property
+    def recoded(self) -> bool:
+        """Whether the tensor is encoded anew, in another type."""
+        return self.type != self.origin.type
 
     @cached_property
     def n_bytes(self) -> int:
@@ -84,30 +91,50 @@ def rows_of(info: TensorInfo, name: str, cuts: Cuts) -> TensorCopy:
 
 
 def columns_of(info: TensorInfo, name: str, cuts: Cuts) -> TensorCopy:
-    """Return a copy of some columns of a matrix. Raises ValueError if they are not whole blocks of its type."""
+    """Return a copy of some columns of a matrix, in the first type of whose blocks they are whole ones.
+
+    The types are that of the matrix, and RECODED.
+    """
     if cuts == ((0, info.shape[0]),):
         return replace(whole_copy(info), name=name)
-    block, block_bytes = gguf.GGML_QUANT_SIZES[info.type]
-    if any(place % block for cut in cuts for place in cut):
-        raise ValueError(f"not whole blocks of {block} numbers")
+    places = [place for cut in cuts for place in cut]
+    for type in (info.type, *RECODED):
+        block, block_bytes = gguf.GGML_QUANT_SIZES[type]
+        if not any(place % block for place in places):
+            break
     columns = tuple((first // block * block_bytes, stop // block * block_bytes) for first, stop in cuts)
-    return TensorCopy(name, (_length(cuts), *info.shape[1:]), info.type, info, columns=columns)
+    return TensorCopy(name, (_length(cuts), *info.shape[1:]), type, info, columns=columns)
 
 
 def raw_rows(copy: TensorCopy) -> RawRows:
-    """Return the bytes of a tensor as an export copies them, row by row; a bias is one row.
+    """Return the bytes of a tensor as an export writes them, row by row; a bias is one row.
 
     Rows that lie one after the other in the file are mapped, not read.
     """
+    return cut(origin_rows(copy), copy)
+
+
+def origin_rows(copy: TensorCopy) -> RawRows:
+    """Return all rows of the origin of a copy, in the type of the copy."""
     shape = math.prod(copy.origin.shape[1:]), copy.origin.n_bytes // math.prod(copy.origin.shape[1:])
-    return cut(np.memmap(copy.origin.path, np.uint8, "r", copy.origin.offset, shape), copy)
+    raw = np.memmap(copy.origin.path, np.uint8, "r", copy.origin.offset, shape)
+    return gguf.quantize(float_rows(raw, copy.origin.type), copy.type).view(np.uint8) if copy.recoded else raw
 
 
 def cut(raw: RawRows, copy: TensorCopy) -> RawRows:
-    """Return the parts that a copy takes of all rows of its origin."""
+    """Return the parts that a copy takes of all rows of its origin, which are in the type of the copy."""
     if copy.rows is not None:
         raw = _parts(raw, copy.rows)
     return raw if copy.columns is None else _parts(raw.T, copy.columns).T
+
+
+def restored(copy: TensorCopy, raw: RawRows) -> FloatRows:
+    """Return all rows of the origin of a copy whose columns were changed to `raw`, as numbers."""
+    whole, place = origin_rows(copy).copy(), 0
+    for first, stop in copy.columns or ((0, whole.shape[1]),):
+        whole[:, first:stop] = raw[:, place : place + stop - first]
+        place += stop - first
+    return float_rows(whole, copy.type)
 
 
 def _parts(raw: RawRows, cuts: Cuts) -> RawRows:

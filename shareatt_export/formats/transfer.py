@@ -16,10 +16,10 @@ from gguf import GGML_QUANT_SIZES
 
 from ..errors import VerifyFailed
 from ..system.signals import HeldSignals
-from ..system.streams import Advance, nothing, read_range, write_at
+from ..system.streams import CHUNK, Advance, nothing, read_range, write_at
 from .finite import check_finite
 from .gguf_header import TensorInfo
-from .tensor_copies import TensorCopy
+from .tensor_copies import TensorCopy, raw_rows
 
 TensorWritten = Callable[[Path], object]  # told the file after each tensor
 
@@ -98,6 +98,10 @@ def _transfer_one(
             advance(len(chunk))
         if done != info.n_bytes:
             raise VerifyFailed("became shorter while it was copied", path=info.path)
+        if copy and copy.recoded and target and out:
+            raw = raw_rows(copy).tobytes()
+            for first in range(0, len(raw), CHUNK):
+                _write_compared(out, target, first, raw[first : first + CHUNK])
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,8 @@ class _Part:
 
 
 def _parts(copy: TensorCopy) -> list[_Part]:
-    """Return the parts of a copy, the one that comes first in the input as the last."""
-    ranges = list(copy.ranges())
+    """Return the parts that are copied as bytes, the one that comes first in the input as the last."""
+    ranges = [] if copy.recoded else list(copy.ranges())
     places = accumulate((n_bytes for _, n_bytes in ranges), initial=0)
     parts = [_Part(first, n_bytes, place) for (first, n_bytes), place in zip(ranges, places, strict=False)]
     return sorted(parts, key=lambda part: -part.first)

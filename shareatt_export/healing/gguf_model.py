@@ -5,6 +5,7 @@ llama-imatrix measures it. The student computes with the encoded values in each 
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,7 @@ from ..formats.gguf_header import Header
 from ..formats.gguf_keys import KEY_FIT_TENSORS
 from ..formats.identity import recorded_sha256, tensors_sha256
 from ..formats.shards import read_model
-from ..formats.tensor_copies import RawRows, TensorCopy, cut, raw_rows, whole_copy
+from ..formats.tensor_copies import RawRows, TensorCopy, cut, raw_rows
 from ..formats.texts import Text
 from ..llamacpp import runtime
 from ..llamacpp.bindings import load
@@ -167,7 +168,7 @@ class GgufModel:
             if (order := self._places.order(copy.origin)) is not None:
                 encoded = encoded.reshape(len(order), -1)[order]
             if weights.parts[name].rows is None:
-                changes[copy] = cut(encoded.reshape(raw_rows(whole_copy(copy.origin)).shape), copy)
+                changes[copy] = cut(encoded.reshape(math.prod(copy.origin.shape[1:]), -1), copy)
                 continue
             raw = raw_rows(copy).copy()
             raw.reshape(-1)[: encoded.size] = encoded.reshape(-1)  # of Q, K and V in one tensor, Q and K come first

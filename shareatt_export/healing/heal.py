@@ -53,6 +53,7 @@ def heal(job: HealJob, progress: Step = silent) -> Healed:
     if request.out is None:
         raise ValueError("a plan alone has no output")
     out = Path(request.out)
+    torch.set_num_threads(request.n_threads)
     progress("reading", None)
     settings = settings_of(job)
     saved = saved_state.prepare(out, settings, resume=request.resume, force=request.force)

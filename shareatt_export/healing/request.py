@@ -1,5 +1,6 @@
 """What healing is asked for: the options of `shareatt-export heal`, and the arguments of its Python function."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,6 +46,7 @@ class HealRequest:
     force: bool = False
     begin: Path | None = None
     self_text: int | None = None
+    n_threads: int = os.cpu_count() or 2
 
     @property
     def lora_rank(self) -> int | None:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..evaluation.divergence import Divergence, Quality
 from ..llamacpp import runtime
@@ -12,12 +13,17 @@ from ..llamacpp.bindings import load
 from ..llamacpp.engine import Context, Logits, Model, Token
 
 
+def threads() -> dict[str, int]:
+    """Return how many threads a context is to use: as many as torch, which `heal --threads` sets."""
+    return {"n_threads": torch.get_num_threads(), "n_threads_batch": torch.get_num_threads()}
+
+
 @contextmanager
 def _opened(path: Path, n_ctx: int) -> Iterator[Context]:
     built = runtime.require()
     with (
         Model(load(built.python, built.bin), path) as model,
-        Context(model, flash_attn=True, n_ctx=n_ctx, n_batch=n_ctx, n_ubatch=min(n_ctx, 512)) as context,
+        Context(model, flash_attn=True, n_ctx=n_ctx, n_batch=n_ctx, n_ubatch=min(n_ctx, 512), **threads()) as context,
     ):
         yield context
 

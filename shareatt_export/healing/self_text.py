@@ -20,6 +20,7 @@ from ..llamacpp.bindings import load
 from ..llamacpp.engine import Context, Logits, Model, Token
 from ..llamacpp.source import cache_dir
 from ..system.progress import Fraction
+from .runtime_scores import threads
 
 N_PARALLEL = 16  # sequences that are sampled at once
 PROMPT = 4  # tokens of a prompt that is drawn from the vocabulary
@@ -75,7 +76,7 @@ def _written(text: SelfText, model: Model, watch: Fraction) -> Windows:
     made: list[Windows] = []
     n_rounds = -(-text.n_windows // text.n_parallel)
     sizes = {"n_ctx": text.n_parallel * text.n_ctx, "n_seq_max": text.n_parallel}
-    with Context(model, flash_attn=True, **sizes) as context:
+    with Context(model, flash_attn=True, **sizes, **threads()) as context:
         for number in range(n_rounds):
             rng = np.random.default_rng((text.seed, number))
 

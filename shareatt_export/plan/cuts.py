@@ -40,7 +40,7 @@ class LayerCuts:
             return replace(whole_copy(info), name=self._name(info, role, suffix))
         facts, n_rep = self.facts, self.attention.n_rep(self.layer)
         if role == "attn_output" and suffix == "weight":
-            return self._columns(info, facts.head_dim_v * n_rep)
+            return columns_of(info, info.name, _cuts(self.kept, facts.head_dim_v * n_rep))
         if role in ("attn_q", "attn_k", self.arch.v, self.arch.fused_qkv):
             return self._rows(info, role, suffix)
         if role in PER_HEAD:
@@ -78,16 +78,6 @@ class LayerCuts:
         if info.shape[-1] != n_rows:
             raise damaged(self.dense.path, f"tensor '{info.name}'", f"{info.shape[-1]} rows, expected {n_rows}")
         return rows_of(info, self._name(info, role, suffix), cuts)
-
-    def _columns(self, info: TensorInfo, width: int) -> TensorCopy:
-        try:
-            return columns_of(info, info.name, _cuts(self.kept, width))
-        except ValueError as error:
-            reason = f"the {width} columns of a KV group are {error}, so they cannot be cut"
-            next_step = "share or drop whole layers, or begin with a file of f16 or q8_0 weights"
-            raise Unsupported(
-                reason, path=self.dense.path, field=f"tensor '{info.name}'", next_step=next_step
-            ) from None
 
     def _per_head(self, info: TensorInfo, role: str, n_rep: int) -> TensorCopy:
         heads = 1 if role == "attn_k_norm" else n_rep  # of one group

@@ -56,6 +56,11 @@ class Plan:
         return self.facts.kv_bytes_per_token(self.attention)
 
     @property
+    def recoded(self) -> tuple[TensorCopy, ...]:
+        """Tensors that are encoded in another type, as the columns that they keep are not whole blocks of theirs."""
+        return tuple(copy for copy in self.tensors if copy.recoded)
+
+    @property
     def fitted(self) -> tuple[TensorCopy, ...]:
         """Tensors of the new spans that get other values than in the dense file."""
         if self.fitting is None:

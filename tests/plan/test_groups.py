@@ -2,17 +2,17 @@
 
 from dataclasses import replace
 
+import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
 from shareatt_export.errors import Unsupported
+from shareatt_export.formats.gguf_header import TensorInfo
 from shareatt_export.formats.gguf_keys import KEY_FORMAT_VERSION, KEY_SOURCE_HEADS, key_source_heads
 from shareatt_export.formats.shards import read_model
-from shareatt_export.formats.tensor_copies import raw_rows, whole_copy
+from shareatt_export.formats.tensor_copies import columns_of, float_rows, raw_rows, whole_copy
 from shareatt_export.model.facts import read_facts
-from shareatt_export.model.map_text import parse_map
-from shareatt_export.plan.make_plan import make_plan
 from tests.support import small_gguf
 from tests.support.exports import export
 
@@ -83,19 +83,29 @@ def test_all_heads_of_a_layer_in_their_order_are_a_whole_layer(tmp_path):
 
 
 def test_columns_of_quantised_tensors(tmp_path):
-    """A group has 32 columns: one block of q8_0, which is moved as it is, but not a whole number of larger blocks."""
+    """A group has 32 columns: one block of q8_0, which is moved as it is."""
     dense = small_gguf.write_dense(tmp_path / "dense.gguf", q8_0=True)
     out = export(dense, tmp_path / "out.gguf", SPANS, drop=DROP)
     before, after = (rows(path, "blk.7.attn_output.weight") for path in (dense, out))
     assert np.array_equal(after, np.concatenate([before[:, 34:], before[:, :34]], axis=1))
-    header = read_model(dense)
-    facts = read_facts(header)
-    name = "blk.7.attn_output.weight"
-    k_quant = replace(header.tensors[name], type=GGMLQuantizationType.Q4_K)
-    attention = parse_map(SPANS, DROP, facts.attention, "first", facts.is_swa)
-    with pytest.raises(Unsupported, match="32 columns of a KV group are not whole blocks of 256") as error:
-        make_plan(replace(header, tensors=header.tensors | {name: k_quant}), facts, attention)
-    assert name in str(error.value)
+
+
+@pytest.mark.parametrize("width, expected", [(32, GGMLQuantizationType.Q8_0), (16, GGMLQuantizationType.F16)])
+def test_columns_that_are_not_whole_blocks_get_another_type(tmp_path, width, expected):
+    """Of four groups with `width` columns in one block of 256, two stay, in another order."""
+    values = np.random.default_rng(1).standard_normal((3, 256), np.float32)
+    path = tmp_path / "tensor"
+    path.write_bytes(gguf.quantize(values, GGMLQuantizationType.Q4_0).tobytes())
+    info = TensorInfo("t", (256, 3), GGMLQuantizationType.Q4_0, path, 0, path.stat().st_size)
+    kept = ((5 * width, 6 * width), (2 * width, 3 * width))
+    copy = columns_of(replace(info, type=GGMLQuantizationType.Q4_0), "t", kept)
+    assert copy.recoded == (width < 32)
+    k_quant = columns_of(replace(info, type=GGMLQuantizationType.Q4_K), "t", kept)
+    assert (k_quant.type, k_quant.recoded, k_quant.shape) == (expected, True, (2 * width, 3))
+    if copy.recoded:
+        columns = np.concatenate([np.arange(*each) for each in kept])
+        before = gguf.dequantize(gguf.quantize(values, GGMLQuantizationType.Q4_0), GGMLQuantizationType.Q4_0)
+        assert np.array_equal(float_rows(raw_rows(copy), copy.type), before[:, columns].astype(np.float16))
 
 
 def test_a_model_that_shares_already(tmp_path):

@@ -134,7 +134,12 @@ def expected(
 
 def exported(case: Case, attention: AttentionMap, folder: Path) -> Path:
     """Write the SA file of a case with a map, and return its path."""
-    out, header = folder / "groups.gguf", read_header(case.dense)
+    return written(case.dense, attention, folder / "groups.gguf")
+
+
+def written(dense: Path, attention: AttentionMap, out: Path) -> Path:
+    """Write the SA file of a dense file with a map, and return its path."""
+    header = read_header(dense)
     write_plan(make_plan(header, read_facts(header), attention), [out], None)
     return out
 
