@@ -41,7 +41,7 @@ def test_the_plan_names_the_tensors_and_verify_checks_them(run, dense, tmp_path)
     plan = json.loads(run(dense, *MAP, "--dry-run", "--json").stdout)
     assert plan["recoded_tensors"] == [{"tensor": name, "from": "Q4_K", "to": "Q8_0"} for name in RECODED]
     shown = " ".join(run(dense, *MAP, "--dry-run").stdout.split())
-    assert "encodes the output projection of layers 2, 3, 5, 6 anew as Q8_0, because" in shown
+    assert "encodes the output projection of layers 2, 3, 5, 6 anew as Q8_0: the columns" in shown
     out = tmp_path / "out.gguf"
     assert run(dense, *MAP, "-o", out).status == 0
     assert out.stat().st_size == plan["file_bytes"][0]
