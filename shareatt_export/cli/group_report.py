@@ -47,6 +47,7 @@ def as_dict(found: GroupSearchResult, folder: Path | None) -> dict[str, Any]:
         "command": export_command(found, folder),
         "maps_measured": found.n_measured,
         "search_kl": found.cost,
+        "predicted_decode": {"depth": request.decode_at, "speedup": found.predicted_speedup},
         "dense": _dict(scores.dense),
         "found": _dict(scores.chosen),
         "simple": [_dict(each) for each in scores.simple],
@@ -77,6 +78,8 @@ def show(found: GroupSearchResult, folder: Path | None, console: Console) -> Non
         f"Scored on the last quarter of {found.text.name}, in windows of {request.n_ctx} tokens; searched on the rest "
         f"({found.n_measured} maps measured). ±: half of a 95 % confidence interval. KL in nats. {MATTERS}",
         f"Found: {'; '.join(actions(scores.chosen.attention)) or 'nothing to change'}.",
+        f"Predicted by bytes read: decoding after {request.decode_at} tokens is {found.predicted_speedup:.2f} times as "
+        "fast.",
     ]
     if scores.as_good:
         names = ", ".join(each.name for each in scores.as_good)

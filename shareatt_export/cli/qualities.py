@@ -42,7 +42,7 @@ QUALITY_CELLS: dict[str, Callable[[Quality], str]] = {
     "KL max": lambda quality: f"{quality.kl_max:.2g}",
     "same top": lambda quality: f"{100 * quality.same_top.value:.1f} %",
 }
-SEARCH_COLUMNS = ("KL", "KL p99", "perplexity", "change", "same top")
+SEARCH_COLUMNS = ("KL", "perplexity", "change", "same top")
 
 
 def quality_cells(quality: Quality, columns: Sequence[str] = SEARCH_COLUMNS) -> Iterator[str]:

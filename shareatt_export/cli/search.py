@@ -1,5 +1,6 @@
 """`shareatt-export search`."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,15 +20,21 @@ from .options import (
     window_options,
 )
 
-OF_LAYERS = ("followers", "max_kl", "align", "refit", "beam")  # options of a search over whole layers
+OF_LAYERS = ("followers", "align", "refit", "beam")  # options of a search over whole layers
+OF_GROUPS = ("speedup", "decode_at")  # of a search over KV groups
 
 
 @click.command("search", short_help="Find what costs least to share or to drop.")
 @click.argument("model", type=FILE)
-@click.option("--unit", type=click.Choice(["layer", "group"]), default="layer", show_default=True,
-              help="Share whole layers, or share and drop KV groups.")  # fmt: skip
+@click.option("--unit", type=click.Choice(["layer", "group"]),
+              help="Share whole layers, or share and drop KV groups.  [default: group; layer with an option for it, or "
+              "where the architecture shares whole layers only]")  # fmt: skip
 @click.option("--save", type=Percent(), help="Search: stop when the KV cache is smaller by N percent, as in 10%.")
 @budget_options
+@click.option("--speedup", type=click.FloatRange(1, min_open=True), metavar="X",
+              help="Search: stop when decoding a token is X times as fast, by the bytes that are read.")  # fmt: skip
+@click.option("--decode-at", type=click.IntRange(0), default=16384, show_default=True, metavar="N",
+              help="Tokens in the context for --speedup.")  # fmt: skip
 @click.option("--align/--no-align", default=True, show_default=True,
               help="Put the heads of followers in the best order.")  # fmt: skip
 @click.option("--refit/--no-refit", default=True, show_default=True, help="Refit the followers' output projections.")
@@ -46,12 +53,14 @@ OF_LAYERS = ("followers", "max_kl", "align", "refit", "beam")  # options of a se
 def search_command(
     context: click.Context,
     model: Path,
-    unit: str,
+    unit: str | None,
     save: float | None,
     followers: int | None,
     max_kl: float | None,
     kv_bytes: int | None,
     fast: bool,
+    speedup: float | None,
+    decode_at: int,
     align: bool,
     refit: bool,
     text: tuple[Path, ...],
@@ -74,19 +83,26 @@ def search_command(
     2407.12866, blocks over the whole depth, a quantised K cache, and no attention in these layers.
 
     With --unit group, each KV group (a KV head and its query heads) computes its attention weights, follows heads of an
-    earlier layer, or is dropped. The search ends at --kv-bytes or --save. It shows the best map, beside those that only
-    share or only drop, and quantised K caches.
+    earlier layer, or is dropped. The search ends at one of --save, --kv-bytes, --max-kl and --speedup. It shows the
+    best map, beside those that only share or only drop, and quantised K caches.
     """
     request: SearchRequest | GroupSearchRequest
     state = output / "search-state" if output else None
+    given = [name for name in (*OF_LAYERS, *OF_GROUPS)
+             if context.get_parameter_source(name) == ParameterSource.COMMANDLINE]  # fmt: skip
+    unit = unit or _default_unit(model, given)
+    for name in given:
+        if (name in OF_LAYERS) != (unit == "layer"):
+            other = "layer" if name in OF_LAYERS else "group"
+            raise click.UsageError(f"--{name.replace('_', '-')} belongs to --unit {other}.")
     if unit == "group":
-        for name in OF_LAYERS:
-            if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
-                raise click.UsageError(f"--{name.replace('_', '-')} belongs to --unit layer.")
         request = GroupSearchRequest(
             model=model,
             kv_bytes=kv_bytes,
             save=save,
+            max_kl=max_kl,
+            speedup=speedup,
+            decode_at=decode_at,
             text=text,
             n_ctx=n_ctx,
             n_windows=n_windows,
@@ -114,6 +130,17 @@ def search_command(
             n_threads=n_threads,
         )
     _run(request, output, force, as_json, quiet)
+
+
+def _default_unit(model: Path, given: Sequence[str]) -> str:
+    if any(name in OF_LAYERS for name in given):
+        return "layer"
+    if model.is_dir():
+        return "group"
+    from ..formats.shards import read_model
+    from ..model.facts import require_exportable
+
+    return "layer" if require_exportable(read_model(model)).layers_only else "group"
 
 
 def _run(

@@ -1,7 +1,7 @@
-"""The best map of KV groups within a budget, and the best of each simple kind: what the mixture has to beat.
+"""The best map of KV groups that meets a goal, and the best of each simple kind: what the mixture has to beat.
 
 Simple maps only drop, or only share, KV groups or whole layers. A greedy mixture can be worse than one of them, so the
-cheapest map of all, simple or mixed, is the one that is bettered by exchanges with all kinds of moves.
+best map of all, simple or mixed, is the one that is bettered by exchanges with all kinds of moves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import BadInput
 from ..system.progress import Fraction, part
+from .group_goal import Goal
 from .group_moves import Kind, Moves
 from .group_search import Costs, Effort, Found, GroupSearch, measured_drops
 
@@ -24,31 +25,36 @@ SHARES = 0.2, 0.12, 0.2  # of the time: drops alone, each kind of maps, exchange
 
 @dataclass(frozen=True)
 class BestMaps:
-    """`best`: the cheapest map that was found. `simple`: the cheapest of each kind that can meet the budget."""
+    """`best`: of all that were found. `simple`: the best of each kind that can meet the goal."""
 
     best: Found
     simple: Mapping[str, Found]
 
 
-def best_maps(moves: Moves, costs: Costs, kv_bytes: int, effort: Effort, watch: Fraction) -> BestMaps:
-    """Return the best maps with which one token takes at most `kv_bytes`. Raises BadInput if there are none."""
+def best_maps(moves: Moves, costs: Costs, goal: Goal, effort: Effort, watch: Fraction) -> BestMaps:
+    """Return the best maps that meet the goal. Raises BadInput if there are none."""
     of_drops, of_kind, of_exchanges = SHARES
     drops = measured_drops(moves, costs, effort, part(watch, 0, of_drops))
     simple: dict[str, Found] = {}
     found: list[Found] = []
+
+    def exchanged(search: GroupSearch, each: Found, first: float, share: float) -> Found:
+        return search.exchanged(each, goal.limit(moves.size(each.map)), part(watch, first, share))
+
     for i, (name, kinds) in enumerate([*SIMPLE.items(), ("mixed", ALL)]):
         first = of_drops + i * of_kind
         search = GroupSearch(moves, costs, drops, kinds, replace(effort, rounds=1))
-        filled = search.filled(moves.dense, kv_bytes, part(watch, first, of_kind / 2))
-        if filled is None:
+        filled = search.filled(moves.dense, goal, part(watch, first, of_kind / 2))
+        if filled is None or not filled.map.touched:
             continue
         if name in SIMPLE:
-            filled = simple[name] = search.exchanged(filled, kv_bytes, part(watch, first + of_kind / 2, of_kind / 2))
+            filled = simple[name] = exchanged(search, filled, first + of_kind / 2, of_kind / 2)
         found.append(filled)
     if not found:
-        raise BadInput(f"no map takes at most {kv_bytes} bytes", next_step="allow more bytes")
-    best = min(found, key=lambda each: each.cost)
-    exchanged = GroupSearch(moves, costs, drops, ALL, effort).exchanged(
-        best, kv_bytes, part(watch, 1 - of_exchanges, of_exchanges)
-    )
-    return BestMaps(exchanged, simple)
+        raise BadInput("no map meets the goal", next_step="save less, or allow a higher KL divergence")
+    best = min(found, key=lambda each: goal.rank(moves.size(each.map), each.cost))
+    search = GroupSearch(moves, costs, drops, ALL, effort)
+    best = exchanged(search, best, 1 - of_exchanges, of_exchanges / 2)
+    if goal.is_cost:  # the exchanges have made room for more
+        best = search.filled(best.map, goal, part(watch, 1 - of_exchanges / 2, of_exchanges / 2)) or best
+    return BestMaps(best, simple)

@@ -11,8 +11,9 @@ from typing import Literal
 
 from ..model.attention_map import DROPPED, AttentionMap, Group, following
 from ..model.candidate_pairs import Pair
-from ..model.facts import F16, Facts, row_bytes
+from ..model.facts import Facts
 from .group_errors import GroupErrors
+from .group_goal import Size
 
 Unit = Literal["group", "layer"]
 Kind = tuple[Unit, Literal["drop", "follow"]]
@@ -28,10 +29,6 @@ class Move:
     def groups(self) -> tuple[Group, ...]:
         return tuple(group for group, _ in self.changes)
 
-    @property
-    def drops(self) -> bool:
-        return self.changes[0][1][0] == DROPPED
-
     def applied(self, found: AttentionMap) -> AttentionMap:
         for group, sources in self.changes:
             found = found.with_sources(group, sources)
@@ -39,23 +36,21 @@ class Move:
 
 
 class Moves:
-    """The moves of a dense model, by the errors of its heads."""
+    """The moves of a dense model that make its `size` smaller, by the errors of its heads."""
 
-    def __init__(self, facts: Facts, errors: GroupErrors) -> None:
-        self.dense, self._facts, self._errors = facts.dense_attention, facts, errors
+    def __init__(self, facts: Facts, errors: GroupErrors, size: Size) -> None:
+        self.dense, self.size, self._errors = facts.dense_attention, size, errors
         self._layers = [layer for layer in errors.dropped if facts.n_head[layer] % facts.n_head_kv[layer] == 0]
         self._sources_of: dict[int, list[int]] = {}
         for source, follower in errors.shared:
             self._sources_of.setdefault(follower, []).append(source)
-        self._k_bytes, self._v_bytes = row_bytes(facts.head_dim_k, F16), row_bytes(facts.head_dim_v, F16)
+        self._saved: dict[Move, float] = {}
 
-    def kv_bytes(self, found: AttentionMap) -> int:
-        """Return the bytes of KV cache (f16) that one token takes."""
-        return self._facts.kv_bytes_per_token(found)
-
-    def saved(self, move: Move) -> int:
-        """Return how many bytes fewer one token takes after a move."""
-        return len(move.changes) * (self._k_bytes + self._v_bytes * move.drops)
+    def saved(self, move: Move) -> float:
+        """Return by how much the size is smaller after a move."""
+        if move not in self._saved:
+            self._saved[move] = self.size(self.dense) - self.size(move.applied(self.dense))
+        return self._saved[move]
 
     def error(self, move: Move) -> float:
         """Return the squared error that a move makes in the attention output of its layer."""
@@ -68,10 +63,9 @@ class Moves:
     def available(self, found: AttentionMap, kinds: Sequence[Kind]) -> Iterator[Move]:
         """Yield the moves that a map allows: dropped, or following with the least error, for groups that are own."""
         for unit, groups in self._free(found, {unit for unit, _ in kinds}):
-            if (unit, "drop") in kinds:
-                yield self.drop(groups)
-            if (unit, "follow") in kinds:
-                yield from self.follows(found, unit, groups)[:1]
+            moves = [self.drop(groups)] if (unit, "drop") in kinds else []
+            moves += self.follows(found, unit, groups)[:1] if (unit, "follow") in kinds else []
+            yield from (move for move in moves if self.saved(move) > 0)
 
     def drop(self, groups: Sequence[Group]) -> Move:
         """Return the move that drops these groups."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..model.attention_map import AttentionMap, Group
 from ..system.progress import Fraction
+from .group_goal import Goal
 from .group_moves import Kind, Move, Moves, Unit
 from .measured_costs import CostedMap, MeasuredCosts
 
@@ -60,26 +61,34 @@ class GroupSearch:
         self._moves, self._costs, self._kinds, self._effort = moves, costs, kinds, effort
         self._last = dict(drops)  # what each move cost when it was last measured
 
-    def filled(self, found: AttentionMap, kv_bytes: int, watch: Fraction) -> Found | None:
-        """Return the map after moves until one token takes at most `kv_bytes`; None if there are not enough moves."""
-        first = self._moves.kv_bytes(found) - kv_bytes
-        while (needed := self._moves.kv_bytes(found) - kv_bytes) > 0:
+    def filled(self, found: AttentionMap, goal: Goal, watch: Fraction) -> Found | None:
+        """Return the map after moves until it is as small as the goal says; None if there are not enough moves.
+
+        If the goal is a cost, return the smallest map on the way that costs no more.
+        """
+        first = self._moves.size(found) - goal.most
+        while (needed := self._moves.size(found) - goal.most) > 0:
             watch(1 - needed / first)
             after = self._after_best_move(found, needed)
+            if goal.is_cost and (after is None or self._costs.costed(after).cost > goal.max_cost):
+                break
             if after is None:
                 return None
             found = after
         return self._costs.costed(found)
 
-    def exchanged(self, found: Found, kv_bytes: int, watch: Fraction) -> Found:
-        """Undo single moves, and make others in their place, as long as that lowers the cost."""
+    def exchanged(self, found: Found, most: float, watch: Fraction) -> Found:
+        """Undo single moves, and make others in their place, as long as that lowers the cost.
+
+        `most`: the size that the map must not exceed.
+        """
         for number in range(self._effort.rounds):
             before, changed = found, list(self._moves.changed(found.map, self._smallest_unit))
             for i, groups in enumerate(changed):
                 watch((number + i / len(changed)) / self._effort.rounds)
                 if any(found.map.action(group) == "own" for group in groups):
                     continue
-                others = self._others(found.map, groups, kv_bytes)
+                others = self._others(found.map, groups, most)
                 found = min(found, *self._costs.best([found.map, *others], 1), key=lambda each: each.cost)
             if found == before:
                 break
@@ -89,7 +98,7 @@ class GroupSearch:
     def _smallest_unit(self) -> Unit:
         return "group" if any(unit == "group" for unit, _ in self._kinds) else "layer"
 
-    def _after_best_move(self, before: AttentionMap, needed: int) -> AttentionMap | None:
+    def _after_best_move(self, before: AttentionMap, needed: float) -> AttentionMap | None:
         """Return the map after the move that costs least for each byte needed, of those measured; None without any."""
         moves = {move.applied(before): move for move in self._ranked(before, needed)}
         self._costs.costed(before)
@@ -114,27 +123,27 @@ class GroupSearch:
                 best, least = found.map, cost
         return best
 
-    def _others(self, found: AttentionMap, groups: Sequence[Group], kv_bytes: int) -> list[AttentionMap]:
+    def _others(self, found: AttentionMap, groups: Sequence[Group], most: float) -> list[AttentionMap]:
         """Return maps without the moves of some groups, and with what seems to be best in their place."""
         fewer = self._undone(found, groups)
-        needed = self._moves.kv_bytes(fewer) - kv_bytes
+        needed = self._moves.size(fewer) - most
         if needed <= 0:
             return [fewer]
         others: list[AttentionMap] = []
         for move in self._ranked(fewer, needed, groups):
-            other = self._completed(move.applied(fewer), kv_bytes)
+            other = self._completed(move.applied(fewer), most)
             if other is not None and other != found and other not in others:
                 others.append(other)
             if len(others) == self._effort.exchanges:
                 break
         return others
 
-    def _completed(self, found: AttentionMap, kv_bytes: int) -> AttentionMap | None:
+    def _completed(self, found: AttentionMap, most: float) -> AttentionMap | None:
         """Return the map after further moves, and without those that are not needed, by what they cost last.
 
         None if there are not enough moves.
         """
-        while (needed := self._moves.kv_bytes(found) - kv_bytes) > 0:
+        while (needed := self._moves.size(found) - most) > 0:
             if not (ranked := self._ranked(found, needed)):
                 return None
             found = ranked[0].applied(found)
@@ -143,7 +152,7 @@ class GroupSearch:
                 self._estimate(Move(tuple((group, found.of(group)) for group in groups))): self._undone(found, groups)
                 for groups in self._moves.changed(found, self._smallest_unit)
             }
-            enough = [cost for cost, each in fewer.items() if self._moves.kv_bytes(each) <= kv_bytes]
+            enough = [cost for cost, each in fewer.items() if self._moves.size(each) <= most]
             if not enough:
                 return found
             found = fewer[max(enough)]
@@ -154,7 +163,7 @@ class GroupSearch:
             found = found.with_own(group)
         return found
 
-    def _ranked(self, found: AttentionMap, needed: int, groups: Sequence[Group] = ()) -> list[Move]:
+    def _ranked(self, found: AttentionMap, needed: float, groups: Sequence[Group] = ()) -> list[Move]:
         """Return the moves that a map allows, the lowest estimate for each byte needed first.
 
         The `groups` may follow any heads, not only those with the least error.
@@ -165,8 +174,8 @@ class GroupSearch:
             moves += self._moves.follows(found, unit, groups)
         return sorted(dict.fromkeys(moves), key=lambda move: self._estimate(move) / self._useful(move, needed))
 
-    def _useful(self, move: Move, needed: int) -> int:
-        """Return how many of the bytes that a move saves are needed."""
+    def _useful(self, move: Move, needed: float) -> float:
+        """Return how much of what a move saves is needed."""
         return min(needed, self._moves.saved(move))
 
     def _estimate(self, move: Move) -> float:

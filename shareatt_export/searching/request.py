@@ -62,15 +62,20 @@ class SearchRequest:
 
 @dataclass(frozen=True)
 class GroupSearchRequest:
-    """A search over KV groups, until a token takes at most `kv_bytes` of KV cache (f16), or `save` of them are saved.
+    """A search over KV groups. Exactly one of `kv_bytes`, `save`, `max_kl` and `speedup` is given, and ends it.
 
+    `kv_bytes`, `save`: as in a Budget. `max_kl`: save as many bytes of KV cache as this KL divergence allows.
+    `speedup`: decode a token after `decode_at` others so many times as fast, by the bytes that are read.
     `fast`: half of the windows, and fewer maps. `state` keeps the errors of the heads and the measured costs. The other
-    fields are those of a SearchRequest. Exactly one of `kv_bytes` and `save` is given.
+    fields are those of a SearchRequest.
     """
 
     model: Path | str
     kv_bytes: int | None = None
     save: float | None = None
+    max_kl: float | None = None
+    speedup: float | None = None
+    decode_at: int = 16384
     text: TextSource = None
     n_ctx: int = 256
     n_windows: int = 16
@@ -80,5 +85,5 @@ class GroupSearchRequest:
     n_threads: int = os.cpu_count() or 2
 
     @property
-    def budget(self) -> Budget:
-        return Budget(kv_bytes=self.kv_bytes, save=self.save)
+    def n_ends(self) -> int:
+        return sum(value is not None for value in (self.kv_bytes, self.save, self.max_kl, self.speedup))

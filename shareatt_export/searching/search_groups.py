@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..errors import BadInput, Unsupported
+from ..errors import Unsupported
 from ..fitting.observer import observing
 from ..fitting.trial_model import TrialModel
 from ..formats.gguf_header import Header
@@ -24,6 +24,7 @@ from ..model.candidate_pairs import candidates
 from ..model.facts import Facts, read_facts, require_exportable
 from ..system.progress import Fraction, Stages, Step, silent
 from .group_errors import SCREENING_WINDOWS, GroupErrors, from_arrays, measured_errors, to_arrays
+from .group_goal import aim, decode_time
 from .group_maps import best_maps
 from .group_moves import Moves
 from .group_scores import GroupScores, score_attention
@@ -40,6 +41,7 @@ class GroupSearchResult:
     """What a search over KV groups found.
 
     `cost`: mean KL divergence of the chosen map on the search's part of the text, in nats per token.
+    `predicted_speedup`: of decoding a token after `request.decode_at` others, by the bytes that are read.
     """
 
     request: GroupSearchRequest
@@ -47,12 +49,13 @@ class GroupSearchResult:
     scores: GroupScores
     cost: float
     n_measured: int
+    predicted_speedup: float
 
 
 def search_groups(request: GroupSearchRequest, step: Step = silent) -> GroupSearchResult:
     """Search for a map that meets the budget.
 
-    Raises BadInput where the budget or the text is too small, Unsupported where the KV groups of a model cannot differ.
+    Raises BadInput where the end or the text is too small, Unsupported where the KV groups of a model cannot differ.
     """
     header = read_model(Path(request.model))
     facts, text = read_facts(header), read_corpus(request.text)
@@ -62,7 +65,7 @@ def search_groups(request: GroupSearchRequest, step: Step = silent) -> GroupSear
     if arch.layers_only:
         reason = f"'{facts.arch}' shares whole layers only: {arch.layers_only}"
         raise Unsupported(reason, path=request.model, next_step="use --unit layer")
-    kv_bytes = _kv_bytes(request, facts)
+    size, goal = aim(request, header, facts)
     n_windows = request.n_windows // 2 if request.fast else request.n_windows
     built = runtime.require()
     stages = Stages(step, {"comparing heads": 0.5, "searching": 8, "scoring": 1})
@@ -75,22 +78,13 @@ def search_groups(request: GroupSearchRequest, step: Step = silent) -> GroupSear
         sizes = {"n_ctx": request.n_ctx, "n_threads": request.n_threads}
         measure = MapCosts(trial_model, {}, search_windows, folder / "search", **sizes).costs
         costs: Costs = MeasuredCosts(state, measure, len(search_windows), AttentionMap.flat)
-        found = best_maps(Moves(facts, errors), costs, kv_bytes, FAST if request.fast else FULL, stages("searching"))
+        found = best_maps(Moves(facts, errors, size), costs, goal, FAST if request.fast else FULL, stages("searching"))
         check(found.best.map)
         measured_on_rest = MapCosts(trial_model, {}, test_windows, folder / "test", **sizes)
         scores = score_attention(found, measured_on_rest, facts, stages("scoring"))
-    return GroupSearchResult(request, text, scores, found.best.cost, costs.n_measured)
-
-
-def _kv_bytes(request: GroupSearchRequest, facts: Facts) -> int:
-    """Return how many bytes of KV cache a token may take. Raises BadInput where nothing is to be saved, or too much."""
-    dense = facts.kv_bytes_per_token(facts.attention)
-    kv_bytes = request.budget.in_bytes(dense).kv_bytes
-    if request.budget.n_given != 1 or kv_bytes is None:
-        raise BadInput("name one of --save and --kv-bytes", path=request.model)
-    if kv_bytes >= dense:
-        raise BadInput(f"a token takes {dense} already", path=request.model, field=f"--kv-bytes {kv_bytes}")
-    return kv_bytes
+    decoding = decode_time(header, facts, request.decode_at)
+    speedup = decoding(facts.attention) / decoding(found.best.map)
+    return GroupSearchResult(request, text, scores, found.best.cost, costs.n_measured, speedup)
 
 
 def _errors(

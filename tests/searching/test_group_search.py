@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from shareatt_export.errors import BadInput
+from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.model.attention_map import DROPPED, AttentionMap, Group, check, following
 from shareatt_export.model.candidate_pairs import candidates
-from shareatt_export.model.synthetic import ModelShape
+from shareatt_export.model.facts import read_facts
+from shareatt_export.model.synthetic import ModelShape, write_random
 from shareatt_export.searching.group_errors import GroupErrors, from_arrays, to_arrays
+from shareatt_export.searching.group_goal import Goal, decode_time
 from shareatt_export.searching.group_maps import ALL, SIMPLE, best_maps
 from shareatt_export.searching.group_moves import Move, Moves
 from shareatt_export.searching.group_search import FAST, FULL, Effort, GroupSearch, measured_drops
@@ -81,11 +84,11 @@ def test_a_search_comes_close_to_brute_force(saved):
     maps = [each for each in every_map(facts, 8) if facts.kv_bytes_per_token(each) <= dense - saved * one]
     n_best = 0
     for seed in range(20):
-        moves = Moves(facts, made_up_errors(facts, seed))
+        moves = Moves(facts, made_up_errors(facts, seed), facts.kv_bytes_per_token)
         cost = crooked(moves, seed)
         best = min(map(cost, maps))
         for effort in (EXHAUSTIVE, FULL):
-            found = best_maps(moves, exact(cost), dense - saved * one, effort, watch)
+            found = best_maps(moves, exact(cost), Goal(dense - saved * one), effort, watch)
             assert found.best.cost == pytest.approx(cost(found.best.map))
             assert best <= found.best.cost + 1e-9
         n_best += found.best.cost == pytest.approx(best)
@@ -98,8 +101,8 @@ def test_maps_are_valid_and_meet_the_budget(n_head, n_head_kv, effort):
     facts = shape(5, n_head, n_head_kv)
     dense = facts.kv_bytes_per_token(facts.attention)
     for seed, share in enumerate((0.9, 0.75, 0.5)):
-        moves = Moves(facts, made_up_errors(facts, seed, reach=2))
-        found = best_maps(moves, exact(crooked(moves, seed)), int(share * dense), effort, watch)
+        moves = Moves(facts, made_up_errors(facts, seed, reach=2), facts.kv_bytes_per_token)
+        found = best_maps(moves, exact(crooked(moves, seed)), Goal(int(share * dense)), effort, watch)
         for each in (found.best, *found.simple.values()):
             check(each.map)
             assert 0 < facts.kv_bytes_per_token(each.map) <= share * dense
@@ -116,18 +119,53 @@ def test_maps_are_valid_and_meet_the_budget(n_head, n_head_kv, effort):
 
 def test_a_budget_that_no_map_meets():
     facts = shape(2, 2, 2)
-    moves = Moves(facts, made_up_errors(facts, 0))
+    moves = Moves(facts, made_up_errors(facts, 0), facts.kv_bytes_per_token)
     costs = exact(crooked(moves, 0))
     search = GroupSearch(moves, costs, measured_drops(moves, costs, FULL, watch), SIMPLE["layers shared"])
-    assert search.filled(moves.dense, 3 * 64, watch).map.source_layers == (0, 0)  # one K less
-    assert search.filled(moves.dense, 2 * 64, watch) is None
-    with pytest.raises(BadInput, match="no map takes at most -1 bytes; allow more bytes"):
-        best_maps(moves, costs, -1, FULL, watch)
+    assert search.filled(moves.dense, Goal(3 * 64), watch).map.source_layers == (0, 0)  # one K less
+    assert search.filled(moves.dense, Goal(2 * 64), watch) is None
+    with pytest.raises(BadInput, match="no map meets the goal; save less, or allow a higher KL divergence"):
+        best_maps(moves, costs, Goal(-1), FULL, watch)
+
+
+@pytest.mark.parametrize("effort", [EXHAUSTIVE, FULL])
+def test_the_smallest_map_that_costs_no_more(effort):
+    facts = shape(3, 2, 2)
+    one = 2 * facts.head_dim_k
+    maps, more = list(every_map(facts, 8)), 0
+    for seed in range(10):
+        moves = Moves(facts, made_up_errors(facts, seed), facts.kv_bytes_per_token)
+        cost = crooked(moves, seed)
+        smallest = min(facts.kv_bytes_per_token(each) for each in maps if cost(each) <= 1.5)
+        found = best_maps(moves, exact(cost), Goal(max_cost=1.5), effort, watch)
+        assert found.best.cost == pytest.approx(cost(found.best.map)) and found.best.cost <= 1.5
+        assert all(each.cost <= 1.5 for each in found.simple.values())
+        more += (facts.kv_bytes_per_token(found.best.map) - smallest) // one
+    assert more <= 2  # caches in all
+    with pytest.raises(BadInput, match="no map meets the goal"):
+        best_maps(moves, exact(cost), Goal(max_cost=0.01), effort, watch)
+
+
+def test_a_map_that_decodes_faster(tmp_path):
+    """Where much is read of K, little of V, following saves nearly what dropping does; weights count as well."""
+    model = ModelShape(6, 64, 4, 4, 16, 64, 32)
+    path = tmp_path / "model.gguf"
+    write_random(path, model)
+    header = read_header(path)
+    facts = read_facts(header)
+    deep, empty = (decode_time(header, facts, depth) for depth in (10_000, 0))
+    for size, share in ((deep, 0.8), (empty, 0.97)):
+        moves = Moves(facts, made_up_errors(facts, 0), size)
+        most = share * size(facts.attention)
+        found = best_maps(moves, exact(crooked(moves, 0)), Goal(most), FULL, watch).best.map
+        smaller = [found.with_own(group) for layer in found.touched for group in found.groups(layer)
+                   if found.action(group) != "own"]  # fmt: skip
+        assert size(found) <= most < min(map(size, smaller))
 
 
 def test_moves_leave_sources_and_followers_alone():
     facts = shape(3, 4, 2)
-    moves = Moves(facts, made_up_errors(facts, 0))
+    moves = Moves(facts, made_up_errors(facts, 0), facts.kv_bytes_per_token)
     found = moves.dense.with_sources(Group(1, 0), [0, 1]).with_drop(Group(1, 1))  # both heads of group 0.0 are sources
     allowed = list(moves.available(found, ALL))
     assert {group for move in allowed for group in move.groups} == {Group(0, 1), Group(2, 0), Group(2, 1)}
@@ -136,7 +174,7 @@ def test_moves_leave_sources_and_followers_alone():
         check(after)
         saved = facts.kv_bytes_per_token(found) - facts.kv_bytes_per_token(after)
         assert saved == moves.saved(move) > 0
-    with_source_in_1 = [move for move in allowed if not move.drops and min(move.changes[0][1]) >= 4]
+    with_source_in_1 = [move for move in allowed if min(move.changes[0][1]) >= 4]
     assert with_source_in_1 == []  # no group of layer 1 computes its own
 
 
@@ -144,7 +182,7 @@ def test_a_follower_takes_the_best_heads_that_are_left():
     facts = shape(2, 4, 2)
     errors = made_up_errors(facts, 0)
     errors.shared[0, 1][:] = [[4, 1, 2, 3], [1, 4, 2, 3], [3, 1, 4, 2], [1, 3, 2, 4]]
-    moves = Moves(facts, errors)
+    moves = Moves(facts, errors, facts.kv_bytes_per_token)
     group = (Group(1, 0),)
     best, *others = moves.follows(moves.dense, "group", group)
     assert best.changes == ((Group(1, 0), (1, 0)),) and moves.error(best) == 2
@@ -159,7 +197,7 @@ def test_a_follower_takes_the_best_heads_that_are_left():
 def test_the_moves_with_the_lowest_estimates_are_measured_and_no_others():
     """Costs that add up are as they were before, so that each step measures one batch."""
     facts = shape(6, 4, 4)
-    moves = Moves(facts, made_up_errors(facts, 0))
+    moves = Moves(facts, made_up_errors(facts, 0), facts.kv_bytes_per_token)
     asked = []
 
     def cost(found):
@@ -172,7 +210,7 @@ def test_the_moves_with_the_lowest_estimates_are_measured_and_no_others():
     assert len(asked) == len(drops) == 6 * 4 + 6
     search = GroupSearch(moves, costs, drops, [("group", "drop")])
     n_before = len(asked)
-    found = search.filled(moves.dense, facts.kv_bytes_per_token(moves.dense) - 3 * 64, watch)
+    found = search.filled(moves.dense, Goal(facts.kv_bytes_per_token(moves.dense) - 3 * 64), watch)
     assert len(asked) - n_before == 1 + 4 + 4  # the dense map; of the first batch, all maps are known
     cheapest = sorted((cost, move) for move, cost in drops.items() if len(move.groups) == 1)[:3]
     assert found.cost == pytest.approx(sum(cost for cost, _ in cheapest))

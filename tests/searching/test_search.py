@@ -54,7 +54,7 @@ def test_the_command(run, demo_dense, text, tmp_path):
 
 
 def test_budgets(run, demo_dense, text):
-    arguments = ["search", demo_dense, *small(text), "--json", "--no-align", "--no-refit"]
+    arguments = ["search", demo_dense, *small(text), "--json", "--no-align", "--no-refit"]  # so of layers
     bytes_of = json.loads(run(*arguments, "--kv-bytes", 4300).stdout)
     assert bytes_of["path"][-1]["kv_bytes_per_token"] <= 4300 < bytes_of["path"][-2]["kv_bytes_per_token"]
     limit = 1.5 * max(bytes_of["search_kl"], 1e-3)
@@ -67,7 +67,7 @@ def test_budgets(run, demo_dense, text):
 
 
 def test_what_is_refused(run, demo_dense, text, tmp_path):
-    search = ["search", demo_dense, "--text", text]
+    search = ["search", demo_dense, "--unit", "layer", "--text", text]
     assert "name one of --followers, --max-kl, --kv-bytes and --save" in run(*search).error
     assert "name one of" in run(*search, "--followers", 1, "--max-kl", 1).error
     assert "at most 11 layers could follow" in run(*search, "--followers", 12).error

@@ -34,9 +34,11 @@ def text(tmp_path_factory):
     return path
 
 
+SIZE = ["--ctx", 32, "--windows", 4, "--reach", 2, "--fast"]
+
+
 def search(model, text, folder):
-    size = ["--ctx", 32, "--windows", 4, "--reach", 2, "--fast"]
-    return ["search", model, "--unit", "group", "--text", text, *size, "--save", "4%", "-o", folder]
+    return ["search", model, "--unit", "group", "--text", text, *SIZE, "--save", "4%", "-o", folder]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,7 @@ def test_an_interrupted_search_finds_the_same(run, demo_dense, text, found, tmp_
     shown = " ".join(run(*arguments).stdout.split())
     assert "(0 maps measured)" in shown and data["actions"][0] in shown  # all in search-state
     assert f"--map {tmp_path / 'search.json'} -o OUT.gguf" in shown
-    layers = ["search", demo_dense, "--text", text, "--save", "4%", "-o", tmp_path, "--force"]
+    layers = ["search", demo_dense, "--unit", "layer", "--text", text, "--save", "4%", "-o", tmp_path, "--force"]
     assert "is the state of another search (unit)" in run(*layers).error
 
 
@@ -134,14 +136,25 @@ def test_errors_of_heads(demo_dense, trial_model, built):
 
 def test_what_is_refused(run, demo_dense, text, tmp_path):
     group = ["search", demo_dense, "--unit", "group", "--text", text]
-    assert "name one of --save and --kv-bytes" in run(*group).error
-    assert "name one of --save and --kv-bytes" in run(*group, "--save", "10%", "--kv-bytes", 4000).error
+    ends = "name one of --save, --kv-bytes, --max-kl and --speedup"
+    assert ends in run(*group).error and ends in run(*group, "--save", "10%", "--kv-bytes", 4000).error
     assert "a token takes 4608 already" in run(*group, "--kv-bytes", 4608).error
     assert "--beam belongs to --unit layer" in run(*group, "--save", "10%", "--beam", 2).error
-    assert "--max-kl belongs to --unit layer" in run(*group, "--max-kl", 1).error
+    assert "--speedup belongs to --unit group" in run(*group[:2], "--followers", 2, "--speedup", 1.2).error
     for bad in ("10", "0%", "100%", "x%", "1e1%"):
         assert f"'{bad}' is not a percentage like 10%" in run(*group, "--save", bad).error
     model = tmp_path / "bitnet.gguf"
     dummy_models.make("bitnet", model)
     error = run("search", model, "--unit", "group", "--save", "10%").error
     assert "'bitnet' shares whole layers only" in error and error.endswith("use --unit layer")
+    assert "--no-align --no-refit" in run("search", model, "--save", "10%").error  # of a search over layers
+
+
+def test_other_ends(run, demo_dense, text):
+    """Without --unit, KV groups are searched over."""
+    arguments = ["search", demo_dense, "--text", text, *SIZE, "--json"]
+    faster = json.loads(run(*arguments, "--speedup", 1.04, "--decode-at", 4096).stdout)
+    assert faster["predicted_decode"]["depth"] == 4096 and 1.04 <= faster["predicted_decode"]["speedup"] < 1.1
+    close = json.loads(run(*arguments, "--max-kl", faster["search_kl"]).stdout)
+    assert 0 < close["search_kl"] <= faster["search_kl"]
+    assert close["found"]["kv_bytes_per_token"] < close["dense"]["kv_bytes_per_token"]
