@@ -15,7 +15,7 @@ from ..evaluation.positions import Bucket, PositionScores
 from ..evaluation.subjects import WEIGHT_TYPES
 from .corpora import MATTERS, corpus_dict
 from .qualities import QUALITY_CELLS, mean_dict, quality_cells, quality_dict, with_interval
-from .tables import plain, table
+from .tables import compact, plain, table
 
 
 def as_dict(evaluation: Evaluation) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def show(evaluation: Evaluation, positions: bool, console: Console) -> None:
         console.print(_positions(evaluation))
         say("By the position of the predicted token in its window. Ratio: perplexity divided by the dense model's.")
     if evaluation.answers:
-        console.print(_compact(table(answer_rows(evaluation), ANSWER_COLUMNS), n_names=2))
+        console.print(compact(table(answer_rows(evaluation), ANSWER_COLUMNS), n_names=2))
         say(answers_legend())
 
 
@@ -169,17 +169,7 @@ def _scores(evaluation: Evaluation, width: int) -> Table:
     """Return the table of the scores; where it does not fit the width, without the columns of least interest."""
     shown = [title for title in SCORE_COLUMNS if width >= WIDE or title not in ("bits/byte", "KL p99", "KL max")]
     rows = ((score.subject.name, *(SCORE_COLUMNS[title](score) for title in shown)) for score in evaluation.scores)
-    return _compact(table(rows, ("", *shown)), n_names=1)
-
-
-def _compact(made: Table, n_names: int) -> Table:
-    """Leave the names, which are in the first columns, as much room as there is, and cut none of them."""
-    made.padding, made.pad_edge = (0, 1, 0, 0), False
-    for column in made.columns[:n_names]:
-        column.overflow = "fold"
-    for column in made.columns[n_names:]:
-        column.no_wrap = True
-    return made
+    return compact(table(rows, ("", *shown)), n_names=1)
 
 
 TEXT_COLUMNS = ("KL", "perplexity", "change")
@@ -208,7 +198,7 @@ def _positions(evaluation: Evaluation) -> Table:
                     with_interval(at.kl, ".2g", ".1g"),
                 )
             )
-    return _compact(table(rows, ("", "position", "perplexity", "ratio", "KL")), n_names=1)
+    return compact(table(rows, ("", "position", "perplexity", "ratio", "KL")), n_names=1)
 
 
 ANSWER_COLUMNS = ("task", "", "right", "accuracy", "interval", "lost", "won", "p")

@@ -13,7 +13,7 @@ from ..searching.search_groups import GroupSearchResult
 from .corpora import MATTERS, corpus_dict
 from .qualities import SEARCH_COLUMNS, quality_cells, quality_dict
 from .search_report import FILES
-from .tables import change, table
+from .tables import change, compact, table
 
 
 def export_command(found: GroupSearchResult, folder: Path | None) -> str:
@@ -73,7 +73,7 @@ def show(found: GroupSearchResult, folder: Path | None, console: Console) -> Non
         for point in points:
             grid.add_row(*_row(point, scores.dense))
         grid.add_section()
-    console.print(grid)
+    console.print(compact(grid, n_names=1))
     lines = [
         f"Scored on the last quarter of {found.text.name}, in windows of {request.n_ctx} tokens; searched on the rest "
         f"({found.n_measured} maps measured). ±: half of a 95 % confidence interval. KL in nats. {MATTERS}",

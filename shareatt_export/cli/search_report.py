@@ -14,7 +14,7 @@ from ..searching.search import SearchResult
 from ..system.staging import publish, staged
 from .corpora import MATTERS, corpus_dict
 from .qualities import SEARCH_COLUMNS, quality_cells, quality_dict
-from .tables import table
+from .tables import compact, table
 
 FILES = ("search.json", "pareto.png")
 AS_GOOD = "Dropping attention in these layers costs no more than sharing it, and saves more memory."
@@ -65,7 +65,7 @@ def show(found: SearchResult, console: Console) -> None:
     grid.add_section()
     for point in others:
         grid.add_row(*_row(point))
-    console.print(grid)
+    console.print(compact(grid, n_names=1))
     request = found.request
     lines = [
         f"Scored on the last quarter of {found.text.name}, in windows of {request.n_ctx} tokens; fitted and searched "

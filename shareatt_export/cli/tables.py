@@ -27,6 +27,16 @@ def table(rows: Iterable[Sequence[str]], columns: Sequence[str] = ()) -> Table:
     return grid
 
 
+def compact(made: Table, n_names: int) -> Table:
+    """Leave the names, which are in the first columns, as much room as there is, and cut none of them."""
+    made.padding, made.pad_edge = (0, 1, 0, 0), False
+    for column in made.columns[:n_names]:
+        column.overflow = "fold"
+    for column in made.columns[n_names:]:
+        column.no_wrap = True
+    return made
+
+
 def plain(text: str) -> str:
     """Return text of a stranger's file without characters that a terminal or rich would act on."""
     return escape("".join(char if char.isprintable() else "?" for char in text))
