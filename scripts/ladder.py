@@ -28,7 +28,7 @@ from shareatt_export.model.facts import read_facts
 
 PLACES = {  # with the steps of their files
     "late": ("plain", "align", "refit"),
-    "every2": ("plain", "refit"),
+    "every2": ("plain",),
     "found": ("plain", "align", "refit", "healed"),
     "half": ("plain", "align", "refit", "healed-mlp"),
     "groups": ("plain", "refit", "healed"),

@@ -659,6 +659,12 @@ llama_shared_attn_params llama_shared_attn_init(const llama_model & model) {
 
     if (model.hparams.shared_attn) {
         res.hybrid = shared_attn_env("LLAMA_SHARED_ATTN_HYBRID",  "0 or 1",            1,              0);
+    } else {
+        res.dense  = shared_attn_env("LLAMA_SHARED_ATTN_DENSE",   "0 or 1",            1,              0) != 0 &&
+            shared_attn_contains(shared_attn_archs, model.arch);
+    }
+
+    if (model.hparams.shared_attn || res.dense) {
         res.budget = shared_attn_env("LLAMA_SHARED_ATTN_P_BYTES", "a number of bytes", UINT64_MAX - 1, UINT64_MAX);
     }
 
@@ -673,15 +679,18 @@ static ggml_type shared_attn_probs_type(ggml_type type_v) {
 // bytes of the probabilities of one token over n_kv positions, in those layers for which uses(il) holds
 // spans may overlap: what counts is the most that is alive at any layer
 static uint64_t shared_attn_bytes(const llama_hparams & hparams, uint64_t n_kv, ggml_type type_v, const std::function<bool(uint32_t il)> & uses) {
-    const auto & layers = hparams.shared_attn->layers;
-
     uint64_t n_bytes = 0;
 
-    for (uint32_t il = 0; il < layers.size(); ++il) {
+    for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
         uint64_t alive = 0;
         for (uint32_t src = 0; src <= il; ++src) {
-            if (layers[src].last >= il && uses(src)) {
-                alive += layers[src].n_head_q*n_kv*ggml_type_size(shared_attn_probs_type(type_v));
+            const auto * layer = shared_attn_layer(hparams, src);
+
+            const uint32_t last   = layer ? layer->last     : src;
+            const uint32_t n_head = layer ? layer->n_head_q : hparams.n_head(src);
+
+            if (last >= il && uses(src)) {
+                alive += n_head*n_kv*ggml_type_size(shared_attn_probs_type(type_v));
             }
         }
         n_bytes = std::max(n_bytes, alive);
@@ -929,7 +938,9 @@ ggml_tensor * llama_shared_attn_exchange_probs(
               ggml_tensor * sinks,
                     float   kq_scale,
                       int   il) {
-    if (!g.hparams.shared_attn) {
+    const bool reuses = llama_shared_attn_reuses(g, il);
+
+    if (!g.hparams.shared_attn && !reuses) {
         return probs;
     }
 
@@ -938,8 +949,6 @@ ggml_tensor * llama_shared_attn_exchange_probs(
     if (run && run->il_src != il) {
         return shared_attn_heads_3rd(g, g.shared_attn.srcs[run->il_src].probs, run->head_src, run->n_head);
     }
-
-    const bool reuses = llama_shared_attn_reuses(g, il);
 
     if (reuses && !kq_b && llama_shared_attn_kernel_supported(q, k)) {
         probs = llama_shared_attn_kernel(g.ctx0, q, k, kq_mask, sinks, kq_scale, g.hparams.f_max_alibi_bias,
@@ -982,7 +991,7 @@ static uint64_t shared_attn_saving(const llama_hparams & hparams, ggml_type type
 static uint64_t shared_attn_n_caches(const llama_hparams & hparams) {
     bool any[2] = {};
     for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
-        any[hparams.is_swa(il)] |= shared_attn_saving(hparams, GGML_TYPE_F16, GGML_TYPE_F16, il) > 0;
+        any[hparams.is_swa(il)] |= !hparams.shared_attn || shared_attn_saving(hparams, GGML_TYPE_F16, GGML_TYPE_F16, il) > 0;
     }
 
     return any[0] + any[1];
@@ -1022,13 +1031,13 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
         const llama_shared_attn_filter & filter) {
     llama_shared_attn_kv res;
 
-    if (!hparams.shared_attn) {
+    const llama_shared_attn_params params = llama_shared_attn_init(model);
+
+    if (!hparams.shared_attn && !params.dense) {
         return res;
     }
 
-    const llama_shared_attn_params params = llama_shared_attn_init(model);
-
-    if (offload) {
+    if (offload && hparams.shared_attn) {
         shared_attn_log_devices(model, hparams, filter);
     }
 
@@ -1041,7 +1050,10 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
         return hparams.has_kv(il) && (!filter || filter(il)) && (!params.hybrid || shared_attn_in_span(hparams, il));
     };
 
-    uint64_t saving = 0;
+    const uint64_t n_bytes = shared_attn_bytes(hparams, n_cells, type_v, uses);
+
+    uint64_t saving = params.dense ? SHARED_ATTN_N_UBATCH_MIN*n_bytes : 0;
+    uint64_t cache  = 0;
 
     for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
         if (!uses(il)) {
@@ -1054,18 +1066,23 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
         }
 
         saving += shared_attn_saving(hparams, type_k, type_v, il)*n_cells*n_stream;
+        cache  += (ggml_row_size(type_k, hparams.n_embd_k_gqa(il)) + ggml_row_size(type_v, hparams.n_embd_v_gqa(il)))*n_cells*n_stream;
+    }
+
+    if (params.dense) {
+        saving = std::max(saving, cache/10);
     }
 
     if (saving == 0) {
         return res;
     }
 
-    const uint64_t n_bytes  = shared_attn_bytes(hparams, n_cells, type_v, uses);
     const uint64_t budget   = params.budget == UINT64_MAX ? saving : params.budget/shared_attn_n_caches(hparams);
     const uint64_t n_ubatch = std::min<uint64_t>(budget/n_bytes, UINT32_MAX);
 
     if (n_ubatch < SHARED_ATTN_N_UBATCH_MIN) {
-        LLAMA_LOG_INFO("%s: followers recompute the attention weights: those of %u tokens take %.2f MiB of %.2f MiB\n", __func__,
+        LLAMA_LOG_INFO("%s: %s: those of %u tokens take %.2f MiB of %.2f MiB\n", __func__,
+                params.dense ? "flash attention, as the attention weights are too large" : "followers recompute the attention weights",
                 SHARED_ATTN_N_UBATCH_MIN, SHARED_ATTN_N_UBATCH_MIN*n_bytes/1024.0/1024.0, budget/1024.0/1024.0);
         return res;
     }
@@ -1075,7 +1092,8 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
     res.n_kv_pad     = 64; // a graph is built anew for each, but that takes less than a millisecond
     res.n_ubatch_max = n_ubatch - n_ubatch%16; // ggml's matrix products are slower in between
 
-    LLAMA_LOG_INFO("%s: followers reuse the attention weights of up to %u tokens at a time\n", __func__, res.n_ubatch_max);
+    LLAMA_LOG_INFO("%s: %s of up to %u tokens at a time\n", __func__,
+            params.dense ? "kernels of shared attention compute the attention" : "followers reuse the attention weights", res.n_ubatch_max);
 
     return res;
 }

@@ -145,6 +145,9 @@ struct llama_shared_attn_params {
     // LLAMA_SHARED_ATTN_HYBRID: the layers outside of spans keep flash attention, although our kernels are faster there, too
     bool hybrid = false;
 
+    // LLAMA_SHARED_ATTN_DENSE: our kernels instead of flash attention in a model without a map, too
+    bool dense = false;
+
     // LLAMA_SHARED_ATTN_P_BYTES: memory for the probabilities, UINT64_MAX if it is not set
     uint64_t budget = UINT64_MAX;
 };
@@ -253,6 +256,7 @@ using llama_shared_attn_filter = std::function<bool(int32_t il)>;
 // n_cells is the size of one stream
 // the budget of the probabilities is what the followers save of the K cache, so that a model never takes more memory than
 // without shared attention; the user may set another one, for all caches of a context together
+// a dense model that uses our kernels saves nothing: its budget is a tenth of the cache, and what the least ubatch needs
 // throws std::runtime_error as llama_shared_attn_init does
 llama_shared_attn_kv llama_shared_attn_init_kv(
         const llama_model   & model,

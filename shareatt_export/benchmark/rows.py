@@ -1,10 +1,10 @@
 """Turn measurements into rows of a table: values by setting, ratios to the better dense setting, a prediction.
 
-A ratio compares SA with the dense setting in the same round. The medians decide for each row which dense setting is
+A ratio compares settings in the same round. The medians decide for each row which setting of the unpatched llama.cpp is
 the better one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -13,7 +13,7 @@ from ..model.costs import decode_bytes, follower_decode_share, follower_prefill_
 from ..model.map_text import map_text
 from ..model.spans import followers
 from .measure import Measured
-from .settings import FLASH_ON, Setting, cache_type
+from .settings import FLASH_ON, KERNELS, Setting, cache_type
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class Row:
     """A row of the table.
 
     `what` names the measurement and `depth` the tokens in the context, None for memory. `unit` is "tokens/s", where a
-    ratio above 1 is a gain, or "bytes" or "seconds", where a ratio below 1 is a gain. `predicted` is the ratio that
-    the numbers of operations and bytes predict.
+    ratio above 1 is a gain, or "bytes" or "seconds", where a ratio below 1 is a gain. `ratios` refer to the unpatched
+    llama.cpp, and have what our kernels gain, too; `sharing` refers to the dense model with the same kernels. So does
+    `predicted`, the ratio that the numbers of operations and bytes predict.
 
     "prefill attention" and "decode attention" are the attention of one layer; in SA, that layer is a follower. "KV
     cache" and "compute buffers" are the sizes in llama.cpp's log. "peak memory" is the resident set of the worker
@@ -42,8 +43,9 @@ class Row:
     depth: int | None
     unit: str
     values: dict[str, float]  # by setting
-    baseline: str  # the dense setting that the ratios refer to
-    ratios: dict[str, Ratio]  # by SA setting
+    baseline: str  # the dense setting of the unpatched llama.cpp that the ratios refer to
+    ratios: dict[str, Ratio]  # by setting of the patched one
+    sharing: dict[str, Ratio]  # by SA setting; empty where there is no dense model with our kernels
     predicted: float | None
 
 
@@ -56,21 +58,37 @@ def _shared_names(settings: tuple[Setting, ...]) -> list[str]:
     return [setting.name for setting in settings if setting.shared]
 
 
-def _dense_names(settings: tuple[Setting, ...]) -> list[str]:
-    return [setting.name for setting in settings if not setting.shared]
+def _patched_names(settings: tuple[Setting, ...]) -> list[str]:
+    return [setting.name for setting in settings if setting.patched]
+
+
+def _stock_names(settings: tuple[Setting, ...]) -> list[str]:
+    return [setting.name for setting in settings if not setting.patched]
 
 
 def _speeds(measured: Measured) -> Iterator[Row]:
     for (what, depth), seconds in sorted(measured.seconds.items()):
         medians = {name: median(rounds) for name, rounds in seconds.items()}
-        baseline = min(_dense_names(measured.settings), key=medians.__getitem__)
-        ratios = {}
-        for name in _shared_names(measured.settings):
-            by_round = [dense / sa for dense, sa in zip(seconds[baseline], seconds[name], strict=True)]
-            ratios[name] = _ratio(by_round)
+        baseline = min(_stock_names(measured.settings), key=medians.__getitem__)
+        ratios = _speedups(seconds, baseline, _patched_names(measured.settings))
+        sharing = _speedups(seconds, KERNELS, _shared_names(measured.settings))
         speeds = {name: 1 / value for name, value in medians.items()}
         predicted = _predicted_speedup(measured, what, depth)
-        yield Row(what, depth, "tokens/s", speeds, baseline, ratios, predicted)
+        yield Row(what, depth, "tokens/s", speeds, baseline, ratios, sharing, predicted)
+
+
+def _speedups(seconds: Mapping[str, list[float]], before: str, names: list[str]) -> dict[str, Ratio]:
+    """Return how many times as fast as another setting, if there is that one, settings are in the same rounds."""
+    if before not in seconds:
+        return {}
+    return {name: _ratio([a / b for a, b in zip(seconds[before], seconds[name], strict=True)]) for name in names}
+
+
+def _shares(seconds: Mapping[str, list[float]], whole: str, names: list[str]) -> dict[str, Ratio]:
+    """Return which part of the time of another setting, if there is that one, settings take in the same rounds."""
+    if whole not in seconds:
+        return {}
+    return {name: _ratio([a / b for a, b in zip(seconds[name], seconds[whole], strict=True)]) for name in names}
 
 
 def _ratio(by_round: list[float]) -> Ratio:
@@ -89,7 +107,7 @@ def _predicted_speedup(measured: Measured, what: str, depth: int) -> float:
 
 
 def _attention(measured: Measured) -> Iterator[Row]:
-    """Compare the attention of one follower with the attention of one dense layer that uses flash attention.
+    """Compare the attention of one follower with that of one dense layer: with flash attention, and with our kernels.
 
     A map of single KV groups has no layer to compare.
     """
@@ -105,17 +123,15 @@ def _attention(measured: Measured) -> Iterator[Row]:
             rounds = seconds[setting.name]
             median_layer[setting.name] = [median(by_layer[layer] for layer in layers) for by_layer in rounds]
         values = {name: median(by_round) for name, by_round in median_layer.items()}
-        ratios = {}
-        for name in _shared_names(measured.settings):
-            pairs = zip(median_layer[name], median_layer[FLASH_ON], strict=True)
-            ratios[name] = _ratio([follower / flash for follower, flash in pairs])
+        ratios = _shares(median_layer, FLASH_ON, _patched_names(measured.settings))
+        sharing = _shares(median_layer, KERNELS, _shared_names(measured.settings))
         if what == "prefill":
             predicted = follower_prefill_share(pair.facts)
         else:
             predicted = follower_decode_share(
                 pair.facts, sa_followers[0], cache_type(request.type_k), cache_type(request.type_v)
             )
-        yield Row(f"{what} attention", depth, "seconds", values, FLASH_ON, ratios, predicted)
+        yield Row(f"{what} attention", depth, "seconds", values, FLASH_ON, ratios, sharing, predicted)
 
 
 def _memory(measured: Measured) -> Iterator[Row]:
@@ -136,12 +152,11 @@ def _memory(measured: Measured) -> Iterator[Row]:
 
 
 def _bytes(measured: Measured, what: str, values: dict[str, int], predicted: float | None) -> Row:
-    baseline = min(_dense_names(measured.settings), key=values.__getitem__)
-    ratios = {}
-    for name in _shared_names(measured.settings):
-        ratio = values[name] / values[baseline]
-        ratios[name] = Ratio(ratio, ratio, ratio)
-    return Row(what, None, "bytes", dict(values), baseline, ratios, predicted)
+    baseline = min(_stock_names(measured.settings), key=values.__getitem__)
+    once = {name: [float(value)] for name, value in values.items()}
+    ratios = _shares(once, baseline, _patched_names(measured.settings))
+    sharing = _shares(once, KERNELS, _shared_names(measured.settings))
+    return Row(what, None, "bytes", dict(values), baseline, ratios, sharing, predicted)
 
 
 def as_dict(measured: Measured) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from ..model.costs import WeightSizes, read_weights
 from ..model.facts import Facts, read_facts
 from .request import BenchRequest
 
-FLASH_ON, FLASH_OFF = "dense, flash on", "dense, flash off"
+FLASH_ON, FLASH_OFF = "dense, flash on", "dense, flash off"  # of the unpatched llama.cpp
+KERNELS = "dense, SA kernels"
 UNLIMITED = 1 << 62  # bytes for attention weights
 
 
@@ -22,9 +23,9 @@ UNLIMITED = 1 << 62  # bytes for attention weights
 class Setting:
     """A model and how it runs.
 
-    `shared` says whether the model shares attention; such models run on the patched library, dense ones on the
-    unpatched one. With `flash_attn` None llama.cpp decides. `p_bytes` is the memory for attention weights in bytes;
-    None is the runtime's default, the memory that the missing K saves.
+    `shared` says whether the model shares attention, `kernels` whether a dense model uses the kernels for that; both
+    run on the patched library. With `flash_attn` None llama.cpp decides. `p_bytes` is the memory for attention weights
+    in bytes; None is the runtime's default, the memory that the missing K saves.
     """
 
     name: str
@@ -32,6 +33,11 @@ class Setting:
     shared: bool
     flash_attn: bool | None = None
     p_bytes: int | None = None
+    kernels: bool = False
+
+    @property
+    def patched(self) -> bool:
+        return self.shared or self.kernels
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,15 @@ def cache_type(name: str) -> GGMLQuantizationType:
 
 
 def settings_of(request: BenchRequest) -> tuple[Setting, ...]:
-    """Return the settings to compare: the dense ones first, then SA with the default and each other memory budget."""
+    """Return the settings to compare: the dense ones first, then SA with the default and each other memory budget.
+
+    On a GPU the kernels do not run.
+    """
     dense = [Setting(FLASH_ON, Path(request.dense), shared=False, flash_attn=True)]
     if request.type_v in ("f32", "f16", "bf16"):  # without flash attention llama.cpp cannot quantise V
         dense.append(Setting(FLASH_OFF, Path(request.dense), shared=False, flash_attn=False))
+    if not request.gpu_layers:
+        dense.append(Setting(KERNELS, Path(request.dense), shared=False, flash_attn=True, kernels=True))
     sa = [Setting("SA", Path(request.sa), shared=True)]
     for n in request.p_bytes:
         name = "SA, P unlimited" if n >= UNLIMITED else f"SA, P {n / 2**20:g} MiB"

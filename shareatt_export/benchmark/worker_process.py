@@ -11,11 +11,11 @@ from typing import Any
 
 from ..errors import BadInput, RuntimeProblem
 from ..llamacpp import runtime
+from ..llamacpp.runtime import DENSE_KERNELS, P_BYTES
 from ..system.child_process import started
 from .request import BenchRequest
 from .settings import Setting, cache_type
 
-P_BYTES = "LLAMA_SHARED_ATTN_P_BYTES"  # the runtime reads its memory budget for attention weights from this variable
 N_UBATCH = 512  # llama.cpp's default
 
 
@@ -105,7 +105,7 @@ def _specification(setting: Setting, request: BenchRequest, clock: bool) -> dict
     patched = runtime.require_built()
     return {
         "python": str(patched.python),
-        "bin": str((patched if setting.shared else runtime.require_built(patched=False)).bin),
+        "bin": str((patched if setting.patched else runtime.require_built(patched=False)).bin),
         "model": str(setting.model),
         "flash_attn": setting.flash_attn,
         "clock": clock,
@@ -125,5 +125,6 @@ def _specification(setting: Setting, request: BenchRequest, clock: bool) -> dict
 
 
 def _environment(setting: Setting) -> dict[str, str]:
-    others = {name: value for name, value in os.environ.items() if name != P_BYTES}
-    return others if setting.p_bytes is None else others | {P_BYTES: str(setting.p_bytes)}
+    others = {name: value for name, value in os.environ.items() if name not in (P_BYTES, DENSE_KERNELS)}
+    budget = {} if setting.p_bytes is None else {P_BYTES: str(setting.p_bytes)}
+    return others | budget | {DENSE_KERNELS: str(int(setting.kernels))}

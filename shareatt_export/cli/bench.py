@@ -48,7 +48,8 @@ def bench_command(
 ) -> None:
     """Measure speed and memory of SA against DENSE, the GGUF that it was made from, beside what arithmetic predicts.
 
-    DENSE runs on the unpatched llama.cpp with flash attention on and off; ratios refer to the faster of the two.
+    DENSE runs on the unpatched llama.cpp with flash attention on and off, and on the patched one with the kernels that
+    SA uses. So the table tells apart what the kernels gain, and what sharing gains.
     On a machine that others use, '--threads 1' measures best: it takes the CPU time, not the wall time.
     """
     from ..api import bench

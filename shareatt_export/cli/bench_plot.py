@@ -24,8 +24,12 @@ def plot(measured: Measured, out: Path) -> None:
                 [ratio.high - ratio.median for ratio in ratios],
             )
             axes.errorbar(depths, middle, spread, marker="o", capsize=3, label=setting)
-        axes.plot(depths, [row.predicted for row in panel], "k--", label="predicted")
+        axes.plot(depths, [row.predicted for row in panel], "k--", label="predicted, from the same kernels")
         axes.axhline(1, color="grey", linewidth=0.8)
-        axes.set(title=what, xlabel="tokens in the context", ylabel="tokens/s, SA / better dense setting")
+        axes.set(
+            title=what,
+            xlabel="tokens in the context",
+            ylabel="tokens/s / those of the better setting of stock llama.cpp",
+        )
         axes.legend()
     figure.savefig(out, dpi=150, format="png")

@@ -4,6 +4,7 @@ from rich.console import Console
 
 from ..benchmark.measure import Measured
 from ..benchmark.rows import Ratio, Row, as_dict, rows
+from ..benchmark.settings import KERNELS
 from .tables import table
 
 __all__ = ["as_dict", "show"]
@@ -13,19 +14,22 @@ def show(measured: Measured, console: Console) -> None:
     request = measured.request
     values = [setting.name for setting in measured.settings]
     shared = [setting.name for setting in measured.settings if setting.shared]
-    columns = ["", "depth", *values, *(f"{name} / better dense" for name in shared), "predicted"]
-    cells = [_bench_cells(row, values, shared) for row in rows(measured)]
+    patched = [setting.name for setting in measured.settings if setting.patched]
+    compared = [("stock", name) for name in patched] + [("kernels", name) for name in shared if KERNELS in patched]
+    columns = ["", "depth", *values, *(f"{name} / {to}" for to, name in compared), "predicted"]
+    cells = [_bench_cells(row, values, compared) for row in rows(measured)]
     console.print(table(cells, columns))
     console.print(
-        f"* marks the faster dense setting (for attention: flash attention on). Prefill of {request.prompt} tokens, "
-        f"decode of {request.generate}; medians of {request.rounds} rounds (low-high), {request.threads} threads. "
-        f"Attention: of one layer; in SA, of a follower. Memory: at context {request.n_ctx}; the peak includes the "
-        "mapped weights, the anonymous peak does not.",
+        "* marks stock, the faster setting of the unpatched llama.cpp (for attention: flash attention on). Kernels: "
+        "the dense model with the kernels of SA. The prediction is of SA / kernels, which is what sharing gains. "
+        f"Prefill of {request.prompt} tokens, decode of {request.generate}; medians of {request.rounds} rounds "
+        f"(low-high), {request.threads} threads. Attention: of one layer; in SA, of a follower. Memory: at context "
+        f"{request.n_ctx}; the peak includes the mapped weights, the anonymous peak does not.",
         highlight=False,
     )
 
 
-def _bench_cells(row: Row, values: list[str], shared: list[str]) -> list[str]:
+def _bench_cells(row: Row, values: list[str], compared: list[tuple[str, str]]) -> list[str]:
     unit, scale = {"bytes": ("MiB", 2**-20), "seconds": ("ms", 1000.0)}.get(row.unit, (row.unit, 1.0))
 
     def value(name: str) -> str:
@@ -37,5 +41,5 @@ def _bench_cells(row: Row, values: list[str], shared: list[str]) -> list[str]:
 
     depth = "" if row.depth is None else str(row.depth)
     predicted = "" if row.predicted is None else f"{row.predicted:.3f}"
-    ratios = [ratio(row.ratios[name]) for name in shared]
+    ratios = [ratio((row.ratios if to == "stock" else row.sharing)[name]) for to, name in compared]
     return [f"{row.what}, {unit}", depth, *map(value, values), *ratios, predicted]

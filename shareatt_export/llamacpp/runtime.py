@@ -42,6 +42,8 @@ CMAKE_OPTIONS = (
 )
 
 
+# environment variables of the patched llama.cpp: bytes for attention weights; 1 for our kernels in a dense model, too
+P_BYTES, DENSE_KERNELS = "LLAMA_SHARED_ATTN_P_BYTES", "LLAMA_SHARED_ATTN_DENSE"
 INSTALLED_PACKAGE = "shareatt_export_runtime"
 
 

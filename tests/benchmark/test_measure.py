@@ -16,16 +16,16 @@ QUICK = ("--depths", "0,200", "--rounds", "1", "--prompt", "16", "--generate", "
 # ---------------------------------------------------------------- statistics
 
 ONE_THREAD = {"n_threads": 1, "n_threads_batch": 1}
-ON, OFF, SA = "dense, flash on", "dense, flash off", "SA"
+ON, OFF, KERNELS, SA = "dense, flash on", "dense, flash off", "dense, SA kernels", "SA"
 
 
 def test_settings():
     def names(**options):
         return [setting.name for setting in settings_of(BenchRequest("dense.gguf", "sa.gguf", **options))]
 
-    assert names() == [ON, OFF, SA]
-    assert names(p_bytes=(3 << 20, UNLIMITED)) == [ON, OFF, SA, "SA, P 3 MiB", "SA, P unlimited"]
-    assert names(type_v="q8_0") == [ON, SA]
+    assert names() == [ON, OFF, KERNELS, SA]
+    assert names(p_bytes=(3 << 20, UNLIMITED)) == [ON, OFF, KERNELS, SA, "SA, P 3 MiB", "SA, P unlimited"]
+    assert names(type_v="q8_0") == [ON, KERNELS, SA] and names(type_v="q8_0", gpu_layers=-1) == [ON, SA]
 
 
 # ---------------------------------------------------------------- the command
@@ -35,7 +35,7 @@ def test_bench_as_json_and_as_a_plot(run, files, tmp_path):
     done = run("bench", *files, *QUICK, "--p-bytes", "0", "--json", "--plot", tmp_path / "out.png")
     assert done.status == 0, done.stderr
     data = json.loads(done.stdout)
-    assert data["settings"] == [ON, OFF, SA, "SA, P 0 MiB"] and data["spans"] == "6-9" and data["n_ctx"] == 256
+    assert data["settings"] == [ON, OFF, KERNELS, SA, "SA, P 0 MiB"] and data["spans"] == "6-9" and data["n_ctx"] == 256
     seen = {(row["what"], row["depth"]): row for row in data["rows"]}
     assert set(seen) == {
         *((what, depth) for what in ("prefill", "decode") for depth in (0, 200)),
@@ -45,7 +45,8 @@ def test_bench_as_json_and_as_a_plot(run, files, tmp_path):
     }
     for row in seen.values():
         assert set(row["values"]) == set(data["settings"]) and min(row["values"].values()) > 0
-        assert set(row["ratios"]) == {SA, "SA, P 0 MiB"} and row["baseline"] in (ON, OFF)
+        assert set(row["ratios"]) == {KERNELS, SA, "SA, P 0 MiB"} and row["baseline"] in (ON, OFF)
+        assert set(row["sharing"]) == {SA, "SA, P 0 MiB"}
     kv = seen["KV cache", None]["values"]
     saved = 3 * 64 * 2 * data["n_ctx"]
     assert kv[ON] - kv[SA] == pytest.approx(saved, abs=2**20 / 100)  # the log has two decimals of a MiB

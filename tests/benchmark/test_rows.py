@@ -15,7 +15,7 @@ from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.model.costs import read_weights
 from shareatt_export.model.facts import read_facts
 
-ON, OFF, SA = "dense, flash on", "dense, flash off", "SA"
+ON, OFF, KERNELS, SA = "dense, flash on", "dense, flash off", "dense, SA kernels", "SA"
 
 
 @pytest.fixture
@@ -26,14 +26,20 @@ def measured(files):
     request = BenchRequest(*files, depths=(0, 64), rounds=3)
     seconds = {}
     for depth in request.depths:
-        seconds["decode", depth] = {ON: [0.10, 0.20, 0.40], OFF: [0.12, 0.30, 0.60], SA: [0.08, 0.16, 0.20]}
-        seconds["prefill", depth] = {ON: [3.0, 3.0, 3.0], OFF: [2.0, 2.0, 2.0], SA: [4.0, 1.0, 2.0]}
+        seconds["decode", depth] = {
+            ON: [0.10, 0.20, 0.40],
+            OFF: [0.12, 0.30, 0.60],
+            KERNELS: [0.09, 0.20, 0.30],
+            SA: [0.08, 0.16, 0.20],
+        }
+        seconds["prefill", depth] = {ON: [3.0] * 3, OFF: [2.0] * 3, KERNELS: [2.0] * 3, SA: [4.0, 1.0, 2.0]}
     layers = dict.fromkeys(range(12), 0.004)
     follower = layers | {7: 0.001, 8: 0.001, 9: 0.002}
     slow = dict.fromkeys(range(12), 0.008)
     memory = {
         ON: {"rss": 90, "anonymous": 50},
         OFF: {"rss": 80, "anonymous": 60},
+        KERNELS: {"rss": 96, "anonymous": 60},
         SA: {"rss": 72, "anonymous": 45},
     }
     return Measured(
@@ -41,8 +47,10 @@ def measured(files):
         pair,
         settings_of(request),
         seconds,
-        attention={("decode", 64): {ON: [layers, layers, slow], OFF: [layers] * 3, SA: [follower] * 3}},
-        buffers={name: {"kv": kv, "compute": 10} for name, kv in ((ON, 800), (OFF, 800), (SA, 700))},
+        attention={
+            ("decode", 64): {ON: [layers, layers, slow], OFF: [layers] * 3, KERNELS: [slow] * 3, SA: [follower] * 3}
+        },
+        buffers={name: {"kv": kv, "compute": 10} for name, kv in ((ON, 800), (OFF, 800), (KERNELS, 800), (SA, 700))},
         memory=memory,
     )
 
@@ -51,13 +59,16 @@ def test_ratios_are_of_the_same_round_and_to_the_better_dense_setting(measured):
     by_name = {(row.what, row.depth): row for row in rows(measured)}
     decode = by_name["decode", 64]
     assert (decode.baseline, decode.values[ON], decode.values[SA]) == (ON, 5.0, 1 / 0.16)
-    assert decode.ratios == {SA: Ratio(0.10 / 0.08, 0.10 / 0.08, 2.0)}
+    assert decode.ratios == {KERNELS: Ratio(0.10 / 0.09, 1.0, 0.4 / 0.3), SA: Ratio(0.10 / 0.08, 0.10 / 0.08, 2.0)}
+    assert decode.sharing == {SA: Ratio(0.20 / 0.16, 0.09 / 0.08, 0.3 / 0.2)}
     prefill = by_name["prefill", 64]
-    assert prefill.baseline == OFF and prefill.ratios == {SA: Ratio(1.0, 0.5, 2.0)}
+    assert prefill.baseline == OFF and prefill.ratios[SA] == Ratio(1.0, 0.5, 2.0)
     attention = by_name["decode attention", 64]
-    assert attention.baseline == ON and attention.ratios == {SA: Ratio(0.25, 0.125, 0.25)}
+    assert attention.baseline == ON and attention.ratios[SA] == Ratio(0.25, 0.125, 0.25)
+    assert attention.ratios[KERNELS] == Ratio(2.0, 1.0, 2.0) and attention.sharing == {SA: Ratio(0.125, 0.125, 0.125)}
     assert by_name["KV cache", None].ratios[SA].median == 700 / 800
     assert by_name["peak memory", None].ratios[SA].median == 72 / 80
+    assert by_name["peak memory", None].sharing[SA].median == 72 / 96
     assert by_name["peak anonymous memory", None].ratios[SA].median == 45 / 50
 
 
@@ -80,8 +91,9 @@ def test_the_table_marks_the_better_dense_setting(measured):
     console = Console(file=io.StringIO(), width=200)
     bench_report.show(measured, console)
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
-    assert "decode, tokens/s 64 5.00 * 3.33 6.25 1.25 (1.25-2.00)" in [line.rsplit(" ", 1)[0] for line in lines]
-    assert "decode attention, ms 64 4.00 * 4.00 1.00 0.25 (0.12-0.25) 0.531" in lines
+    decode = "decode, tokens/s 64 5.00 * 3.33 5.00 6.25 1.11 (1.00-1.33) 1.25 (1.25-2.00) 1.25 (1.12-1.50)"
+    assert decode in [line.rsplit(" ", 1)[0] for line in lines]
+    assert "decode attention, ms 64 4.00 * 4.00 8.00 1.00 2.00 (1.00-2.00) 0.25 (0.12-0.25) 0.125 0.531" in lines
 
 
 def test_json_of_made_up_seconds_is_json(measured):

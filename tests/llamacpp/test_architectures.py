@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shareatt_export.errors import Unsupported
 from shareatt_export.llamacpp import runtime
 from shareatt_export.model.architectures import ARCHITECTURES, REFUSED
-from tests.support import architecture_proofs, dummy_models, small_gguf
+from tests.support import architecture_proofs, dummy_models, graph_taps, parity, small_gguf
 
 # split and fused, with biases and norms, sinks, soft caps, experts, ALiBi, sliding and chunked, an encoder
 DOZEN = [
@@ -70,4 +71,20 @@ def test_groups_follow_and_are_dropped(arch: str, built: runtime.RuntimeStatus, 
     assert proof.paths["reuse"] <= (1e-7 if ARCHITECTURES[arch].causal else flash) and proof.paths["recompute"] <= flash
 
 
-BY_ARCHITECTURE = (test_a_follower_takes_the_weights_of_its_source, test_groups_follow_and_are_dropped)
+def test_the_dense_model_may_use_the_kernels(arch: str, built: runtime.RuntimeStatus, tmp_path: Path):
+    """They stand in for flash attention, which Grok cannot use; an encoder without a cache keeps it."""
+    dense, causal = tmp_path / "dense.gguf", ARCHITECTURES[arch].causal
+    dummy_models.make(arch, dense)
+    plain, flash = (graph_taps.run(dense, path, causal).output for path in ("plain", "recompute"))
+    with parity.environment({"LLAMA_SHARED_ATTN_DENSE": "1"}):
+        found = graph_taps.run(dense, "reuse", causal).output
+    used = arch == "llama-embed" or (causal and arch != "grok")
+    assert np.array_equal(found, flash) != used
+    assert not used or parity.nmse(found, plain) <= 1e-7
+
+
+BY_ARCHITECTURE = (
+    test_a_follower_takes_the_weights_of_its_source,
+    test_groups_follow_and_are_dropped,
+    test_the_dense_model_may_use_the_kernels,
+)
