@@ -85,7 +85,13 @@ def _function(
 
 @_function(ExportRequest)
 def export(request: ExportRequest, progress: Step) -> "Exported":
-    """Make an SA GGUF: whole and verified, or not at all. Raises ShareattError."""
+    """Make an SA GGUF: whole and verified, or not at all.
+
+    Raises BadInput for a model or text that is missing or damaged, BadSpans for spans that do not fit the model,
+    Unsupported for models that cannot share, OutputRefused where the output exists or cannot be written,
+    ConversionFailed for a checkpoint that llama.cpp's converter refuses, RuntimeProblem where the runtime is needed and
+    missing, and VerifyFailed where a written file differs from its plan. Each of them is a ShareattError.
+    """
     from .exporting.job import opened
     from .exporting.pipeline import export
 
@@ -95,7 +101,11 @@ def export(request: ExportRequest, progress: Step) -> "Exported":
 
 @_function(SearchRequest)
 def search(request: SearchRequest, progress: Step) -> "SearchResult":
-    """Find the spans that cost least, measured by KL divergence to the dense model. Raises ShareattError."""
+    """Find the spans that cost least, measured by KL divergence from the dense model.
+
+    Raises BadInput where the budget cannot be met or the text is too short, Unsupported for models that cannot share,
+    and RuntimeProblem where the runtime is missing. Each of them is a ShareattError.
+    """
     from .exporting.convert import as_gguf
     from .searching.search import search
 
@@ -105,7 +115,11 @@ def search(request: SearchRequest, progress: Step) -> "SearchResult":
 
 @_function(GroupSearchRequest)
 def search_groups(request: GroupSearchRequest, progress: Step) -> "GroupSearchResult":
-    """Find which KV groups should follow and which be dropped, measured as search() does. Raises ShareattError."""
+    """Find which KV groups should follow and which should be dropped, measured as search() does.
+
+    Raises what search() raises, and Unsupported for architectures that share whole layers only. Each is a
+    ShareattError.
+    """
     from .exporting.convert import as_gguf
     from .searching.search_groups import search_groups
 
@@ -115,7 +129,11 @@ def search_groups(request: GroupSearchRequest, progress: Step) -> "GroupSearchRe
 
 @_function(AnalyzeRequest)
 def analyze(request: AnalyzeRequest, progress: Step) -> "Analysis":
-    """Measure which layers attend alike, and what sharing or dropping attention costs each. Raises ShareattError."""
+    """Measure which layers attend alike, and what sharing or dropping attention changes in each.
+
+    Raises BadInput where the text is too short, Unsupported for encoders and SA models, and RuntimeProblem where the
+    runtime is missing or does not show the attention of the architecture. Each of them is a ShareattError.
+    """
     from .evaluation.analyze import analyze
     from .exporting.convert import as_gguf
 
@@ -125,7 +143,11 @@ def analyze(request: AnalyzeRequest, progress: Step) -> "Analysis":
 
 @_function(EvaluateRequest)
 def evaluate(request: EvaluateRequest, progress: Step) -> "Evaluation":
-    """Measure what SA models lose: perplexity, KL divergence, agreement, tasks. Raises ShareattError."""
+    """Measure what SA models lose: perplexity, KL divergence, agreement, tasks.
+
+    Raises BadInput where the models have different vocabularies, the text is shorter than a window, or a task file does
+    not fit, and RuntimeProblem where the runtime is missing. Each of them is a ShareattError.
+    """
     from .evaluation.evaluate import evaluate
     from .exporting.convert import as_gguf
 
@@ -144,7 +166,12 @@ def evaluate(request: EvaluateRequest, progress: Step) -> "Evaluation":
 
 @_function(HealRequest)
 def heal(request: HealRequest, progress: Step) -> "Healed":
-    """Fine-tune a Hugging Face model to recover what sharing attention costs it. Needs torch. Raises ShareattError."""
+    """Train a GGUF or a Hugging Face model to win back what sharing attention costs it. Needs the extra `hf` (torch).
+
+    Raises ValueError without `out`, BadInput for a model or text that does not fit, BadSpans for spans that do not fit
+    the model, Unsupported for models that cannot be healed, and OutputRefused where the output exists. Apart from the
+    first, each of them is a ShareattError.
+    """
     from .exporting.convert import require_hf
 
     require_hf()
@@ -156,7 +183,11 @@ def heal(request: HealRequest, progress: Step) -> "Healed":
 
 @_function(BenchRequest)
 def bench(request: BenchRequest, progress: Step) -> "Measured":
-    """Measure speed and memory of an SA model beside its dense model. Raises ShareattError."""
+    """Measure speed and memory of an SA model beside its dense model.
+
+    Raises BadInput where the files do not belong together, and RuntimeProblem where the runtime or the unpatched
+    library is missing or cannot run them. Each of them is a ShareattError.
+    """
     from .benchmark.measure import measure
 
     return measure(request, progress)

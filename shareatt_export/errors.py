@@ -14,8 +14,11 @@ MAKE_AGAIN = "the file is damaged: get it or make it again"
 class ShareattError(Exception):
     """Base class of the errors. Callers read the fields; `str` joins them for people.
 
-    `reason` says what is wrong, `path` names the file, folder or model, `field` the place in it (a tensor, a metadata
-    key, an option), and `next_step` what the user can do.
+    Attributes:
+        reason: What is wrong.
+        path: The file, folder or model, if it is about one.
+        field: The place in it: a tensor, a metadata key, an option.
+        next_step: What the user can do.
     """
 
     def __init__(

@@ -30,11 +30,20 @@ AttentionSeconds = dict[Measurement, dict[str, list[dict[int, float]]]]  # by se
 
 @dataclass(frozen=True)
 class Measured:
-    """What a benchmark measured, each by the name of the setting.
+    """What a benchmark measured, by the name of the setting. `rows` makes a table of it.
 
-    `seconds` are those of a token ("prefill": an equal share of the prompt), and `attention` those of the attention of
-    each layer, for the whole prompt or for a token. `buffers` are the bytes of "kv" and "compute", and `memory` the
-    peaks in bytes of "rss" and "anonymous", see WorkerProcess.
+    A measurement is "prefill" or "decode", and a number of tokens in the context.
+
+    Attributes:
+        request: What was asked for.
+        pair: The facts and the weight sizes of both models.
+        settings: What was measured: the dense model with flash attention on and off, and the SA model.
+        seconds: By measurement and setting, the seconds of one token in each round; of a prefill, an equal share of the
+            prompt.
+        attention: By measurement and setting, the seconds of the attention of each layer in each round: of the whole
+            prompt, or of one token.
+        buffers: Bytes of "kv" and "compute" buffers, from the log of llama.cpp.
+        memory: Peaks in bytes of "rss" (resident set) and "anonymous" memory; None where the system does not tell.
     """
 
     request: BenchRequest

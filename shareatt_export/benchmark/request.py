@@ -9,12 +9,21 @@ N_CTX_UNIT = 256  # llama.cpp rounds the size of a context up to a multiple of i
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """`dense`: a dense GGUF. `sa`: an SA GGUF that was made of it.
+    """Which two models to measure, and at which sizes.
 
-    `depths`: numbers of tokens that are in the context already. `prompt`: tokens of a prefill. `generate`: tokens of
-    a decode. `rounds`: turns that each setting takes. `type_k`, `type_v`: types of the KV cache. `p_bytes`: memory
-    budgets for attention weights, in bytes, to measure beside the default. `gpu_layers`, `device`: how many layers go
-    to which devices (llamacpp/devices.py).
+    Attributes:
+        dense: A dense GGUF.
+        sa: An SA GGUF that was made from it.
+        depths: Numbers of tokens that are in the context already.
+        prompt: Tokens of a prefill.
+        generate: Tokens of a decode.
+        rounds: Number of turns that each setting takes.
+        threads: Number of threads.
+        type_k: Type of the K cache, such as "f16" or "q8_0".
+        type_v: Type of the V cache.
+        p_bytes: Memory budgets for attention weights, in bytes, to measure beside the default.
+        gpu_layers: Number of layers on the GPU, -1 for all; by default llama.cpp decides.
+        device: Names of devices with commas between them, or "none"; by default llama.cpp decides.
     """
 
     dense: Path | str

@@ -18,7 +18,13 @@ from .settings import FLASH_ON, KERNELS, Setting, cache_type
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median, the lowest and the highest ratio of all rounds."""
+    """The ratios of all rounds.
+
+    Attributes:
+        median: The median.
+        low: The lowest ratio.
+        high: The highest ratio.
+    """
 
     median: float
     low: float
@@ -29,23 +35,28 @@ class Ratio:
 class Row:
     """A row of the table.
 
-    `what` names the measurement and `depth` the tokens in the context, None for memory. `unit` is "tokens/s", where a
-    ratio above 1 is a gain, or "bytes" or "seconds", where a ratio below 1 is a gain. `ratios` refer to the unpatched
-    llama.cpp, and have what our kernels gain, too; `sharing` refers to the dense model with the same kernels. So does
-    `predicted`, the ratio that the numbers of operations and bytes predict.
-
     "prefill attention" and "decode attention" are the attention of one layer; in SA, that layer is a follower. "KV
     cache" and "compute buffers" are the sizes in llama.cpp's log. "peak memory" is the resident set of the worker
     process, which includes the weights that it mapped; "peak anonymous memory" does not.
+
+    Attributes:
+        what: What was measured.
+        depth: Number of tokens in the context; None for memory.
+        unit: "tokens/s", where a ratio above 1 is a gain, or "bytes" or "seconds", where a ratio below 1 is a gain.
+        values: The median of each setting.
+        baseline: The better setting of the unpatched llama.cpp, which `ratios` refer to.
+        ratios: For each setting of the patched llama.cpp, its ratios to the baseline: what kernels and sharing gain.
+        sharing: For each SA setting, its ratios to the dense model with the same kernels; empty without such a setting.
+        predicted: What the numbers of operations and bytes predict for `sharing`.
     """
 
     what: str
     depth: int | None
     unit: str
-    values: dict[str, float]  # by setting
-    baseline: str  # the dense setting of the unpatched llama.cpp that the ratios refer to
-    ratios: dict[str, Ratio]  # by setting of the patched one
-    sharing: dict[str, Ratio]  # by SA setting; empty where there is no dense model with our kernels
+    values: dict[str, float]
+    baseline: str
+    ratios: dict[str, Ratio]
+    sharing: dict[str, Ratio]
     predicted: float | None
 
 

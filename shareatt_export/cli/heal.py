@@ -5,7 +5,7 @@ from typing import Literal
 
 import click
 
-from ..healing.request import LEARNING_RATE, HealRequest
+from ..healing.request import HealRequest
 from ..model.spans import SourceMode
 from .option_types import FILE
 from .options import json_option, quiet_option, source_option, text_option, threads_option
@@ -29,7 +29,7 @@ from .options import json_option, quiet_option, source_option, text_option, thre
               help="Train whole matrices, or low-rank differences (LoRA), which take less memory.")  # fmt: skip
 @click.option("--rank", type=click.IntRange(1), default=16, show_default=True, help="Rank of --method lora.")
 @click.option("--train-mlp", is_flag=True, help="Train the MLPs of the spans' layers, too.")
-@click.option("--lr", "learning_rate", type=click.FloatRange(0, min_open=True), default=LEARNING_RATE,
+@click.option("--lr", "learning_rate", type=click.FloatRange(0, min_open=True), default=HealRequest.learning_rate,
               show_default=True, help="Learning rate.")  # fmt: skip
 @click.option("--ctx", "n_ctx", type=click.IntRange(8), default=512, show_default=True,
               help="Tokens of a window: the context length that you will use. Longer ones recover less.")  # fmt: skip

@@ -39,9 +39,14 @@ WEIGHTS_KEPT = 256 << 20  # bytes of output projections in memory
 class PairErrors:
     """What changes if layer `follower` uses the attention weights of layer `source`.
 
-    `error`: norm of what is missing in the attention output, relative to the residual stream that it is added to.
-    `drop_error`: the same without any attention in the follower. `best_heads`: for each head of the follower, the most
-    similar head of the source. `similarity`: cosine, mean over heads and tokens.
+    Attributes:
+        source: Number of the layer that computes the attention weights.
+        follower: Number of the layer that would reuse them.
+        similarity: Cosine of the attention weights of both, mean over heads and tokens.
+        error: Norm of what is missing in the follower's attention output, relative to that of the residual stream that
+            it is added to.
+        drop_error: The same without any attention in the follower.
+        best_heads: For each head of the follower, the most similar head of the source.
     """
 
     source: int
@@ -54,9 +59,22 @@ class PairErrors:
 
 @dataclass(frozen=True)
 class Analysis:
-    """The similarities are cosines of attention weights, [n_layer, n_layer], mean over heads and tokens.
+    """How similarly the layers attend, and what sharing and dropping would change.
 
-    They are 0 between layers with different numbers of heads. `sinks_per_window`: mean number of attention sinks.
+    The similarities are cosines of attention weights, mean over heads and tokens, in arrays of shape [n_layer,
+    n_layer]. They are 0 between layers with different numbers of heads. An attention sink is a token to which later
+    tokens give more than a tenth of their attention.
+
+    Attributes:
+        request: What was asked for.
+        text: The text that was read.
+        facts: What the header of the model says: layers, heads, widths.
+        n_windows: Number of windows that were read.
+        sinks_per_window: Mean number of attention sinks in a window.
+        similarity: Similarity of all attention weights.
+        similarity_without_first: Similarity without the weights of the first token.
+        similarity_without_sinks: Similarity without the weights of the first token and of all sinks.
+        pairs: The errors of each pair of a source and a follower.
     """
 
     request: AnalyzeRequest
@@ -65,12 +83,12 @@ class Analysis:
     n_windows: int
     sinks_per_window: float
     similarity: Matrix
-    similarity_without_first: Matrix  # weights of the first token left away
-    similarity_without_sinks: Matrix  # weights of the first token and of all sinks left away
+    similarity_without_first: Matrix
+    similarity_without_sinks: Matrix
     pairs: tuple[PairErrors, ...]
 
     def best_source(self, follower: int) -> PairErrors | None:
-        """Return the pair with the least error; None where the layer has no source."""
+        """Return the pair with the least error; None if no layer could be a source of this follower."""
         return min(
             (pair for pair in self.pairs if pair.follower == follower), key=lambda pair: pair.error, default=None
         )

@@ -16,9 +16,15 @@ ROWS = 32  # number of tokens whose distributions are computed at a time: few en
 class Quality:
     """How well a model predicts a text, and how close it is to the dense model.
 
-    `nll` (negative log-likelihood), `log_ratio` (NLL less that of the dense model), `kl`, `kl_p99` (99th percentile)
-    and `kl_max` are in nats per token; KL is from the dense model's distribution to the other's. `same_top`: share of
-    tokens for which both predict the same next token.
+    NLL and KL are in nats per token; KL is from the dense model's next-token distribution to that of the model.
+
+    Attributes:
+        nll: Negative log-likelihood of the text.
+        log_ratio: NLL less that of the dense model.
+        kl: KL divergence.
+        kl_p99: 99th percentile of the KL divergences of single tokens.
+        kl_max: The largest of them.
+        same_top: Share of the tokens for which both models rate the same next token highest, from 0 to 1.
     """
 
     nll: Mean
@@ -30,6 +36,7 @@ class Quality:
 
     @property
     def perplexity(self) -> float:
+        """The exponential of the mean NLL."""
         return float(np.exp(self.nll.value))
 
     @property

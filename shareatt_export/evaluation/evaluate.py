@@ -39,7 +39,14 @@ from .tasks import Tasks, read_tasks
 
 @dataclass(frozen=True)
 class Score(Quality):
-    """`bits_per_weight`: mean over the matrices of the layers. `bits_per_byte`: of the scored text, in UTF-8."""
+    """The quality of a subject, its sizes, and the fields of a Quality.
+
+    Attributes:
+        subject: What was scored.
+        file_bytes: Bytes of its file or shards.
+        bits_per_weight: Bits of a weight, mean over the matrices of the layers.
+        bits_per_byte: NLL in bits per byte of the scored text in UTF-8.
+    """
 
     subject: Subject
     file_bytes: int
@@ -51,7 +58,11 @@ class Score(Quality):
 class TaskAnswers:
     """The answers to the items of one kind in one file.
 
-    `lines`: the line of each item. `right`: for each subject, whether its answers are right, [n_items].
+    Attributes:
+        tasks: The task file.
+        metric: How answers are counted.
+        lines: The line of each item in the file, from 1.
+        right: For each subject an array [n_items], which says whether its answers are right.
     """
 
     tasks: Tasks
@@ -62,7 +73,13 @@ class TaskAnswers:
 
 @dataclass(frozen=True)
 class TextScores:
-    """The scores on one of several texts, of each subject."""
+    """The scores on one of several texts.
+
+    Attributes:
+        name: The name of the text.
+        n_windows: Number of its windows.
+        qualities: The quality of each subject.
+    """
 
     name: str
     n_windows: int
@@ -71,10 +88,22 @@ class TextScores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`n_tokens`: number of scored tokens. `texts`: the scores by text, where there are several.
+    """The scores of all models of an evaluation.
 
-    `fitted`: the SA models whose weights were fitted to this very text. `scores`, `positions`, `answers` and the
-    qualities of `texts` have one entry per subject, in the order of `subjects.all`.
+    `scores`, the models of `positions`, the answers of each task file and the qualities of `texts` have one entry per
+    subject, in the order of `subjects.all`.
+
+    Attributes:
+        request: What was asked for.
+        text: The text that the models predicted.
+        n_windows: Number of windows.
+        n_tokens: Number of scored tokens.
+        subjects: What was scored: the models, and what they are compared with.
+        scores: The scores on the whole text.
+        texts: The scores by text, where there are several.
+        fitted: The SA models whose weights were fitted to this very text.
+        positions: The scores by position in a window.
+        answers: The answers to the items of task files.
     """
 
     request: EvaluateRequest

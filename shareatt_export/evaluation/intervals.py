@@ -12,7 +12,12 @@ Z95 = 1.96  # standard errors in half of a 95 % confidence interval
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over windows; `half` is half of its 95 % confidence interval, nan for a single window."""
+    """A mean over windows.
+
+    Attributes:
+        value: The mean.
+        half: Half of its 95 % confidence interval; nan for a single window.
+    """
 
     value: float
     half: float

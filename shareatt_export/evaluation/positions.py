@@ -12,7 +12,13 @@ FIRST_EDGE = 128
 
 @dataclass(frozen=True)
 class PositionScores:
-    """The scores of one model in one bucket. `log_ratio`: its NLL less that of the dense model, in nats per token."""
+    """The scores of one model in one bucket, in nats per token.
+
+    Attributes:
+        nll: Negative log-likelihood.
+        kl: KL divergence from the dense model.
+        log_ratio: NLL less that of the dense model.
+    """
 
     nll: Mean
     kl: Mean
@@ -21,7 +27,13 @@ class PositionScores:
 
 @dataclass(frozen=True)
 class Bucket:
-    """The positions from `first` to `last`, both included. `models`: scores of each model, the dense one first."""
+    """The scores of tokens by their position in a window.
+
+    Attributes:
+        first: The first position, from 1.
+        last: The last position, included.
+        models: The scores of each model, the dense one first.
+    """
 
     first: int
     last: int

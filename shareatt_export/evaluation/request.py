@@ -9,10 +9,15 @@ from ..formats.texts import TextSource
 
 @dataclass(frozen=True)
 class AnalyzeRequest:
-    """`model`: a dense GGUF or a Hugging Face folder.
+    """What to analyse, and on which text.
 
-    `n_ctx`: tokens of a window. `n_windows`: maximum number of windows. `reach`: maximum number of layers from a source
-    to its follower.
+    Attributes:
+        model: A dense GGUF or a Hugging Face folder.
+        text: What the model reads; by default the mixture that comes with the package.
+        n_ctx: Tokens of a window.
+        n_windows: Largest number of windows.
+        reach: Largest number of layers from a source to its follower.
+        n_threads: Number of threads.
     """
 
     model: Path | str
@@ -25,14 +30,24 @@ class AnalyzeRequest:
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """`dense`: a GGUF or a Hugging Face folder. `others`: SA GGUFs that were made of it.
+    """Which models to evaluate, on what, and what to compare them with.
 
-    `n_ctx`: tokens of a window. `n_windows`: maximum number of windows. `baselines`: for each SA model, evaluate the
-    dense model with the best quantised K cache that takes no more bytes, too. `weights`: with the baselines, evaluate
-    the dense model with its weights as Q4_K_M and Q3_K_M, too, if it has better ones. `drop`: for each SA model,
-    evaluate the dense model without attention in the layers that share, too. `combined`: evaluate each SA model with
-    its own K cache as q8_0, too. `tasks`: files of items to answer (tasks.py).
-    `gpu_layers`, `device`: how many layers go to which devices (llamacpp/devices.py).
+    Attributes:
+        dense: The dense model: a GGUF or a Hugging Face folder.
+        others: SA GGUFs that were made from it.
+        text: What the models predict; by default the mixture that comes with the package.
+        n_ctx: Tokens of a window; the second half of each window is scored.
+        n_windows: Largest number of windows.
+        baselines: Also evaluate, for each SA model, the dense model with the best quantised K cache that takes no more
+            bytes.
+        weights: With `baselines`, also evaluate the dense model with its weights as Q4_K_M and as Q3_K_M, if its own
+            weights have more bits.
+        drop: Also evaluate, for each SA model, the dense model without attention in the layers that share.
+        combined: Also evaluate each SA model with its own K cache as q8_0.
+        tasks: Task files, JSON lines with one item each, which the models answer.
+        n_threads: Number of threads.
+        gpu_layers: Number of layers on the GPU, -1 for all; by default llama.cpp decides.
+        device: Names of devices with commas between them, or "none"; by default llama.cpp decides.
     """
 
     dense: Path | str

@@ -29,8 +29,13 @@ MIN_BITS = 8  # of a weight that is quantised: made of fewer bits, these types l
 class Subject:
     """A model with a type of K cache.
 
-    `weights`: the type that its weights are quantised to, None for the weights of the file `model`. `without`: layers
-    whose attention output is left away.
+    Attributes:
+        name: What reports call it.
+        model: The path of its file.
+        facts: What the header of the file says: layers, heads, widths, the map.
+        type_k: The type of its K cache.
+        weights: The type that its weights are quantised to; None for the weights of the file.
+        without: Numbers of the layers whose attention output is left away.
     """
 
     name: str
@@ -42,6 +47,7 @@ class Subject:
 
     @property
     def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache that one token takes."""
         return self.facts.kv_bytes_per_token(self.facts.attention, self.type_k, without=self.without)
 
     def with_k(self, type_k: GGMLQuantizationType) -> "Subject":
@@ -61,8 +67,14 @@ class Subject:
 class Subjects:
     """The models of an evaluation. `baselines` and `dropped` have one entry per SA model, or none if not asked for.
 
-    `baselines`: None where even the smallest K cache takes more bytes. `dropped`: None where no layer shares.
-    `why_no_weights`: why `weights` is empty although it was asked for.
+    Attributes:
+        dense: The dense model.
+        others: The SA models, in the order of the request.
+        combined: The SA models with their own K cache as q8_0.
+        baselines: The dense model with a quantised K cache; None where even the smallest K cache takes more bytes.
+        weights: The dense model with quantised weights.
+        dropped: The dense model without attention in the layers that share; None where no layer shares.
+        why_no_weights: Why `weights` is empty although it was asked for.
     """
 
     dense: Subject

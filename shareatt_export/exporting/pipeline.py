@@ -30,7 +30,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Exported:
-    """`n_bytes`: number of bytes that were copied and compared. `followers`: what was fitted."""
+    """A finished export, whose files were read back and compared.
+
+    Attributes:
+        job: What was done: `job.request`, and `job.plan` with the map of the output and its sizes.
+        files: The files that were written: one, or shards in their order.
+        source_sha256: The identity of the dense model's tensors, 64 hexadecimal digits, which is also in the files.
+        n_bytes: Number of bytes of tensors that were copied and compared.
+        followers: What `align` and `refit` did to each follower.
+    """
 
     job: ExportJob
     files: tuple[Path, ...]

@@ -12,17 +12,35 @@ from ..searching.request import Budget
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """Raises ValueError for an unknown `outtype`.
+    """What to export, and how. Raises ValueError for an unknown `outtype`.
 
-    `model`: a Hugging Face folder, a GGUF file (the first one of shards), or the id of a model on the hub.
-    `spans`: which layers share, in the syntax of --spans; "auto" searches for them, until one of `followers`, `max_kl`
-    (nats per token) and `kv_bytes` (per token) is met.
-    `drop`: layers and KV groups that lose their attention, in the syntax of --drop. `map`: a JSON file with an
-    attention map, as a search writes it, instead of both.
-    `out`: the file to write, or a folder, in which the plan names the file; a name that ends in a slash is a folder.
-    None makes a plan alone.
-    `outtype`: "auto" keeps the weights as they are; else a name that llama-quantize knows.
-    `split_max_size`: bytes of tensors in one file. `text`: what `align`, `refit` and a search measure with.
+    Attributes:
+        model: A Hugging Face folder, a GGUF file (of shards the first one), or the id of a model on the hub.
+        spans: Which layers or KV groups share, in the syntax of `--spans`. "auto" searches for them, until one of
+            `followers`, `max_kl` and `kv_bytes` is met.
+        out: The file to write, or a folder, in which the file is named by the GGUF naming convention. A name that ends
+            in a slash is a folder. Only a plan (`--dry-run`) has none.
+        source: The layer that a range of `spans` takes its attention weights from: its own "first" layer, or the layer
+            "previous" to it, as in the paper's code.
+        outtype: "auto" keeps the weights as they are; otherwise a type that llama-quantize knows, such as "Q4_K_M".
+        imatrix: A file with the importance of the weights, for quantisation.
+        threads: Number of threads; all processors by default.
+        split_max_size: Largest number of bytes of tensors in one file; without it, there is one file.
+        align: Put the heads of followers in the order that suits their source best.
+        refit: Compute the output projections of followers again, by least squares on `text`.
+        text: What `align`, `refit` and a search measure with; by default the mixture that comes with the package.
+        followers: A search ends with this number of followers.
+        max_kl: A search ends before the mean KL divergence from the dense model exceeds this, in nats per token.
+        kv_bytes: A search ends when a token takes at most this many bytes of KV cache (f16).
+        fast: A search adds up the errors of pairs of layers instead of measuring maps.
+        drop: Layers and KV groups that lose their attention, in the syntax of `--drop`.
+        map: A JSON file with an attention map, as a search writes it, instead of `spans` and `drop`.
+        force: Overwrite an output that exists.
+        llama_cpp: A checkout of llama.cpp whose converter is used instead of the pinned one.
+        trust_remote_code: Let a checkpoint run its own Python code in the converter.
+        revision: The branch, tag or commit of a model on the hub.
+        verbose: Show what llama.cpp's converter prints.
+        allow_nonfinite: Export weights that are NaN or infinite, too.
     """
 
     model: Path | str

@@ -56,10 +56,15 @@ class FitRequest:
 class FittedFollower:
     """What was done to a follower.
 
-    `heads`: for each of its heads, the head of the source whose attention weights it uses. `ridge`: None where its W_O
-    was not refitted, or no refit was better. `error_before` and `error`: norm of what is missing in its attention
-    output, relative to that of the dense model, on held-out windows; None where its W_O was not to be refitted.
-    `requantised`: whether its W_O was quantised again, to the type that it had.
+    Attributes:
+        layer: Its number, from 0.
+        sources: The layers whose attention weights it uses.
+        heads: For each of its heads, the head of the source whose attention weights it uses.
+        ridge: The ridge of the regression; None where its W_O was not refitted, or no refit was better.
+        error_before: Norm of what is missing in its attention output before the refit, relative to that of the dense
+            model, on held-out windows; None where its W_O was not to be refitted.
+        error: The same after the refit.
+        requantised: Whether its W_O was quantised again, to the type that it had.
     """
 
     layer: int

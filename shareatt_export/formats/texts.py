@@ -14,7 +14,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Text:
-    """A text, and the name that reports show for it."""
+    """A text, and the name that reports show for it.
+
+    Attributes:
+        name: The name.
+        content: The text.
+    """
 
     name: str
     content: str
@@ -27,12 +32,17 @@ class Text:
 
 @dataclass(frozen=True)
 class Corpus:
-    """One text, or several, usually of different kinds, from which windows are taken by turns."""
+    """One text, or several, usually of different kinds, from which windows are taken by turns.
+
+    Attributes:
+        texts: The texts.
+    """
 
     texts: tuple[Text, ...]
 
     @property
     def name(self) -> str:
+        """The names of the texts, with commas between them."""
         return ", ".join(text.name for text in self.texts)
 
     @property

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 class Scores:
     """Means over the second half of held-out windows, in nats per token, as `shareatt-export eval` computes them.
 
-    `kl` is KL(teacher || student); `nll` and `nll_teacher` are the negative log-likelihoods of the text.
+    Attributes:
+        kl: KL divergence from the teacher's distribution to the student's.
+        nll: Negative log-likelihood of the text, of the student.
+        nll_teacher: The same of the teacher.
     """
 
     kl: float
@@ -17,7 +20,13 @@ class Scores:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """The scores after `step` steps, and the seconds of training up to then."""
+    """The scores at one time of the training.
+
+    Attributes:
+        step: Number of steps up to then.
+        seconds: Seconds of training up to then, without measuring.
+        scores: The scores.
+    """
 
     step: int
     seconds: float

@@ -33,9 +33,13 @@ from .trained_weights import TrainedWeights
 
 @dataclass(frozen=True)
 class Healed:
-    """A finished healing; `settings` are those of settings_of().
+    """A finished healing.
 
-    `written` is how the runtime scores the SA GGUF on the held-out windows; None for a Hugging Face folder.
+    Attributes:
+        job: What was done: `job.request`, and the parts that were trained.
+        settings: Everything that the result depends on, as JSON values; the output has them, too.
+        result: The scores on held-out windows during the training.
+        written: How the runtime scores the SA GGUF on these windows; None for a Hugging Face folder.
     """
 
     job: HealJob

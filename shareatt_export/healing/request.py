@@ -9,20 +9,38 @@ from ..formats.texts import TextSource
 from ..model.spans import SourceMode
 
 DEFAULT_MINUTES = 15.0
-LEARNING_RATE = 3e-3
 
 
 @dataclass(frozen=True)
 class HealRequest:
-    """`model`: a dense GGUF or a Hugging Face folder. `spans`: as for an export; None takes the spans of `begin`.
+    """What to heal, with which text, and for how long.
 
-    `out`: the SA GGUF or the Hugging Face folder to write, as `model` is; None makes a plan alone. `begin`: an SA GGUF
-    that was aligned, refitted or healed, whose weights training starts with. `text`: what to train on.
-    `self_text`: train on this many tokens that the model writes itself; only for a GGUF.
-    `method`: "full" trains matrices, "lora" differences of rank `rank`. `train_mlp`: train the MLPs of the spans, too.
-    `n_ctx`: tokens of a window. `batch`: windows of one step. Training ends after `minutes` or `steps`, whichever comes
-    first; without either, after 15 minutes. `dtype`: what the model computes in. `checkpointing`: compute layers again
-    for the backward pass, which takes less memory. `resume`: go on with an interrupted run of the same settings.
+    Training ends after `minutes` or `steps`, whichever comes first; without either, after 15 minutes.
+
+    Attributes:
+        model: A dense GGUF or a Hugging Face folder.
+        spans: Which layers share, in the syntax of `--spans`; by default the spans of `begin`.
+        out: What to write: an SA GGUF if `model` is a GGUF, and otherwise a Hugging Face folder. Only a plan
+            (`--dry-run`) has none.
+        text: What to train on; by default the mixture that comes with the package.
+        source: As in an ExportRequest.
+        method: "full" trains the matrices, "lora" differences of rank `rank`.
+        rank: The rank of these differences.
+        train_mlp: Train the MLPs of the layers in spans, too.
+        learning_rate: The learning rate after the warm-up; from there it falls to 0.
+        n_ctx: Tokens of a window.
+        batch: Number of windows of one step.
+        minutes: Minutes of training.
+        steps: Number of steps.
+        dtype: The type that the model computes in.
+        device: "auto" takes a GPU if there is one.
+        checkpointing: Compute layers again for the backward pass, which takes less memory and more time.
+        seed: Seed of the order of the windows, of what LoRA begins with, and of `self_text`.
+        resume: Go on with an interrupted run of the same settings.
+        force: Overwrite an output that exists.
+        begin: An SA GGUF that was aligned, refitted or healed, whose weights training begins with.
+        self_text: Train on this number of tokens that the model writes itself; only for a GGUF.
+        n_threads: Number of threads of torch and of the runtime.
     """
 
     model: Path | str
@@ -33,7 +51,7 @@ class HealRequest:
     method: Literal["full", "lora"] = "full"
     rank: int = 16
     train_mlp: bool = False
-    learning_rate: float = LEARNING_RATE
+    learning_rate: float = 3e-3
     n_ctx: int = 512
     batch: int = 2
     minutes: float | None = None

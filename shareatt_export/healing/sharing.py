@@ -8,6 +8,8 @@ layer runs its architecture's own eager attention (with soft caps and sinks) and
 multiplies them with its own V. The outputs of the follower's Q and K projections are not used.
 """
 
+from __future__ import annotations  # docs/conf.py imports this module with a stand-in for torch, which knows no `|`
+
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager

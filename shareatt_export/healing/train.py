@@ -47,7 +47,11 @@ class Schedule:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The curve of a run: a point before training, one at each tenth of the run, and one after training."""
+    """How the scores changed during the training.
+
+    Attributes:
+        curve: A point before training, one at each tenth of the run, and one after training.
+    """
 
     curve: tuple[CurvePoint, ...]
 

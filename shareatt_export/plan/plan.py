@@ -23,8 +23,14 @@ from .projections import Fitting, fitted_tensors
 class Plan:
     """What an export writes.
 
-    `dense` is the input; it may share attention in some spans already. `attention`, with the heads numbered as in the
-    dense model, `metadata` and `tensors` describe the output. `dropped` are the tensors of the input that it lacks.
+    Attributes:
+        dense: The header of the input, which may share attention in some spans already.
+        facts: What that header says: layers, heads, widths.
+        attention: The map of the output, with the heads numbered as in the dense model.
+        metadata: The keys and values of the output.
+        tensors: The tensors of the output, and where their bytes are in the input.
+        dropped: The tensors of the input that the output lacks.
+        fitting: What is fitted; None if nothing is.
     """
 
     dense: Header

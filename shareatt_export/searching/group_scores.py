@@ -19,7 +19,15 @@ from .scoring import QUANTISED_K
 
 @dataclass(frozen=True)
 class ScoredAttention:
-    """A map with a type of K cache, and what it loses."""
+    """A map of KV groups with a type of K cache, and what it loses.
+
+    Attributes:
+        name: What reports call it.
+        attention: The map; `map_text` of `shareatt_export.model.map_text` writes it as a text.
+        type_k: The type of the K cache.
+        kv_bytes_per_token: Bytes of KV cache that one token takes.
+        quality: How well it predicts.
+    """
 
     name: str
     attention: AttentionMap
@@ -30,7 +38,14 @@ class ScoredAttention:
 
 @dataclass(frozen=True)
 class GroupScores:
-    """`simple`: maps of one kind of moves. `quantised`: the dense model and the chosen map with quantised K caches."""
+    """The scores of the map that a search over KV groups found, and of what competes with it.
+
+    Attributes:
+        dense: The dense model.
+        chosen: The map that was found.
+        simple: Maps in which only KV groups, or only whole layers, are dropped or share.
+        quantised: The dense model and the chosen map with quantised K caches.
+    """
 
     dense: ScoredAttention
     chosen: ScoredAttention

@@ -11,8 +11,11 @@ from ..formats.texts import TextSource
 class Budget:
     """What ends a search. Exactly one of the four is given.
 
-    `followers`: number of layers that reuse attention weights. `max_kl`: largest mean KL divergence to the dense model,
-    in nats per token. `kv_bytes`: bytes of KV cache (f16) that one token takes. `save`: part of these bytes to save.
+    Attributes:
+        followers: Number of layers that reuse attention weights.
+        max_kl: Largest mean KL divergence from the dense model, in nats per token.
+        kv_bytes: Bytes of KV cache (f16) that one token takes.
+        save: Part of these bytes to save, from 0 to 1.
     """
 
     followers: int | None = None
@@ -31,12 +34,26 @@ class Budget:
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """`model`: a dense GGUF or a Hugging Face folder. `text`: what the maps are fitted, searched and scored on.
+    """Where to search for spans, on which text, and until when.
 
-    `n_ctx`: tokens of a window. `n_windows`: windows for the search and again for the scores; twice as many fit the
-    followers. `reach`: maximum number of layers from a source to its follower. `beam`: number of maps that are followed
-    up. `fast`: add up the errors of pairs instead of measuring maps. `state`: a folder that keeps the fits and the
-    measured costs, so that an interrupted search goes on.
+    Exactly one of `followers`, `max_kl`, `kv_bytes` and `save` is given.
+
+    Attributes:
+        model: A dense GGUF or a Hugging Face folder.
+        followers: The search ends with this number of layers that reuse attention weights.
+        max_kl: It ends before the mean KL divergence from the dense model exceeds this, in nats per token.
+        kv_bytes: It ends when a token takes at most this many bytes of KV cache (f16).
+        save: It ends when this part of those bytes is saved, from 0 to 1.
+        text: What the maps are fitted, searched and scored on; by default the mixture that comes with the package.
+        align: Measure maps with the heads of followers in the best order, as an export with `align` has them.
+        refit: Measure maps with refitted output projections, as an export with `refit` has them.
+        n_ctx: Tokens of a window.
+        n_windows: Number of windows for the search, and again for the scores; twice as many fit the followers.
+        reach: Largest number of layers from a source to its follower.
+        beam: Number of maps that the search follows up at each step.
+        fast: Add up the errors of pairs of layers instead of measuring maps.
+        state: A folder that keeps the fits and the measured costs, so that an interrupted search goes on.
+        n_threads: Number of threads.
     """
 
     model: Path | str
@@ -62,12 +79,27 @@ class SearchRequest:
 
 @dataclass(frozen=True)
 class GroupSearchRequest:
-    """A search over KV groups. Exactly one of `kv_bytes`, `save`, `max_kl` and `speedup` is given, and ends it.
+    """Where to search for what each KV group should do, on which text, and until when.
 
-    `kv_bytes`, `save`: as in a Budget. `max_kl`: save as many bytes of KV cache as this KL divergence allows.
-    `speedup`: decode a token after `decode_at` others so many times as fast, by the bytes that are read.
-    `fast`: half of the windows, and fewer maps. `state` keeps the errors of the heads and the measured costs. The other
-    fields are those of a SearchRequest.
+    Exactly one of `kv_bytes`, `save`, `max_kl` and `speedup` is given.
+
+    Attributes:
+        model: A dense GGUF or a Hugging Face folder.
+        kv_bytes: The search ends when a token takes at most this many bytes of KV cache (f16).
+        save: It ends when this part of those bytes is saved, from 0 to 1.
+        max_kl: It saves as many of these bytes as this mean KL divergence from the dense model allows, in nats per
+            token.
+        speedup: It ends when decoding is so many times as fast as with the dense model, as the bytes that are read
+            predict.
+        decode_at: Number of tokens in the context for which `speedup` is predicted.
+        text: What the maps are searched and scored on; by default the mixture that comes with the package.
+        n_ctx: Tokens of a window.
+        n_windows: Number of windows for the search, and again for the scores.
+        reach: Largest number of layers from a source to its follower.
+        fast: Measure on half of the windows, and measure fewer maps.
+        state: A folder that keeps the errors of the heads and the measured costs, so that an interrupted search goes
+            on.
+        n_threads: Number of threads.
     """
 
     model: Path | str

@@ -26,6 +26,15 @@ BLOCK_SIZES = (2, 3, 4)  # layers in a block that shares attention weights
 
 @dataclass(frozen=True)
 class ScoredMap:
+    """A map of layers, and what it loses.
+
+    Attributes:
+        name: What reports call it.
+        source_layers: For each layer, the layer whose attention weights it uses, itself if it computes its own.
+        kv_bytes_per_token: Bytes of KV cache that one token takes.
+        quality: How well it predicts.
+    """
+
     name: str
     source_layers: SourceMap
     kv_bytes_per_token: int

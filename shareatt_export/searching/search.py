@@ -37,11 +37,20 @@ from .text_parts import Windows, parts
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """What a search found. Costs are mean KL divergences from the dense model in nats per token.
 
-    `path`: the best map for each number of followers, the dense model first. `dropped`: the dense model without any
-    attention in the followers of the chosen map. `singles`: cost of each follower alone. `cost`: of the chosen map, on
-    the search's part of the text. Costs are mean KL divergences in nats per token.
+    The qualities of `path`, `chosen`, `dropped` and `baselines` were measured on text that took no part in the search.
+
+    Attributes:
+        request: What was searched for.
+        text: The text that was used.
+        path: The best map for each number of followers, the dense model first.
+        chosen: The best map that meets the budget, the last one of `path`.
+        dropped: The dense model without any attention in the followers of `chosen`; None if there are none.
+        baselines: The late span, blocks of layers, and the dense model with quantised K caches.
+        singles: The cost of each follower alone, by the number of its layer.
+        cost: The cost of `chosen` on the search's part of the text.
+        n_measured: Number of maps that were measured.
     """
 
     request: SearchRequest
@@ -61,6 +70,7 @@ class SearchResult:
 
     @property
     def dropping_is_as_good(self) -> bool:
+        """Whether the followers' attention can be left away at no more loss than sharing it."""
         return self.dropped is not None and self.dropped.quality.kl.value <= self.chosen.quality.kl.value
 
 

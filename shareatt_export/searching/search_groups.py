@@ -40,8 +40,14 @@ from .text_parts import Windows, parts
 class GroupSearchResult:
     """What a search over KV groups found.
 
-    `cost`: mean KL divergence of the chosen map on the search's part of the text, in nats per token.
-    `predicted_speedup`: of decoding a token after `request.decode_at` others, by the bytes that are read.
+    Attributes:
+        request: What was searched for.
+        text: The text that was used.
+        scores: The scores of the map found, and of what competes with it, on text that took no part in the search.
+        cost: Mean KL divergence of the map found on the search's part of the text, in nats per token.
+        n_measured: Number of maps that were measured.
+        predicted_speedup: How many times as fast decoding is with `request.decode_at` tokens in the context, as the
+            bytes that are read predict.
     """
 
     request: GroupSearchRequest
