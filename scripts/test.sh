@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks: lint, types, and every test, on the real runtime.
+# All checks: lint, types, the site of the documents, and every test, on the real runtime.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
@@ -9,6 +9,7 @@ setup --group dev
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 .venv/bin/mypy --platform win32 shareatt_export
+scripts/build_site.sh
 .venv/bin/shareatt-export runtime build --unpatched
 models=(smollm2 prose)
 [[ " $* " != *" --real "* ]] || models=(all)
