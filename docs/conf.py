@@ -62,6 +62,7 @@ NAVIGATION = {  # the part of the sidebar, and its pages by the titles that they
 }
 
 FIELDS = "Attributes:"  # begins the part of a docstring that describes each field
+SHORT, LONG = 24, 60  # characters, see mark_lengths()
 logger = logging.getLogger(__name__)
 
 project, version = PROJECT["name"], PROJECT["version"]
@@ -79,6 +80,8 @@ python_use_unqualified_type_names = True
 
 html_theme = "furo"
 html_title = f"{project} {version}"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_use_index = False
 
@@ -97,6 +100,14 @@ def link_to_repository(app: Sphinx, doctree: nodes.document) -> None:
         path, _ = app.env.relfn2path(link["reftarget"], app.env.docname)
         target = nodes.reference("", "", *link.children, refuri=f"{PROJECT['urls']['Homepage']}/blob/main/{path}")
         link.replace_self(target)
+
+
+def mark_lengths(app: Sphinx, doctree: nodes.document) -> None:
+    """Mark short and long texts for site.css: on phones tables scroll and figures such as "0.05 ± 0.04" stay whole."""
+    for text in doctree.findall(lambda node: isinstance(node, (nodes.entry, nodes.literal))):
+        length = len(text.astext())
+        if length <= SHORT or length > LONG:
+            text["classes"].append("short" if length <= SHORT else "long")
 
 
 def hide_fields(app: Sphinx, what: str, *others: object) -> tuple[str, None] | None:
@@ -141,6 +152,7 @@ def setup(app: Sphinx) -> None:
     app.add_lexer("output", TextLexer)
     app.connect("source-read", add_navigation)
     app.connect("doctree-read", link_to_repository)
+    app.connect("doctree-read", mark_lengths)
     app.connect("autodoc-process-signature", hide_fields)
     app.connect("autodoc-process-docstring", describe_fields)
     app.connect("build-finished", add_index)
