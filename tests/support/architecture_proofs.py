@@ -141,9 +141,8 @@ more) are exported as one span, and the patched llama.cpp runs it. The numbers a
   source times the follower's own V. This is rounding, and must be at most {product:.0e};
 - *own weights*: the same output against that with the follower's own attention weights. A wrong source would show here;
 - *dense*: the logits (for an encoder, the embeddings) against those of the dense model;
-- *reuse*, *recompute*: the logits with flash attention on, against the plain path. The last column is the same error of
-  the dense model, because ggml rounds K and V to f16. Encoders have no KV cache and always recompute.
-
+- *reuse*, *recompute*: the logits with flash attention on, against the plain path. *Dense, flash* is the same error
+  of the dense model, because ggml rounds K and V to f16. Encoders have no KV cache and always recompute;
 - *groups*: the same as *product*, and the logits of the export against those of the dense model with the map set at
   run time, whichever is larger, for a map in which a KV group follows, one is dropped, and a layer has no attention.
   *Layers only*: single KV groups of this architecture cannot share or be dropped; the reasons are below.

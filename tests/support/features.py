@@ -147,7 +147,7 @@ has {N_UBATCH}, and a context has {N_CTX}. This page is made by `python -m tests
 
 The reference is the same model on the plain path, with the whole input in one ubatch. Pooled embeddings and the scores
 of rerankers are compared with the embeddings of all tokens, pooled in numpy; speculative decoding, states, slots and
-copies with the same text in one batch. The plain path itself is held against torch in [parity.md](parity.md).
+copies with the same text in one batch. The plain path itself is held against torch in [Parity](parity.md).
 
 - dense: the dense model, flash attention on;
 - plain: the SA model, flash attention off;
