@@ -6,9 +6,10 @@
 linear   a linear map of the attention's input, by least squares (NBL, arXiv:2505.21077)
 own V    each token uses its own V alone, as if its attention weights were the identity; then with W_O refitted as well
 
-All three need no K and V of other tokens. The layers of each action are chosen greedily: each is the one that costs
-least together with those before it, on the first windows of the text, of the eight that cost least alone. Scores are
-means over windows of 256 tokens, the second half of each, with half of a 95 % interval.
+All three need no K and V of other tokens. Candidates are the eight layers whose attention costs least to drop, on the
+first windows of the text. Of these, the layers of each action are chosen greedily: each is the one that costs least
+together with those before it. Scores are means over windows of 256 tokens, the second half of each, with half of a 95 %
+interval.
 """
 
 import argparse
@@ -87,19 +88,22 @@ def actions_of(module: Any, inputs: Tensor, outputs: Tensor) -> dict[str, Action
     }
 
 
-def observed(model: nn.Module, layer: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the inputs and outputs of the attention of a layer on windows, [n_windows, n_ctx, n_embd]."""
-    seen: list[tuple[Tensor, Tensor]] = []
+def observed(model: nn.Module, layers: Sequence[int], rows: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+    """Return the inputs and outputs of the attention of some layers on windows, [n_windows, n_ctx, n_embd]."""
+    seen: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
 
-    def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        seen.append((kwargs.get("hidden_states", args[0] if args else None), output[0]))
+    def keeper(layer: int) -> Callable[..., None]:
+        def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            seen[layer].append((kwargs.get("hidden_states", args[0] if args else None), output[0]))
 
-    hook = attention_of(model, layer).register_forward_hook(keep, with_kwargs=True)
+        return keep
+
+    hooks = [attention_of(model, layer).register_forward_hook(keeper(layer), with_kwargs=True) for layer in layers]
     for row in rows:
         model(row[None])
-    hook.remove()
-    inputs, outputs = (torch.cat(each) for each in zip(*seen, strict=True))
-    return inputs, outputs
+    for hook in hooks:
+        hook.remove()
+    return {layer: tuple(map(torch.cat, zip(*each, strict=True))) for layer, each in seen.items()}  # type: ignore[misc]
 
 
 def quality(model: nn.Module, rows: Tensor, dense: Sequence[np.ndarray], actions: Mapping[int, Action]) -> Quality:
@@ -119,7 +123,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a dense GGUF")
     parser.add_argument("n", type=int, help="number of layers")
-    parser.add_argument("--layers", help="candidates, as in 3,7,9  [default: all]")
     parser.add_argument("--text", type=Path, required=True, help="to fit on and to choose the layers with")
     parser.add_argument("--score", type=Path, action="append", required=True, help="text to score; repeatable")
     parser.add_argument("--windows", type=int, default=16, help="of each scored text")
@@ -129,37 +132,36 @@ def main() -> None:
     torch.set_grad_enabled(False)
     job: Any = planned(HealRequest(args.model, spans="0-1", steps=1, text=args.text, n_ctx=N_CTX))
     model = job.model.load(torch.float32).eval()
-    candidates = list(map(int, args.layers.split(","))) if args.layers else list(range(job.model.facts.n_layer))
     fit = windows(job, args.text, N_FIT)
-    few, made = fit[:N_CHOOSE], dict[int, dict[str, Action]]()
+    few = fit[:N_CHOOSE]
     dense = [logits(model, row) for row in few]
-    alone: dict[str, dict[int, float]] = {}
-    for layer in candidates:
+
+    def cost(actions: Mapping[int, Action]) -> float:
+        return quality(model, few, dense, actions).kl.value
+
+    def dropped(layer: int) -> float:
         print(f"layer {layer}", file=sys.stderr)
-        made[layer] = actions_of(attention_of(model, layer), *observed(model, layer, fit))
-        for name, action in made[layer].items():
-            alone.setdefault(name, {})[layer] = quality(model, few, dense, {layer: action}).kl.value
-    chosen = dict[str, list[int]]()
-    for name, costs in alone.items():
-        best, *others = sorted(costs, key=costs.__getitem__)[:N_CANDIDATES]
-        chosen[name] = [best]
-        while len(chosen[name]) < args.n:
+        return cost({layer: torch.zeros_like})
 
-            def together(layer: int, name: str = name) -> float:
-                layers = [*chosen[name], layer]
-                return quality(model, few, dense, {each: made[each][name] for each in layers}).kl.value
-
-            chosen[name].append(min((layer for layer in others if layer not in chosen[name]), key=together))
+    candidates = sorted(range(job.model.facts.n_layer), key=dropped)[:N_CANDIDATES]
+    seen = observed(model, candidates, fit)
+    made = {layer: actions_of(attention_of(model, layer), *seen.pop(layer)) for layer in candidates}
+    chosen: dict[str, dict[int, Action]] = {name: {} for name in made[candidates[0]]}
+    for name, actions in chosen.items():
+        while len(actions) < args.n:
+            left = [layer for layer in candidates if layer not in actions]
+            best = min(left, key=lambda layer: cost(actions | {layer: made[layer][name]}))
+            actions[best] = made[best][name]
     print("| action | layers | text | KL | perplexity |\n| --- | --- | --- | --- | --- |")
     for path in args.score:
         rows = windows(job, path, args.windows)
         dense = [logits(model, row) for row in rows]
-        for name, layers in chosen.items():
-            found = quality(model, rows, dense, {layer: made[layer][name] for layer in layers})
-            ratio = found.perplexity_ratio
+        for name, actions in chosen.items():
+            found = quality(model, rows, dense, actions)
+            ratio, layers = found.perplexity_ratio, ", ".join(map(str, sorted(actions)))
             kl = f"{found.kl.value:.2g} ± {found.kl.half:.1g}"
             change = f"{100 * (ratio.value - 1):+.1f} ± {100 * ratio.half:.1f} %"
-            print(f"| {name} | {', '.join(map(str, sorted(layers)))} | {path.stem} | {kl} | {change} |", flush=True)
+            print(f"| {name} | {layers} | {path.stem} | {kl} | {change} |", flush=True)
 
 
 if __name__ == "__main__":
