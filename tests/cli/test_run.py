@@ -54,3 +54,14 @@ def test_gpu_options_are_passed_on(run, became, tmp_path, command):
     assert first[first.index("--gpu-layers") + 1] == "all" and first[first.index("--device") + 1] == "Vulkan0"
     assert second[second.index("--gpu-layers") + 1] == "7" and "--device" not in second
     assert "--gpu-layers" not in third and "--device" not in third
+
+
+@pytest.mark.parametrize("command", [["run", "-p", "x"], ["serve"]])
+def test_kernels_for_a_dense_model(run, became, monkeypatch, tmp_path, command):
+    monkeypatch.delenv("LLAMA_SHARED_ATTN_DENSE", raising=False)
+    dense = small_gguf.write_dense(tmp_path / "dense.gguf")
+    run(*command, dense, "--sa-kernels")
+    run(*command, dense)
+    (arguments, with_kernels), (_, without) = became
+    assert with_kernels["LLAMA_SHARED_ATTN_DENSE"] == "1" and "--sa-kernels" not in arguments
+    assert "LLAMA_SHARED_ATTN_DENSE" not in without
