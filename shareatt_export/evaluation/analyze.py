@@ -46,6 +46,7 @@ class PairErrors:
         error: Norm of what is missing in the follower's attention output, relative to that of the residual stream that
             it is added to.
         drop_error: The same without any attention in the follower.
+        head_similarity: Cosine of each pair of heads, mean over tokens, [heads of the source, heads of the follower].
         best_heads: For each head of the follower, the most similar head of the source.
     """
 
@@ -54,7 +55,11 @@ class PairErrors:
     similarity: float
     error: float
     drop_error: float
-    best_heads: tuple[int, ...]
+    head_similarity: Matrix
+
+    @property
+    def best_heads(self) -> tuple[int, ...]:
+        return tuple(int(head) for head in self.head_similarity.argmax(0))
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,7 @@ class _Sums:
                 similarity=float(self.similarities[0][source, follower] / n_windows),
                 error=float(np.sqrt(error / self.residual[follower])),
                 drop_error=float(relative[follower]),
-                best_heads=tuple(int(head) for head in self.heads[Pair(source, follower)].argmax(0)),
+                head_similarity=self.heads[Pair(source, follower)] / n_windows,
             )
             for (source, follower), error in self.error.items()
         ]

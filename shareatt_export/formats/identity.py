@@ -20,8 +20,12 @@ def tensors_sha256(header: Header, advance: Advance = nothing) -> str:
     """
     if (known := recorded_sha256(header)) is not None:
         return known
-    digests = transfer(header.tensors.values(), hashes=True, advance=advance)
-    return combined_sha256(header, digests)
+    return own_sha256(header, advance)
+
+
+def own_sha256(header: Header, advance: Advance = nothing) -> str:
+    """Return the identity of the tensors in the file itself, SA or dense, after reading and hashing them all."""
+    return combined_sha256(header, transfer(header.tensors.values(), hashes=True, advance=advance))
 
 
 def recorded_sha256(header: Header) -> str | None:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from .._version import __version__
 from ..errors import RuntimeProblem
-from ..system.operating_system import n_usable_cpus
+from ..system.operating_system import n_usable_cpus, processor_information, processor_name
 from .build import find_program
 from .devices import devices
 from .pin import patch_id, pin
@@ -88,15 +88,13 @@ def _extra(extra: str) -> Finding:
 
 def _processor() -> Finding:
     detail = f"{platform.machine()}, {os.cpu_count()} logical CPUs, {n_usable_cpus()} of them usable"
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-    except OSError:
+    info = processor_information()
+    if not info:
         return Finding("processor", "information", detail)
-    name = re.search(r"^model name\s*: (.*)$", info, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*: (.*)$", info, re.MULTILINE)
     present = set(flags[1].split()) if flags else set()
     features = " ".join(feature for feature in CPU_FEATURES if feature in present) or "none of those that matter here"
-    return Finding("processor", "information", f"{name[1] if name else 'unknown'}, {detail}; features: {features}")
+    return Finding("processor", "information", f"{processor_name()}, {detail}; features: {features}")
 
 
 def _build_tools() -> list[Finding]:

@@ -177,6 +177,14 @@ def of_layers(dense: AttentionMap, source_layers: SourceMap) -> AttentionMap:
     return replace(dense, sources=tuple(sources))
 
 
+def without_layers(found: AttentionMap, layers: Iterable[int]) -> AttentionMap:
+    """Return the map with all groups of these layers dropped."""
+    for layer in layers:
+        for group in found.groups(layer):
+            found = found.with_drop(group)
+    return found
+
+
 def of_flat(dense: AttentionMap, flat: Sequence[int]) -> AttentionMap:
     """Return the map of a list of `stride` sources per layer: the opposite of AttentionMap.flat(). Raises BadSpans."""
     stride = dense.stride

@@ -111,6 +111,18 @@ def sharing_text(found: AttentionMap) -> str:
     return ",".join([*parts, *([f"{others} groups by head"] if others else [])])
 
 
+def map_options(found: AttentionMap, dense: AttentionMap, is_swa: Sequence[bool]) -> tuple[str, ...] | None:
+    """Return the options that give this map of a dense model; None if only --map can."""
+    sharing, dropping = sharing_text(found) or None, drop_text(found) or None
+    try:
+        if parse_map(sharing, dropping, dense, "first", is_swa) != found:
+            return None
+    except BadSpans:
+        return None
+    spans = ("--spans", sharing) if sharing else ()
+    return (*spans, *(("--drop", dropping) if dropping else ()))
+
+
 def drop_text(found: AttentionMap) -> str:
     """Return what is dropped, as --drop takes it."""
     numbers: dict[int, list[int]] = {}

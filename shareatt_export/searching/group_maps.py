@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ..errors import BadInput
 from ..system.progress import Fraction, part
 from .group_goal import Goal
-from .group_moves import Kind, Moves
+from .group_moves import Kind, Move, Moves
 from .group_search import Costs, Effort, Found, GroupSearch, measured_drops
 
 SIMPLE: Mapping[str, Sequence[Kind]] = {
@@ -25,10 +25,14 @@ SHARES = 0.2, 0.12, 0.2  # of the time: drops alone, each kind of maps, exchange
 
 @dataclass(frozen=True)
 class BestMaps:
-    """`best`: of all that were found. `simple`: the best of each kind that can meet the goal."""
+    """`best`: of all that were found. `simple`: the best of each kind that can meet the goal.
+
+    `drops`: what it costs to drop a group or a layer alone, on the first windows.
+    """
 
     best: Found
     simple: Mapping[str, Found]
+    drops: Mapping[Move, float]
 
 
 def best_maps(moves: Moves, costs: Costs, goal: Goal, effort: Effort, watch: Fraction) -> BestMaps:
@@ -57,4 +61,4 @@ def best_maps(moves: Moves, costs: Costs, goal: Goal, effort: Effort, watch: Fra
     best = exchanged(search, best, 1 - of_exchanges, of_exchanges / 2)
     if goal.is_cost:  # the exchanges have made room for more
         best = search.filled(best.map, goal, part(watch, 1 - of_exchanges / 2, of_exchanges / 2)) or best
-    return BestMaps(best, simple)
+    return BestMaps(best, simple, drops)

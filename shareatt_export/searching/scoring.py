@@ -39,6 +39,7 @@ class ScoredMap:
     source_layers: SourceMap
     kv_bytes_per_token: int
     quality: Quality
+    type_k: GGMLQuantizationType = F16
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def score_maps(
         watch(i / (len(entries) + 1))
         attention = facts.of_layers(source_layers)
         kv_bytes = facts.kv_bytes_per_token(attention, type_k)
-        scored.append(ScoredMap(name, source_layers, kv_bytes, map_costs.quality(attention, type_k)))
+        scored.append(ScoredMap(name, source_layers, kv_bytes, map_costs.quality(attention, type_k), type_k))
     dropped = score_dropped(chosen.map, map_costs, facts, header) if n_followers(chosen) else None
     return Scores(tuple(scored[: len(path)]), dropped, tuple(scored[len(path) :]))
 

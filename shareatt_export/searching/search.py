@@ -51,10 +51,12 @@ class SearchResult:
         singles: The cost of each follower alone, by the number of its layer.
         cost: The cost of `chosen` on the search's part of the text.
         n_measured: Number of maps that were measured.
+        n_windows: Number of windows that the scores were measured on.
     """
 
     request: SearchRequest
     text: Corpus
+    facts: Facts
     path: tuple[ScoredMap, ...]
     chosen: ScoredMap
     dropped: ScoredMap | None
@@ -62,6 +64,7 @@ class SearchResult:
     singles: Mapping[int, float]
     cost: float
     n_measured: int
+    n_windows: int
 
     @property
     def spans_text(self) -> str:
@@ -116,6 +119,7 @@ def search(request: SearchRequest, step: Step = silent) -> SearchResult:
     return SearchResult(
         request=request,
         text=text,
+        facts=facts,
         path=scores.path,
         chosen=scores.path[-1],
         dropped=scores.dropped,
@@ -123,6 +127,7 @@ def search(request: SearchRequest, step: Step = silent) -> SearchResult:
         singles=beam_search.singles,
         cost=path[-1].cost,
         n_measured=costs.n_measured,
+        n_windows=len(test_windows),
     )
 
 

@@ -6,6 +6,7 @@ map of all is bettered by exchanges, so the result costs no more than a simple o
 quantised K caches, on text that took no part in the search.
 """
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..formats.identity import tensors_sha256
 from ..formats.shards import read_model
 from ..formats.texts import Corpus, read_corpus
 from ..llamacpp import runtime
-from ..model.attention_map import AttentionMap, check
+from ..model.attention_map import AttentionMap, Group, check
 from ..model.candidate_pairs import candidates
 from ..model.facts import Facts, read_facts, require_exportable
 from ..system.progress import Fraction, Stages, Step, silent
@@ -43,19 +44,25 @@ class GroupSearchResult:
     Attributes:
         request: What was searched for.
         text: The text that was used.
+        facts: Shape of the model.
         scores: The scores of the map found, and of what competes with it, on text that took no part in the search.
+        drops: Mean KL divergence of dropping single groups, or all groups of single layers, on the first windows.
         cost: Mean KL divergence of the map found on the search's part of the text, in nats per token.
         n_measured: Number of maps that were measured.
         predicted_speedup: How many times as fast decoding is with `request.decode_at` tokens in the context, as the
             bytes that are read predict.
+        n_windows: Number of windows that the scores were measured on.
     """
 
     request: GroupSearchRequest
     text: Corpus
+    facts: Facts
     scores: GroupScores
+    drops: Mapping[tuple[Group, ...], float]
     cost: float
     n_measured: int
     predicted_speedup: float
+    n_windows: int
 
 
 def search_groups(request: GroupSearchRequest, step: Step = silent) -> GroupSearchResult:
@@ -89,8 +96,17 @@ def search_groups(request: GroupSearchRequest, step: Step = silent) -> GroupSear
         measured_on_rest = MapCosts(trial_model, {}, test_windows, folder / "test", **sizes)
         scores = score_attention(found, measured_on_rest, facts, stages("scoring"))
     decoding = decode_time(header, facts, request.decode_at)
-    speedup = decoding(facts.attention) / decoding(found.best.map)
-    return GroupSearchResult(request, text, scores, found.best.cost, costs.n_measured, speedup)
+    return GroupSearchResult(
+        request=request,
+        text=text,
+        facts=facts,
+        scores=scores,
+        drops={move.groups: cost for move, cost in found.drops.items()},
+        cost=found.best.cost,
+        n_measured=costs.n_measured,
+        predicted_speedup=decoding(facts.attention) / decoding(found.best.map),
+        n_windows=len(test_windows),
+    )
 
 
 def _errors(

@@ -6,6 +6,8 @@ and no program by another one. What is written for it has been tried with stand-
 
 import errno
 import os
+import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -113,6 +115,19 @@ def n_usable_cpus() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processor_information() -> str:
+    """Return what Linux says of its processors; nothing on other systems."""
+    with suppress(OSError):
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    return ""
+
+
+def processor_name() -> str:
+    """Return the name that the processor has for people."""
+    found = re.search(r"^model name\s*: (.*)$", processor_information(), re.MULTILINE)
+    return found[1] if found else platform.processor() or "unknown"
 
 
 def shared_library(name: str) -> str:

@@ -29,7 +29,7 @@ def check_output(path: Path, inputs: Iterable[Path], force: bool) -> None:
     if not os.path.lexists(path):
         return
     for source in inputs:
-        if path.exists() and path.samefile(source):
+        if path.exists() and source.exists() and path.samefile(source):
             raise OutputRefused("is the input itself", path=path, next_step="name another output")
     if not path.is_file():
         raise OutputRefused("exists and is not a regular file", path=path, next_step="name another output")

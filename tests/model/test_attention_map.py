@@ -13,8 +13,17 @@ from shareatt_export.model.attention_map import (
     following,
     of_flat,
     of_layers,
+    without_layers,
 )
-from shareatt_export.model.map_text import drop_text, in_words, map_text, parse_map, sharing_text, short_text
+from shareatt_export.model.map_text import (
+    drop_text,
+    in_words,
+    map_options,
+    map_text,
+    parse_map,
+    sharing_text,
+    short_text,
+)
 
 DENSE = dense_map([6] * 5, [3] * 5)  # 2 query heads in each KV group
 
@@ -58,6 +67,19 @@ def test_the_order_of_a_file():
 def test_text_is_read_back(spans, drop):
     found = parsed(spans, drop)
     assert parsed(sharing_text(found) or None, drop_text(found) or None) == found
+    options = map_options(found, DENSE, [False] * 5)
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    assert given.keys() <= {"--spans", "--drop"} and parsed(given.get("--spans"), given.get("--drop")) == found
+
+
+def test_a_map_by_heads_has_no_options():
+    by_heads = DENSE.with_sources(Group(1, 0), (0, 3))  # heads of two groups
+    assert map_options(by_heads, DENSE, [False] * 5) is None
+    assert map_options(DENSE, DENSE, [False] * 5) == ()
+
+
+def test_layers_without_attention():
+    assert without_layers(DENSE, [1, 3]) == parsed(None, "1,3") and without_layers(DENSE, []) == DENSE
 
 
 def test_maps_that_have_no_text_have_words():

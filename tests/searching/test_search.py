@@ -84,7 +84,7 @@ def test_dropping_that_is_as_good_is_said():
         return Some(quality=Some(kl=Some(value=kl)))
 
     def result(dropped):
-        return finder.SearchResult(None, None, (), point(0.2), dropped, (), {}, 0.0, 0)  # type: ignore[arg-type]
+        return finder.SearchResult(None, None, None, (), point(0.2), dropped, (), {}, 0.0, 0, 0)  # type: ignore[arg-type]
 
     for kl, expected in ((0.1, True), (0.2, True), (0.3, False)):
         assert result(point(kl)).dropping_is_as_good is expected
