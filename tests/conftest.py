@@ -1,10 +1,12 @@
 """Fixtures of all tests. No fixture skips: without the runtime, the tests that need it fail and say how to build it."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from tests.support.fault_counts import (  # noqa: F401  (hooks)
     pytest_sessionfinish,
     pytest_terminal_summary,
 )
+from tests.support.reports import write_reports
 
 DEFAULT_MARKS = "not slow and not real"  # as in pyproject.toml
 
@@ -106,3 +109,15 @@ def demo_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = Path(__file__).parents[1] / "scripts" / "make_demo_tasks.py"
     subprocess.run([sys.executable, script, tiny_models.DEMO / "heldout.txt", folder], check=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def reports(demo_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The JSON files of analyze, both searches, eval and bench; the pages of these commands are beside them."""
+    return write_reports(demo_dense, tmp_path_factory.mktemp("reports"))
+
+
+@pytest.fixture
+def data(reports: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """The objects in these files, for a test to change."""
+    return {kind: json.loads(path.read_text()) for kind, path in reports.items()}

@@ -19,7 +19,7 @@ LAYERS = [
     {"searching", "harness"},
     {"evaluation"},
     {"fitting", "benchmark"},
-    {"llamacpp", "plan", "checkpoint"},
+    {"llamacpp", "plan", "checkpoint", "report"},
     {"model"},
     {"formats"},
     {"system"},
@@ -30,6 +30,7 @@ LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 ALLOWED = {
     **dict.fromkeys(("torch", "transformers"), ("healing", "checkpoint")),
     **dict.fromkeys(("lm_eval", "tqdm"), ("harness",)),
+    **dict.fromkeys(("jinja2", "markupsafe"), ("report",)),
     **dict.fromkeys(("click", "click_default_group", "rich", "matplotlib"), ("cli",)),
 }
 

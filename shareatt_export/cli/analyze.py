@@ -20,7 +20,9 @@ from .options import (
 @click.command("analyze", short_help="Show which layers attend alike, and what sharing would cost.")
 @click.argument("model", type=FILE)
 @text_option("Text to measure with")
-@click.option("-o", "--output", type=OutFolder(), metavar="DIR", help="Write analysis.json and heatmaps there.")
+@click.option(
+    "-o", "--output", type=OutFolder(), metavar="DIR", help="Write analysis.json, heatmaps and report.html there."
+)
 @window_options(n_ctx=256)
 @reach_option
 @threads_option

@@ -9,15 +9,18 @@ from rich.console import Console
 from ..evaluation.analyze import Analysis, Matrix, ranked
 from ..system.staging import publish, staged
 from .corpora import MATTERS, corpus_dict
+from .provenance import provenance, shape_dict
+from .report import PAGE, page_of
 from .tables import table
 
-FILES = ("analysis.json", "similarity.png", "error.png")
+FILES = ("analysis.json", "similarity.png", "error.png", PAGE)
 
 
 def as_dict(analysis: Analysis) -> dict[str, Any]:
     request = analysis.request
     return {
         "model": str(request.model),
+        "shape": shape_dict(analysis.facts),
         "text": corpus_dict(analysis.text),
         "n_ctx": request.n_ctx,
         "windows": analysis.n_windows,
@@ -33,9 +36,11 @@ def as_dict(analysis: Analysis) -> dict[str, Any]:
                 "error": pair.error,
                 "drop_error": pair.drop_error,
                 "best_heads": list(pair.best_heads),
+                "head_similarity": np.round(pair.head_similarity, 3).tolist(),
             }
             for pair in analysis.pairs
         ],
+        "provenance": provenance([request.model]),
     }
 
 
@@ -68,10 +73,11 @@ def write(analysis: Analysis, data: dict[str, Any], folder: Path, force: bool) -
     import json
 
     with staged(folder / FILES[0]) as work:
-        json_file, similarity, error = (work / name for name in FILES)
+        json_file, similarity, error, page = (work / name for name in FILES)
         json_file.write_text(json.dumps(data, indent=2) + "\n")
         _plot_similarity(analysis, similarity)
         _plot_error(analysis, error)
+        page.write_text(page_of(data, FILES[0]), encoding="utf-8", newline="")
         publish({work / name: folder / name for name in FILES}, [], force)
 
 

@@ -8,6 +8,7 @@ import click
 from ..benchmark.request import BenchRequest
 from .option_types import CACHE_TYPE, FILE, Depths
 from .options import device_option, gpu_layers_option, json_option, quiet_option
+from .report import check_page, force_page_option, page_option, write_page
 
 
 @click.command("bench", short_help="Measure an SA model against its dense model.")
@@ -27,6 +28,8 @@ from .options import device_option, gpu_layers_option, json_option, quiet_option
 @click.option("--p-bytes", type=click.IntRange(0), multiple=True, metavar="N",
               help="Also measure SA with N bytes for attention weights (0: recompute them); repeatable.")  # fmt: skip
 @click.option("--plot", type=FILE, metavar="PNG", help="Draw the speedups by depth.")
+@page_option
+@force_page_option
 @json_option
 @quiet_option
 def bench_command(
@@ -43,6 +46,8 @@ def bench_command(
     device: str | None,
     p_bytes: tuple[int, ...],
     plot: Path | None,
+    report: Path | None,
+    force: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -59,6 +64,7 @@ def bench_command(
 
     if plot is not None:
         require_matplotlib("--plot")
+    check_page(report, (dense, sa), force)
     request = BenchRequest(
         dense, sa, depths, prompt, generate, rounds, threads, type_k, type_v, p_bytes, gpu_layers, device
     )
@@ -66,7 +72,9 @@ def bench_command(
         measured = bench(request, progress=step)
     if plot is not None:
         bench_plot.plot(measured, plot)
+    data = bench_report.as_dict(measured)
+    write_page(report, data, "bench", force)
     if as_json:
-        print_json(bench_report.as_dict(measured))
+        print_json(data)
     else:
         bench_report.show(measured, out)

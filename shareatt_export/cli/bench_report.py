@@ -1,13 +1,24 @@
 """What `shareatt-export bench` says, as a table and as JSON."""
 
+from typing import Any
+
 from rich.console import Console
 
 from ..benchmark.measure import Measured
-from ..benchmark.rows import Ratio, Row, as_dict, rows
+from ..benchmark.rows import Ratio, Row, rows
+from ..benchmark.rows import as_dict as measured_dict
 from ..benchmark.settings import KERNELS
+from .provenance import provenance, shape_dict, sources_list
 from .tables import table
 
-__all__ = ["as_dict", "show"]
+
+def as_dict(measured: Measured) -> dict[str, Any]:
+    request, pair = measured.request, measured.pair
+    return measured_dict(measured) | {
+        "shape": shape_dict(pair.facts),
+        "source_heads": sources_list(pair.sa_facts.attention),
+        "provenance": provenance([request.dense, request.sa]),
+    }
 
 
 def show(measured: Measured, console: Console) -> None:

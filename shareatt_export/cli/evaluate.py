@@ -15,6 +15,7 @@ from .options import (
     threads_option,
     window_options,
 )
+from .report import check_page, force_page_option, page_option, write_page
 
 
 @click.command("eval", short_help="Measure what SA models lose in quality.")
@@ -36,6 +37,8 @@ from .options import (
 @gpu_layers_option
 @device_option
 @threads_option
+@page_option
+@force_page_option
 @json_option
 @quiet_option
 def eval_command(
@@ -55,6 +58,8 @@ def eval_command(
     gpu_layers: int | None,
     device: str | None,
     n_threads: int,
+    report: Path | None,
+    force: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -71,6 +76,7 @@ def eval_command(
 
     if plot is not None:
         require_matplotlib("--plot")
+    check_page(report, (dense, *others), force)
     cards = quality_card.cards_of(others) if card else {}  # before minutes of measurement
     request = EvaluateRequest(
         dense,
@@ -91,8 +97,10 @@ def eval_command(
         done = evaluate(request, progress=step)
     if plot is not None:
         evaluate_plot.plot(done, plot)
+    data = evaluate_report.as_dict(done)
+    write_page(report, data, "eval", force)
     if as_json:
-        print_json(evaluate_report.as_dict(done))
+        print_json(data)
     else:
         evaluate_report.show(done, positions, out)
     for path in quality_card.write_cards(done, cards):

@@ -13,7 +13,9 @@ from ..evaluation.evaluate import Evaluation, Score, TaskAnswers, TextScores
 from ..evaluation.intervals import sign_test, wilson
 from ..evaluation.positions import Bucket, PositionScores
 from ..evaluation.subjects import WEIGHT_TYPES
+from ..model.attention_map import without_layers
 from .corpora import MATTERS, corpus_dict
+from .provenance import provenance, shape_dict, sources_list
 from .qualities import QUALITY_CELLS, mean_dict, quality_cells, quality_dict, with_interval
 from .tables import compact, plain, table
 
@@ -22,6 +24,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
     request = evaluation.request
     names = [score.subject.name for score in evaluation.scores]
     data: dict[str, Any] = {
+        "shape": shape_dict(evaluation.subjects.dense.facts),
         "text": corpus_dict(evaluation.text),
         "n_ctx": request.n_ctx,
         "windows": evaluation.n_windows,
@@ -41,6 +44,7 @@ def as_dict(evaluation: Evaluation) -> dict[str, Any]:
             ]
     if subjects.why_no_weights:
         data["why_no_weights"] = subjects.why_no_weights
+    data["provenance"] = provenance([request.dense, *request.others])
     return data
 
 
@@ -56,6 +60,7 @@ def _score_dict(score: Score) -> dict[str, Any]:
         "type_k": score.subject.type_k.name.lower(),
         "weights": score.subject.weights,
         "without_attention": list(score.subject.without),
+        "source_heads": sources_list(without_layers(score.subject.facts.attention, score.subject.without)),
         "file_bytes": score.file_bytes,
         "bits_per_weight": score.bits_per_weight,
         "kv_bytes_per_token": score.subject.kv_bytes_per_token,

@@ -1,25 +1,45 @@
 """What `shareatt-export search --unit group` says: a table, JSON with the map for --map, and a picture."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from ..model.attention_map import AttentionMap
+from ..model.map_text import map_options
 from ..searching.group_scores import ScoredAttention
 from ..searching.search_groups import GroupSearchResult
 from .corpora import MATTERS, corpus_dict
+from .provenance import provenance, shape_dict, sources_list
 from .qualities import SEARCH_COLUMNS, quality_cells, quality_dict
 from .search_report import FILES
 from .tables import change, compact, table
 
+MAP_FILE = "MAP.json"  # where a command expects the map, if the search has written no folder
+
 
 def export_command(found: GroupSearchResult, folder: Path | None) -> str:
     """Return the command that exports the map; without a folder, the JSON of the report must be kept as MAP.json."""
-    map_file = folder / FILES[0] if folder else Path("MAP.json")
-    return shlex.join(["shareatt-export", str(found.request.model), "--map", str(map_file), "-o", "OUT.gguf"])
+    return _command(found, ("--map", str(folder / FILES[0]) if folder else MAP_FILE))
+
+
+def _command(found: GroupSearchResult, options: Sequence[str]) -> str:
+    return shlex.join(["shareatt-export", str(found.request.model), *options, "-o", "OUT.gguf"])
+
+
+def _point_command(found: GroupSearchResult, folder: Path | None, attention: AttentionMap) -> str | None:
+    """Return the command that exports the map of a point; None for the dense map.
+
+    Where only --map can give a map, it must be kept as MAP.json.
+    """
+    if attention.is_dense:
+        return None
+    if attention == found.scores.chosen.attention:
+        return export_command(found, folder)
+    options = map_options(attention, found.facts.dense_attention, found.facts.is_swa)
+    return _command(found, options or ("--map", MAP_FILE))
 
 
 def actions(attention: AttentionMap) -> Iterator[str]:
@@ -38,30 +58,42 @@ def actions(attention: AttentionMap) -> Iterator[str]:
 
 def as_dict(found: GroupSearchResult, folder: Path | None) -> dict[str, Any]:
     request, scores = found.request, found.scores
+
+    def points(scored: Iterable[ScoredAttention]) -> list[dict[str, Any]]:
+        return [_dict(each, _point_command(found, folder, each.attention)) for each in scored]
+
     return {
         "model": str(request.model),
+        "shape": shape_dict(found.facts),
         "text": corpus_dict(found.text),
         "n_ctx": request.n_ctx,
-        "source_heads": [list(sources) for sources in scores.chosen.attention.sources],
+        "windows": found.n_windows,
+        "source_heads": sources_list(scores.chosen.attention),
         "actions": list(actions(scores.chosen.attention)),
         "command": export_command(found, folder),
         "maps_measured": found.n_measured,
         "search_kl": found.cost,
         "predicted_decode": {"depth": request.decode_at, "speedup": found.predicted_speedup},
-        "dense": _dict(scores.dense),
-        "found": _dict(scores.chosen),
-        "simple": [_dict(each) for each in scores.simple],
-        "quantised": [_dict(each) for each in scores.quantised],
+        "kl_of_single_drops": [
+            {"layer": groups[0].layer, "groups": [group.number for group in groups], "kl": kl}
+            for groups, kl in found.drops.items()
+        ],
+        "dense": points([scores.dense])[0],
+        "found": points([scores.chosen])[0],
+        "simple": points(scores.simple),
+        "quantised": points(scores.quantised),
         "as_good": [each.name for each in scores.as_good],
+        "provenance": provenance([request.model]),
     }
 
 
-def _dict(scored: ScoredAttention) -> dict[str, Any]:
+def _dict(scored: ScoredAttention, command: str | None) -> dict[str, Any]:
     return {
         "name": scored.name,
-        "source_heads": [list(sources) for sources in scored.attention.sources],
+        "source_heads": sources_list(scored.attention),
         "type_k": scored.type_k.name.lower(),
         "kv_bytes_per_token": scored.kv_bytes_per_token,
+        "command": command,
         **quality_dict(scored.quality),
     }
 

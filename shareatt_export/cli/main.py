@@ -24,6 +24,7 @@ from .export import export_command
 from .harness import lm_eval_command
 from .heal import heal_command
 from .inspect import inspect_command
+from .report import report_command
 from .run import run_command, serve_command
 from .runtime import runtime_group
 from .search import search_command
@@ -65,6 +66,7 @@ for command in (
     run_command,
     serve_command,
     bench_command,
+    report_command,
     runtime_group,
     doctor_command,
 ):

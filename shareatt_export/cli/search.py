@@ -40,7 +40,7 @@ OF_GROUPS = ("speedup", "decode_at")  # of a search over KV groups
 @click.option("--refit/--no-refit", default=True, show_default=True, help="Refit the followers' output projections.")
 @text_option("Text to measure with")
 @click.option("-o", "--output", type=OutFolder(), metavar="DIR",
-              help="Write search.json, pareto.png and the state of an interrupted search there.")  # fmt: skip
+              help="Write search.json, pareto.png, report.html and the state of the search there.")  # fmt: skip
 @window_options(n_ctx=256, least=2)
 @reach_option
 @click.option("--beam", type=click.IntRange(1), default=3, show_default=True,

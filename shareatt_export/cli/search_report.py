@@ -8,21 +8,27 @@ from typing import Any
 
 from rich.console import Console
 
-from ..model.spans import followers
+from ..model.attention_map import without_layers
+from ..model.spans import followers, runs, spans_of, spans_text
 from ..searching.scoring import ScoredMap
 from ..searching.search import SearchResult
 from ..system.staging import publish, staged
 from .corpora import MATTERS, corpus_dict
+from .provenance import provenance, shape_dict, sources_list
 from .qualities import SEARCH_COLUMNS, quality_cells, quality_dict
+from .report import PAGE, page_of
 from .tables import compact, table
 
-FILES = ("search.json", "pareto.png")
+FILES = ("search.json", "pareto.png", PAGE)
 AS_GOOD = "Dropping attention in these layers costs no more than sharing it, and saves more memory."
 
 
-def export_command(found: SearchResult) -> str:
+def export_command(found: SearchResult, point: ScoredMap) -> str | None:
+    """Return the command that exports the map of a point; None for the dense map."""
     request = found.request
-    words = ["shareatt-export", str(request.model), "--spans", found.spans_text]
+    if not followers(point.source_layers):
+        return None
+    words = ["shareatt-export", str(request.model), "--spans", spans_text(spans_of(point.source_layers))]
     words += ["--align"] * request.align + ["--refit"] * request.refit
     return shlex.join([*words, "-o", "OUT.gguf"])
 
@@ -31,31 +37,45 @@ def as_dict(found: SearchResult) -> dict[str, Any]:
     request = found.request
     return {
         "model": str(request.model),
+        "shape": shape_dict(found.facts),
         "text": corpus_dict(found.text),
         "n_ctx": request.n_ctx,
+        "windows": found.n_windows,
         "align": request.align,
         "refit": request.refit,
         "spans": found.spans_text,
         "source_layers": list(found.chosen.source_layers),
-        "command": export_command(found) if found.spans_text else None,
+        "command": export_command(found, found.chosen),
         "maps_measured": found.n_measured,
         "kl_of_single_followers": {str(layer): kl for layer, kl in found.singles.items()},
         "search_kl": found.cost,
-        "path": [_point_dict(point) for point in found.path],
-        "dropped": _point_dict(found.dropped) if found.dropped else None,
+        "path": [_point_dict(found, point) for point in found.path],
+        "dropped": _point_dict(found, found.dropped) | _dropped_dict(found) if found.dropped else None,
         "dropping_is_as_good": found.dropping_is_as_good,
-        "baselines": [_point_dict(point) for point in found.baselines],
+        "baselines": [_point_dict(found, point) for point in found.baselines],
+        "provenance": provenance([request.model]),
     }
 
 
-def _point_dict(point: ScoredMap) -> dict[str, Any]:
+def _point_dict(found: SearchResult, point: ScoredMap) -> dict[str, Any]:
     return {
         "name": point.name,
         "source_layers": list(point.source_layers),
+        "source_heads": sources_list(found.facts.of_layers(point.source_layers)),
         "followers": len(followers(point.source_layers)),
+        "type_k": point.type_k.name.lower(),
         "kv_bytes_per_token": point.kv_bytes_per_token,
+        "command": export_command(found, point),
         **quality_dict(point.quality),
     }
+
+
+def _dropped_dict(found: SearchResult) -> dict[str, Any]:
+    """Return the map that drops what follows in the chosen map, and the command that exports it."""
+    layers = followers(found.chosen.source_layers)
+    words = ["shareatt-export", str(found.request.model), "--drop", ",".join(runs(layers)), "-o", "OUT.gguf"]
+    attention = without_layers(found.facts.dense_attention, layers)
+    return {"source_heads": sources_list(attention), "command": shlex.join(words)}
 
 
 def show(found: SearchResult, console: Console) -> None:
@@ -81,7 +101,7 @@ def show(found: SearchResult, console: Console) -> None:
         lines.append(AS_GOOD)
     console.print("\n".join(lines), highlight=False)
     if found.spans_text:
-        console.print(f"\n    {export_command(found)}\n", highlight=False, soft_wrap=True)
+        console.print(f"\n    {export_command(found, found.chosen)}\n", highlight=False, soft_wrap=True)
 
 
 def _row(point: ScoredMap) -> tuple[str, ...]:
@@ -90,11 +110,12 @@ def _row(point: ScoredMap) -> tuple[str, ...]:
 
 
 def write(data: dict[str, Any], plot: Callable[[Path], None], folder: Path, force: bool) -> None:
-    """Write the report and its picture, both or none."""
+    """Write the report, its picture and its page, all or none."""
     with staged(folder / FILES[0]) as work:
-        json_file, picture = (work / name for name in FILES)
+        json_file, picture, page = (work / name for name in FILES)
         json_file.write_text(json.dumps(data, indent=2) + "\n")
         plot(picture)
+        page.write_text(page_of(data, FILES[0]), encoding="utf-8", newline="")
         publish({work / name: folder / name for name in FILES}, [], force)
 
 

@@ -91,10 +91,18 @@ def test_the_command(run, demo_dense, tmp_path):
     arguments = ["analyze", demo_dense, "--ctx", 32, "--windows", 2]
     done = run(*arguments, "-o", tmp_path)
     assert done.status == 0 and "mixture/prose, mixture/code" in done.stdout, done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"analysis.json", "similarity.png", "error.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "analysis.json",
+        "similarity.png",
+        "error.png",
+        "report.html",
+    }
     assert (tmp_path / "error.png").read_bytes().startswith(b"\x89PNG")
     data = json.loads((tmp_path / "analysis.json").read_text())
-    assert data == json.loads(run(*arguments, "--json").stdout)
+    printed = json.loads(run(*arguments, "--json").stdout)
+    assert data.pop("provenance").keys() == printed.pop("provenance").keys() and data == printed
+    pair = data["pairs"][0]
+    assert pair["best_heads"] == np.argmax(pair["head_similarity"], axis=0).tolist()
     assert len(data["similarity"]) == 12 and len(data["pairs"]) == sum(min(layer, 8) for layer in range(12))
     again = run(*arguments, "-o", tmp_path)
     assert again.error == f"Error: {tmp_path / 'analysis.json'}: exists already; use --force to overwrite it"

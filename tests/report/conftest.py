@@ -1,0 +1,12 @@
+"""Reports of the demo model, as the page reads them."""
+
+from pathlib import Path
+
+import pytest
+
+from shareatt_export.report.measurements import Measurement, read_measurement
+
+
+@pytest.fixture
+def measured(reports: dict[str, Path]) -> dict[str, Measurement]:
+    return {kind: read_measurement(path) for kind, path in reports.items()}
