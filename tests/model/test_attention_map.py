@@ -76,6 +76,9 @@ def test_a_map_by_heads_has_no_options():
     by_heads = DENSE.with_sources(Group(1, 0), (0, 3))  # heads of two groups
     assert map_options(by_heads, DENSE, [False] * 5) is None
     assert map_options(DENSE, DENSE, [False] * 5) == ()
+    mixed = of_layers(DENSE, (0, 0, 0, 3, 4))  # with sliding windows, 0-2 means layers 0 and 2
+    assert map_options(mixed, DENSE, [True, False, True, False, True]) is None
+    assert map_options(mixed, DENSE, [False] * 5) == ("--spans", "0-2")
 
 
 def test_layers_without_attention():

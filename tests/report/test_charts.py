@@ -89,6 +89,7 @@ def test_a_heatmap_has_each_cell_once():
 def test_bars():
     assert bars([Interval(1, 0.5, 2), None, Interval(0)]) == [Bar(25.0, 50.0, 100.0), None, Bar(0.0, 0.0, 0.0)]
     assert bars([Interval(1), Interval(3)], low=None) == [Bar(0.0, 0.0, 0.0), Bar(100.0, 100.0, 100.0)]
+    assert bars([Interval(2), Interval(4)]) == [Bar(50.0, 50.0, 50.0), Bar(100.0, 100.0, 100.0)]
     assert bars([None]) == [None] and bars([Interval(0)]) == [Bar(0.0, 0.0, 0.0)]
 
 
