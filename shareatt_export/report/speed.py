@@ -35,12 +35,17 @@ def speed(each: Measurement) -> Speed:
     )
 
 
+# what the ratios of a row refer to, by their key; older files have the first alone
+COMPARED = {"ratios": "better dense", "sharing": "dense, SA kernels"}
+
+
 def _ratios(row: Record) -> dict[str, Interval]:
     found = {}
-    for name in row.only_record("ratios").data:
-        ratio = row.only_record("ratios").only_record(name)
-        if (middle := ratio.number("median")) is not None:
-            found[name] = Interval(middle, ratio.number("low"), ratio.number("high"))
+    for key, to in COMPARED.items():
+        for name in row.only_record(key).data:
+            ratio = row.only_record(key).only_record(name)
+            if (middle := ratio.number("median")) is not None:
+                found[f"{name} / {to}"] = Interval(middle, ratio.number("low"), ratio.number("high"))
     return found
 
 
@@ -59,14 +64,15 @@ def _chart(title: str, rows: Sequence[Record]) -> Chart | None:
     series = [Series(name, i, tuple(values), joined=True) for i, (name, values) in enumerate(by_setting.items())]
     if predicted:
         series.append(Series("predicted", 7, tuple(predicted), joined=True))
-    return chart(title, "tokens in the context", "speed / better dense setting", series, [(1.0, "dense")])
+    return chart(title, "tokens in the context", "times as fast", series, [(1.0, "dense")])
 
 
 def _table(title: str, rows: Sequence[Record]) -> Table:
-    settings = list(dict.fromkeys(name for row in rows for name in _ratios(row)))
+    settings = list(dict.fromkeys(name for row in rows for name in row.only_record("ratios").data))
+    compared = list(dict.fromkeys(name for row in rows for name in _ratios(row)))
     ratios = [_ratios(row) for row in rows]
     cells: list[list[str | Text]] = []
-    scales = {name: bars([each.get(name) for each in ratios], low=None) for name in settings}
+    scales = {name: bars([each.get(name) for each in ratios], low=None) for name in compared}
     for i, row in enumerate(rows):
         depth, unit = row.integer("depth"), row.text("unit") or ""
         values, baseline = row.numbers_by_name("values"), row.text("baseline") or ""
@@ -78,12 +84,11 @@ def _table(title: str, rows: Sequence[Record]) -> Table:
                 "" if depth is None else whole(depth),
                 f"{shown[0]} ({baseline})" if shown[0] else "",
                 *shown[1:],
-                *(Text(with_interval(ratios[i].get(name), 3), scales[name][i]) for name in settings),
+                *(Text(with_interval(ratios[i].get(name), 3), scales[name][i]) for name in compared),
                 "" if predicted is None else number(predicted, 3),
             ]
         )
-    ratio_names = (f"{name} / better dense" for name in settings)
-    return table(title, ("what", "depth", "better dense setting", *settings, *ratio_names, "predicted"), cells)
+    return table(title, ("what", "depth", "better dense setting", *settings, *compared, "predicted"), cells)
 
 
 def _value(value: float, unit: str) -> str:
