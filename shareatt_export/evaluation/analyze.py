@@ -47,7 +47,6 @@ class PairErrors:
             it is added to.
         drop_error: The same without any attention in the follower.
         head_similarity: Cosine of each pair of heads, mean over tokens, [heads of the source, heads of the follower].
-        best_heads: For each head of the follower, the most similar head of the source.
     """
 
     source: int
@@ -59,6 +58,7 @@ class PairErrors:
 
     @property
     def best_heads(self) -> tuple[int, ...]:
+        """For each head of the follower, the most similar head of the source."""
         return tuple(int(head) for head in self.head_similarity.argmax(0))
 
 

@@ -33,6 +33,7 @@ class ScoredMap:
         source_layers: For each layer, the layer whose attention weights it uses, itself if it computes its own.
         kv_bytes_per_token: Bytes of KV cache that one token takes.
         quality: How well it predicts.
+        type_k: Type of the K cache.
     """
 
     name: str

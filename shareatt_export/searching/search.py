@@ -44,6 +44,7 @@ class SearchResult:
     Attributes:
         request: What was searched for.
         text: The text that was used.
+        facts: Shape of the model.
         path: The best map for each number of followers, the dense model first.
         chosen: The best map that meets the budget, the last one of `path`.
         dropped: The dense model without any attention in the followers of `chosen`; None if there are none.
