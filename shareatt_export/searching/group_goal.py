@@ -34,7 +34,7 @@ class Goal:
         return (size, cost) if self.is_cost else (cost, size)
 
 
-def decode_time(header: Header, facts: Facts, depth: int) -> Size:
+def decode_reads(header: Header, facts: Facts, depth: int) -> Size:
     """Return the bytes that are read to decode one token after `depth` others, as a size; they limit its speed."""
     n_bytes, bytes_of_weight = read_weights(header).n_bytes, bits_per_weight(header) / 8
 
@@ -54,7 +54,7 @@ def aim(request: GroupSearchRequest, header: Header, facts: Facts) -> tuple[Size
     if request.max_kl is not None:
         return facts.kv_bytes_per_token, Goal(max_cost=request.max_kl)
     if request.speedup is not None:
-        size = decode_time(header, facts, request.decode_at)
+        size = decode_reads(header, facts, request.decode_at)
         return size, Goal(most=size(facts.attention) / request.speedup)
     dense = facts.kv_bytes_per_token(facts.attention)
     kv_bytes = request.kv_bytes if request.kv_bytes is not None else round(dense * (1 - (request.save or 0)))

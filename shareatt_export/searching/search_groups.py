@@ -25,7 +25,7 @@ from ..model.candidate_pairs import candidates
 from ..model.facts import Facts, read_facts, require_exportable
 from ..system.progress import Fraction, Stages, Step, silent
 from .group_errors import SCREENING_WINDOWS, GroupErrors, from_arrays, measured_errors, to_arrays
-from .group_goal import aim, decode_time
+from .group_goal import aim, decode_reads
 from .group_maps import best_maps
 from .group_moves import Moves
 from .group_scores import GroupScores, score_attention
@@ -95,7 +95,7 @@ def search_groups(request: GroupSearchRequest, step: Step = silent) -> GroupSear
         check(found.best.map)
         measured_on_rest = MapCosts(trial_model, {}, test_windows, folder / "test", **sizes)
         scores = score_attention(found, measured_on_rest, facts, stages("scoring"))
-    decoding = decode_time(header, facts, request.decode_at)
+    decoding = decode_reads(header, facts, request.decode_at)
     return GroupSearchResult(
         request=request,
         text=text,

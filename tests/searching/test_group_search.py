@@ -12,7 +12,7 @@ from shareatt_export.model.candidate_pairs import candidates
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.synthetic import ModelShape, write_random
 from shareatt_export.searching.group_errors import GroupErrors, from_arrays, to_arrays
-from shareatt_export.searching.group_goal import Goal, decode_time
+from shareatt_export.searching.group_goal import Goal, decode_reads
 from shareatt_export.searching.group_maps import ALL, SIMPLE, best_maps
 from shareatt_export.searching.group_moves import Move, Moves
 from shareatt_export.searching.group_search import FAST, FULL, Effort, GroupSearch, measured_drops
@@ -153,7 +153,7 @@ def test_a_map_that_decodes_faster(tmp_path):
     write_random(path, model)
     header = read_header(path)
     facts = read_facts(header)
-    deep, empty = (decode_time(header, facts, depth) for depth in (10_000, 0))
+    deep, empty = (decode_reads(header, facts, depth) for depth in (10_000, 0))
     for size, share in ((deep, 0.8), (empty, 0.97)):
         moves = Moves(facts, made_up_errors(facts, 0), size)
         most = share * size(facts.attention)
