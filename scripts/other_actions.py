@@ -1,27 +1,29 @@
 #!/usr/bin/env python3
-"""Measure two more ways to go without the KV cache of a layer's attention, beside dropping the attention.
+"""Measure two more ways to go without the KV cache of a KV group, or of a whole layer, beside dropping it.
 
     python scripts/other_actions.py smollm2.gguf 3 --text fit.txt --score prose-heldout.txt
+    python scripts/other_actions.py smollm2.gguf 9 --unit group --text fit.txt --score prose-heldout.txt
 
-linear   a linear map of the attention's input, by least squares (NBL, arXiv:2505.21077)
-own V    each token uses its own V alone, as if its attention weights were the identity; then with W_O refitted as well
+own V    each token uses its own V alone, as if its attention weights were the identity
+linear   a linear map of the attention's input, by least squares (NBL, arXiv:2505.21077); only for whole layers
 
-All three need no K and V of other tokens. Candidates are the eight layers whose attention costs least to drop, on the
-first windows of the text. Of these, the layers of each action are chosen greedily: each is the one that costs least
-together with those before it. Scores are means over windows of 256 tokens, the second half of each, with half of a 95 %
-interval.
+None of them needs K and V of other tokens. Candidates are the units that cost least to drop, on the first windows of
+the text. Of these, the units of each action are chosen greedily, each of them fitted alone: the next is the one that
+costs least together with those before it. Then W_O of each touched layer is fitted in the order of depth, as --refit
+does. Scores are means over windows of 256 tokens, the second half of each, with half of a 95 % interval.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -32,98 +34,174 @@ from shareatt_export.formats.texts import read_corpus
 from shareatt_export.healing.job import planned
 from shareatt_export.healing.request import HealRequest
 
-N_CTX, N_FIT, N_CHOOSE = 256, 64, 4  # tokens of a window; windows to fit on, of which the first choose the layers
-N_CANDIDATES = 8
-
-Action = Callable[[Tensor], Tensor]  # in place of a layer's attention: [batch, n_ctx, n_embd] to the same
+N_CTX, N_FIT, N_CHOOSE = 256, 64, 4  # tokens of a window; windows to fit on, of which the first choose the units
 
 
-def windows(job: Any, path: Path, n: int) -> Tensor:
-    found = job.model.windows(read_corpus([path]).texts, N_CTX, lambda *said: None)
-    return torch.cat([found.train, found.held_out])[:n].long()
+class Unit(NamedTuple):
+    """KV groups of a layer that change together."""
+
+    layer: int
+    groups: tuple[int, ...]
 
 
-def attention_of(model: nn.Module, layer: int) -> Any:
-    return model.model.layers[layer].self_attn
+@dataclass(frozen=True)
+class Change:
+    """What a layer does without the KV cache of some groups. `weights`: its new W_O, or the linear map instead."""
+
+    groups: tuple[int, ...]
+    action: str
+    weights: Tensor | None = None
 
 
-@contextmanager
-def replaced(model: nn.Module, actions: Mapping[int, Action]) -> Iterator[None]:
-    """Let layers do something else than attention."""
-    modules = {attention_of(model, layer): action for layer, action in actions.items()}
-    before = {module: module.forward for module in modules}
-    for module, action in modules.items():
-        module.forward = lambda hidden_states, *_, action=action, **__: (action(hidden_states), None)
-    try:
+@dataclass
+class Attention:
+    """The attention of a layer: what it got and what it gave when it last ran, and how it is changed."""
+
+    module: Any
+    change: Change | None = None
+    input: Tensor = field(default_factory=lambda: torch.empty(0))
+    values: Tensor = field(default_factory=lambda: torch.empty(0))  # of each query head, as if it attended to itself
+    features: Tensor = field(default_factory=lambda: torch.empty(0))  # the input of W_O
+    output: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def __post_init__(self) -> None:
+        self.module.v_proj.register_forward_hook(self._keep_values)
+        self.module.o_proj.register_forward_pre_hook(self._change_features)
+        self.module.o_proj.register_forward_hook(self._change_output)
+
+    def changed(self, features: Tensor, values: Tensor, change: Change) -> Tensor:
+        """Return the input of W_O [..., n_head * head_dim] after a change."""
+        n_kv = features.shape[-1] // self.module.head_dim // self.module.num_key_value_groups
+        by_group, others = (each.unflatten(-1, (n_kv, -1)) for each in (features.clone(), values))
+        for group in change.groups:
+            by_group[..., group, :] = 0 if change.action == "dropped" else others[..., group, :]
+        return by_group.flatten(-2)
+
+    def _keep_values(self, module: Any, args: tuple[Tensor], output: Tensor) -> None:
+        self.input = args[0]
+        by_head = output.unflatten(-1, (-1, self.module.head_dim))
+        self.values = by_head.repeat_interleave(self.module.num_key_value_groups, dim=-2).flatten(-2)
+
+    def _change_features(self, module: Any, args: tuple[Tensor]) -> tuple[Tensor]:
+        self.features = args[0] if self.change is None else self.changed(args[0], self.values, self.change)
+        return (self.features,)
+
+    def _change_output(self, module: Any, args: tuple[Tensor], output: Tensor) -> Tensor:
+        self.output = output
+        if self.change is not None and self.change.weights is not None:
+            self.output = (self.input if self.change.action == "linear" else args[0]) @ self.change.weights.T
+        return self.output
+
+
+Changes = Mapping[int, Change]  # by layer
+
+
+class Study:
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.attention = [Attention(layer.self_attn) for layer in model.model.layers]
+
+    @contextmanager
+    def changed(self, changes: Changes) -> Iterator[None]:
+        for layer, change in changes.items():
+            self.attention[layer].change = change
         yield
-    finally:
-        for module, forward in before.items():
-            module.forward = forward
+        for layer in changes:
+            self.attention[layer].change = None
+
+    def logits(self, row: Tensor) -> np.ndarray:
+        found: np.ndarray = self.model(row[None]).logits[0, N_CTX // 2 : -1].float().numpy()
+        return found
+
+    def quality(self, rows: Tensor, dense: Sequence[np.ndarray], changes: Changes) -> Quality:
+        half, divergence = N_CTX // 2, Divergence(len(rows), N_CTX - 1 - N_CTX // 2)
+        with self.changed(changes):
+            for i, row in enumerate(rows):
+                divergence.add(i, 0, self.logits(row), dense[i], row[half + 1 :].numpy())
+        return divergence.quality()
+
+    def observed(self, layers: Sequence[int], rows: Tensor, changes: Changes, *names: str) -> dict[int, list[Tensor]]:
+        """Return what the attention of some layers got or gave, [n_windows, n_ctx, ...], by the names of its fields."""
+        seen: dict[int, list[list[Tensor]]] = {layer: [[] for _ in names] for layer in layers}
+        with self.changed(changes):
+            for row in rows:
+                self.model.model(row[None])
+                for layer, found in seen.items():
+                    for name, pieces in zip(names, found, strict=True):
+                        pieces.append(getattr(self.attention[layer], name))
+        return {layer: [torch.cat(pieces) for pieces in found] for layer, found in seen.items()}
+
+    def fitted(self, change: Change, features: Tensor, target: Tensor, layer: int) -> Change:
+        """Return a change with the weights that map features to the target best."""
+        before = self.attention[layer].module.o_proj.weight.double().numpy()
+        if change.action == "linear":
+            before = np.zeros((target.shape[-1], features.shape[-1]))
+        sums = [NormalEquations.empty(features.shape[-1], target.shape[-1]) for _ in range(2)]
+        for i, pair in enumerate(zip(features.numpy(), target.numpy(), strict=True)):
+            sums[i % HELD_OUT == HELD_OUT - 1].add(*pair)
+        return replace(change, weights=torch.from_numpy(solve(*sums, before).weights.astype(np.float32)))
+
+    def refitted(self, changes: Changes, rows: Tensor) -> Changes:
+        """Return the changes with weights that are fitted in the order of depth."""
+        targets = self.observed(list(changes), rows, {}, "output")
+        done: dict[int, Change] = {}
+        for layer in sorted(changes):
+            bare = replace(changes[layer], weights=None)
+            name = "input" if bare.action == "linear" else "features"
+            ((features,),) = self.observed([layer], rows, done | {layer: bare}, name).values()
+            done[layer] = self.fitted(bare, features, targets[layer][0], layer)
+        return done
 
 
-def own_values(module: Any, inputs: Tensor) -> Tensor:
-    """Return what the output projection gets if each token attends to itself alone."""
-    values = module.v_proj(inputs).unflatten(-1, (-1, module.head_dim))
-    return values.repeat_interleave(module.num_key_value_groups, dim=-2).flatten(-2)
+def merged(chosen: Sequence[Unit], action: str) -> dict[int, Change]:
+    changes: dict[int, Change] = {}
+    for layer, groups in chosen:
+        before = changes[layer].groups if layer in changes else ()
+        changes[layer] = Change((*before, *groups), action)
+    return changes
 
 
-def solved(features: Tensor, targets: Tensor, before: np.ndarray) -> Tensor:
-    """Return the matrix near `before` that maps features [n_windows, n_ctx, k] to targets [n_windows, n_ctx, m]."""
-    fitted, held_out = (NormalEquations.empty(features.shape[-1], targets.shape[-1]) for _ in range(2))
-    for i, (one, target) in enumerate(zip(features.numpy(), targets.numpy(), strict=True)):
-        (held_out if i % HELD_OUT == HELD_OUT - 1 else fitted).add(one, target)
-    return torch.from_numpy(solve(fitted, held_out, before).weights.astype(np.float32))
+def chosen_units(study: Study, units: Sequence[Unit], n: int, rows: Tensor, actions: Sequence[str]) -> Any:
+    """Return for each action the `n` units that cost least together, each fitted alone."""
+    few = rows[:N_CHOOSE]
+    dense = [study.logits(row) for row in few]
 
+    def cost(changes: Changes) -> float:
+        return study.quality(few, dense, changes).kl.value
 
-def actions_of(module: Any, inputs: Tensor, outputs: Tensor) -> dict[str, Action]:
-    """Return the actions for one layer, whose attention had these inputs and outputs on windows."""
-    linear = solved(inputs, outputs, np.zeros((outputs.shape[-1], inputs.shape[-1])))
-    projection = module.o_proj.weight
-    refitted = solved(own_values(module, inputs), outputs, projection.double().numpy())
-    return {
-        "dropped": torch.zeros_like,
-        "linear": lambda hidden: hidden @ linear.T,
-        "own V": lambda hidden: own_values(module, hidden) @ projection.T,
-        "own V, W_O refitted": lambda hidden: own_values(module, hidden) @ refitted.T,
-    }
+    def dropped(unit: Unit) -> float:
+        print(f"layer {unit.layer}, KV groups {unit.groups}", file=sys.stderr)
+        return cost(merged([unit], "dropped"))
 
+    candidates = sorted(units, key=dropped)[: max(8, 2 * n)]
+    layers = sorted({unit.layer for unit in candidates})
+    seen = study.observed(layers, rows, {}, "input", "values", "features", "output")
 
-def observed(model: nn.Module, layers: Sequence[int], rows: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-    """Return the inputs and outputs of the attention of some layers on windows, [n_windows, n_ctx, n_embd]."""
-    seen: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
+    def fitted(found: Sequence[Unit], action: str) -> Changes:
+        """Return the changes, each layer fitted on what it gets in the dense model."""
+        changes = merged(found, action)
+        for layer, change in changes.items():
+            inputs, values, features, output = seen[layer]
+            if action != "linear":
+                inputs = study.attention[layer].changed(features, values, change)
+            changes[layer] = study.fitted(change, inputs, output, layer)
+        return changes
 
-    def keeper(layer: int) -> Callable[..., None]:
-        def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            seen[layer].append((kwargs.get("hidden_states", args[0] if args else None), output[0]))
-
-        return keep
-
-    hooks = [attention_of(model, layer).register_forward_hook(keeper(layer), with_kwargs=True) for layer in layers]
-    for row in rows:
-        model(row[None])
-    for hook in hooks:
-        hook.remove()
-    return {layer: tuple(map(torch.cat, zip(*each, strict=True))) for layer, each in seen.items()}  # type: ignore[misc]
-
-
-def quality(model: nn.Module, rows: Tensor, dense: Sequence[np.ndarray], actions: Mapping[int, Action]) -> Quality:
-    half, divergence = N_CTX // 2, Divergence(len(rows), N_CTX - 1 - N_CTX // 2)
-    with replaced(model, actions):
-        for i, row in enumerate(rows):
-            divergence.add(i, 0, logits(model, row), dense[i], row[half + 1 :].numpy())
-    return divergence.quality()
-
-
-def logits(model: nn.Module, row: Tensor) -> np.ndarray:
-    found: np.ndarray = model(row[None]).logits[0, N_CTX // 2 : -1].float().numpy()
-    return found
+    for action in actions:
+        found: list[Unit] = []
+        while len(found) < n:
+            left = [unit for unit in candidates if unit not in found]
+            found.append(min(left, key=lambda unit: cost(fitted([*found, unit], action))))
+            print(f"{action}: {found[-1]}", file=sys.stderr)
+        yield action, found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a dense GGUF")
-    parser.add_argument("n", type=int, help="number of layers")
-    parser.add_argument("--text", type=Path, required=True, help="to fit on and to choose the layers with")
+    parser.add_argument("n", type=int, help="number of layers or KV groups")
+    parser.add_argument("--unit", choices=("layer", "group"), default="layer")
+    parser.add_argument("--text", type=Path, required=True, help="to fit on and to choose the units with")
     parser.add_argument("--score", type=Path, action="append", required=True, help="text to score; repeatable")
     parser.add_argument("--windows", type=int, default=16, help="of each scored text")
     parser.add_argument("--threads", type=int, default=2)
@@ -131,37 +209,37 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     job: Any = planned(HealRequest(args.model, spans="0-1", steps=1, text=args.text, n_ctx=N_CTX))
-    model = job.model.load(torch.float32).eval()
-    fit = windows(job, args.text, N_FIT)
-    few = fit[:N_CHOOSE]
-    dense = [logits(model, row) for row in few]
+    study = Study(job.model.load(torch.float32).eval())
 
-    def cost(actions: Mapping[int, Action]) -> float:
-        return quality(model, few, dense, actions).kl.value
+    def windows(path: Path, n: int) -> Tensor:
+        found = job.model.windows(read_corpus([path]).texts, N_CTX, lambda *said: None)
+        return torch.cat([found.train, found.held_out])[:n].long()
 
-    def dropped(layer: int) -> float:
-        print(f"layer {layer}", file=sys.stderr)
-        return cost({layer: torch.zeros_like})
-
-    candidates = sorted(range(job.model.facts.n_layer), key=dropped)[:N_CANDIDATES]
-    seen = observed(model, candidates, fit)
-    made = {layer: actions_of(attention_of(model, layer), *seen.pop(layer)) for layer in candidates}
-    chosen: dict[str, dict[int, Action]] = {name: {} for name in made[candidates[0]]}
-    for name, actions in chosen.items():
-        while len(actions) < args.n:
-            left = [layer for layer in candidates if layer not in actions]
-            best = min(left, key=lambda layer: cost(actions | {layer: made[layer][name]}))
-            actions[best] = made[best][name]
-    print("| action | layers | text | KL | perplexity |\n| --- | --- | --- | --- | --- |")
+    facts, fit = job.model.facts, windows(args.text, N_FIT)
+    groups = [range(n) for n in facts.n_head_kv]
+    units = [Unit(layer, tuple(each)) for layer, each in enumerate(groups)]
+    actions = ["dropped", "own V"]
+    if args.unit == "group":
+        units = [Unit(layer, (group,)) for layer, each in enumerate(groups) for group in each]
+    else:
+        actions.append("linear")
+    maps: dict[tuple[str, str], Changes] = {}
+    for action, found in chosen_units(study, units, args.n, fit, actions):
+        changes = merged(found, action)
+        names = [f"{layer}" if args.unit == "layer" else f"{layer}:{groups[0]}" for layer, groups in sorted(found)]
+        if action != "linear":
+            maps[action, ", ".join(names)] = changes
+        maps[f"{action}, fitted", ", ".join(names)] = study.refitted(changes, fit)
+    print("| action | units | text | KL | perplexity |\n| --- | --- | --- | --- | --- |")
     for path in args.score:
-        rows = windows(job, path, args.windows)
-        dense = [logits(model, row) for row in rows]
-        for name, actions in chosen.items():
-            found = quality(model, rows, dense, actions)
-            ratio, layers = found.perplexity_ratio, ", ".join(map(str, sorted(actions)))
-            kl = f"{found.kl.value:.2g} ± {found.kl.half:.1g}"
+        rows = windows(path, args.windows)
+        dense = [study.logits(row) for row in rows]
+        for (action, name), changes in maps.items():
+            scored = study.quality(rows, dense, changes)
+            ratio = scored.perplexity_ratio
+            kl = f"{scored.kl.value:.2g} ± {scored.kl.half:.1g}"
             change = f"{100 * (ratio.value - 1):+.1f} ± {100 * ratio.half:.1f} %"
-            print(f"| {name} | {layers} | {path.stem} | {kl} | {change} |", flush=True)
+            print(f"| {action} | {name} | {path.stem} | {kl} | {change} |", flush=True)
 
 
 if __name__ == "__main__":

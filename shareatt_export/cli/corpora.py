@@ -1,8 +1,10 @@
 """The texts of a measurement in reports: which they are, and that other texts give other results."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from ..formats.texts import Corpus
+from ..formats.texts import Corpus, TextSource
 
 MATTERS = "Other kinds of text give other figures."
 
@@ -13,3 +15,11 @@ def corpus_dict(corpus: Corpus) -> dict[str, Any]:
     if len(corpus.texts) > 1:
         data["texts"] = [{"name": text.name, "sha256": text.sha256} for text in corpus.texts]
     return data
+
+
+def text_options(source: TextSource) -> list[str]:
+    """Return the options of a command that takes the same texts; none for the mixture, or texts without a path."""
+    sources = [source] if isinstance(source, (Path, str)) else source
+    if not isinstance(sources, Sequence):
+        return []
+    return [word for path in sources if isinstance(path, (Path, str)) for word in ("--text", str(path))]

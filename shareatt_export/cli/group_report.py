@@ -11,7 +11,7 @@ from ..model.attention_map import AttentionMap
 from ..model.map_text import map_options
 from ..searching.group_scores import ScoredAttention
 from ..searching.search_groups import GroupSearchResult
-from .corpora import MATTERS, corpus_dict
+from .corpora import MATTERS, corpus_dict, text_options
 from .provenance import provenance, shape_dict, sources_list
 from .qualities import SEARCH_COLUMNS, quality_cells, quality_dict
 from .search_report import FILES
@@ -22,11 +22,14 @@ MAP_FILE = "MAP.json"  # where a command expects the map, if the search has writ
 
 def export_command(found: GroupSearchResult, folder: Path | None) -> str:
     """Return the command that exports the map; without a folder, the JSON of the report must be kept as MAP.json."""
-    return _command(found, ("--map", str(folder / FILES[0]) if folder else MAP_FILE))
+    return _command(found, ("--map", str(folder / FILES[0]) if folder else MAP_FILE), found.scores.chosen.attention)
 
 
-def _command(found: GroupSearchResult, options: Sequence[str]) -> str:
-    return shlex.join(["shareatt-export", str(found.request.model), *options, "-o", "OUT.gguf"])
+def _command(found: GroupSearchResult, options: Sequence[str], attention: AttentionMap) -> str:
+    words = ["shareatt-export", str(found.request.model), *options]
+    if found.request.refit and any(attention.n_v(layer) for layer in attention.touched):
+        words += ["--refit", *text_options(found.request.text)]
+    return shlex.join([*words, "-o", "OUT.gguf"])
 
 
 def _point_command(found: GroupSearchResult, folder: Path | None, attention: AttentionMap) -> str | None:
@@ -39,7 +42,7 @@ def _point_command(found: GroupSearchResult, folder: Path | None, attention: Att
     if attention == found.scores.chosen.attention:
         return export_command(found, folder)
     options = map_options(attention, found.facts.dense_attention, found.facts.is_swa)
-    return _command(found, options or ("--map", MAP_FILE))
+    return _command(found, options or ("--map", MAP_FILE), attention)
 
 
 def actions(attention: AttentionMap) -> Iterator[str]:
@@ -68,6 +71,7 @@ def as_dict(found: GroupSearchResult, folder: Path | None) -> dict[str, Any]:
         "text": corpus_dict(found.text),
         "n_ctx": request.n_ctx,
         "windows": found.n_windows,
+        "refit": request.refit,
         "source_heads": sources_list(scores.chosen.attention),
         "actions": list(actions(scores.chosen.attention)),
         "command": export_command(found, folder),
@@ -106,9 +110,10 @@ def show(found: GroupSearchResult, folder: Path | None, console: Console) -> Non
             grid.add_row(*_row(point, scores.dense))
         grid.add_section()
     console.print(compact(grid, n_names=1))
+    measured = f"{found.n_measured} maps measured{', output projections refitted' * request.refit}"
     lines = [
         f"Scored on the last quarter of {found.text.name}, in windows of {request.n_ctx} tokens; searched on the rest "
-        f"({found.n_measured} maps measured). ±: half of a 95 % confidence interval. KL in nats. {MATTERS}",
+        f"({measured}). ±: half of a 95 % confidence interval. KL in nats. {MATTERS}",
         f"Found: {'; '.join(actions(scores.chosen.attention)) or 'nothing to change'}.",
         f"Predicted by bytes read: decoding after {request.decode_at} tokens is {found.predicted_speedup:.2f} times as "
         "fast.",

@@ -20,7 +20,7 @@ from .options import (
     window_options,
 )
 
-OF_LAYERS = ("followers", "align", "refit", "beam")  # options of a search over whole layers
+OF_LAYERS = ("followers", "align", "beam")  # options of a search over whole layers
 OF_GROUPS = ("speedup", "decode_at")  # of a search over KV groups
 
 
@@ -37,7 +37,9 @@ OF_GROUPS = ("speedup", "decode_at")  # of a search over KV groups
               help="Tokens in the context for --speedup.")  # fmt: skip
 @click.option("--align/--no-align", default=True, show_default=True,
               help="Put the heads of followers in the best order.")  # fmt: skip
-@click.option("--refit/--no-refit", default=True, show_default=True, help="Refit the followers' output projections.")
+@click.option(
+    "--refit/--no-refit", default=True, show_default=True, help="Refit the output projections of changed layers."
+)
 @text_option("Text to measure with")
 @click.option("-o", "--output", type=OutFolder(), metavar="DIR",
               help="Write search.json, pareto.png, report.html and the state of the search there.")  # fmt: skip
@@ -104,6 +106,7 @@ def search_command(
             speedup=speedup,
             decode_at=decode_at,
             text=text,
+            refit=refit,
             n_ctx=n_ctx,
             n_windows=n_windows,
             reach=reach,

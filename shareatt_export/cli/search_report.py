@@ -13,7 +13,7 @@ from ..model.spans import followers, runs, spans_of, spans_text
 from ..searching.scoring import ScoredMap
 from ..searching.search import SearchResult
 from ..system.staging import publish, staged
-from .corpora import MATTERS, corpus_dict
+from .corpora import MATTERS, corpus_dict, text_options
 from .provenance import provenance, shape_dict, sources_list
 from .qualities import SEARCH_COLUMNS, quality_cells, quality_dict
 from .report import PAGE, page_of
@@ -30,6 +30,7 @@ def export_command(found: SearchResult, point: ScoredMap) -> str | None:
         return None
     words = ["shareatt-export", str(request.model), "--spans", spans_text(spans_of(point.source_layers))]
     words += ["--align"] * request.align + ["--refit"] * request.refit
+    words += text_options(request.text) * (request.align or request.refit)
     return shlex.join([*words, "-o", "OUT.gguf"])
 
 

@@ -120,7 +120,11 @@ class AttentionMap:
         """Return the map in which the query heads of a group have these sources."""
         heads, layer = self.heads(group), list(self.sources[group.layer])
         layer[heads.start : heads.stop] = sources
-        return replace(self, sources=(*self.sources[: group.layer], tuple(layer), *self.sources[group.layer + 1 :]))
+        return self.with_layer(group.layer, layer)
+
+    def with_layer(self, layer: int, sources: Sequence[int]) -> "AttentionMap":
+        """Return the map in which all query heads of a layer have these sources."""
+        return replace(self, sources=(*self.sources[:layer], tuple(sources), *self.sources[layer + 1 :]))
 
     def with_drop(self, group: Group) -> "AttentionMap":
         return self.with_sources(group, [DROPPED] * self.n_rep(group.layer))

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..fitting import heads
-from ..fitting.observer import ObservedLayer, Observer
 from ..formats.gguf_header import Header
 from ..formats.tensor_copies import read_f32
 from ..model.candidate_pairs import Pair
@@ -20,6 +19,7 @@ from ..model.facts import Facts
 from ..plan.projections import projections
 from ..system.progress import Fraction
 from ..system.threads import whole_tasks
+from .recorded_layers import RecordedLayers
 from .state import Arrays
 
 SCREENING_WINDOWS = 8  # the errors choose what to measure, so a few windows are enough
@@ -38,38 +38,29 @@ class GroupErrors:
 
 
 def measured_errors(
-    observer: Observer,
-    header: Header,
-    facts: Facts,
-    pairs: Sequence[Pair],
-    windows: Sequence[Sequence[int]],
-    n_threads: int,
-    watch: Fraction,
+    recorded: RecordedLayers, header: Header, facts: Facts, pairs: Sequence[Pair], n_threads: int, watch: Fraction
 ) -> GroupErrors:
-    """Return the errors of all layers with KV heads, and of these pairs.
-
-    Raises RuntimeProblem where the architecture's graph does not name what is looked for.
-    """
-    layers = [layer for layer in range(facts.n_layer - facts.n_layer_nextn) if facts.n_head_kv[layer]]
+    """Return the errors of all layers that were recorded, and of these pairs."""
+    layers = list(recorded.layers)
     weights = {layer: read_f32(projections(header, facts, layer).output) for layer in layers}
     dropped = {layer: np.zeros((facts.n_head[layer], 1)) for layer in layers}
     shared = {pair: np.zeros((facts.n_head[pair.follower], facts.n_head[pair.source])) for pair in pairs}
 
-    def add_dropped(observed: Mapping[int, ObservedLayer], layer: int) -> None:
-        ours = observed[layer]
-        nothing = np.zeros_like(ours.weights[:1])
-        dropped[layer] += heads.costs(nothing, ours.weights, ours.values, weights[layer])
+    def add_dropped(window: int, layer: int) -> None:
+        ours = recorded.weights(layer, window)
+        dropped[layer] += heads.costs(np.zeros_like(ours[:1]), ours, recorded.values(layer, window), weights[layer])
 
-    def add_shared(observed: Mapping[int, ObservedLayer], pair: Pair) -> None:
-        source, ours = observed[pair.source], observed[pair.follower]
-        shared[pair] += heads.costs(source.weights, ours.weights, ours.values, weights[pair.follower])
+    def add_shared(window: int, pair: Pair) -> None:
+        source, ours = recorded.weights(pair.source, window), recorded.weights(pair.follower, window)
+        values = recorded.values(pair.follower, window)
+        shared[pair] += heads.costs(source, ours, values, weights[pair.follower])
 
-    for i, tokens in enumerate(windows):
-        watch(i / len(windows))
-        observed = observer.layers(tokens)
+    n_windows = min(recorded.n_windows, SCREENING_WINDOWS)
+    for window in range(n_windows):
+        watch(window / n_windows)
         with whole_tasks(n_threads) as pool:
-            list(pool.map(partial(add_dropped, observed), layers))
-            list(pool.map(partial(add_shared, observed), pairs))
+            list(pool.map(partial(add_dropped, window), layers))
+            list(pool.map(partial(add_shared, window), pairs))
     return GroupErrors({layer: found[:, 0] for layer, found in dropped.items()}, shared)
 
 

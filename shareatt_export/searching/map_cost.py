@@ -1,6 +1,6 @@
 """What an attention map costs: the model runs with it on windows of a text, and is compared to the dense model."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,18 @@ from ..fitting.trial_model import TrialModel
 from ..formats.tensor_copies import RawRows, TensorCopy
 from ..llamacpp.engine import Context, Logits, Token
 from ..model.attention_map import AttentionMap
-from ..model.candidate_pairs import Pair
 from ..model.facts import F16
-from ..model.spans import followers
-from .pair_fits import PairFit
+
+Changes = Mapping[TensorCopy, RawRows]  # tensors with other contents, as bytes
+
+
+def unchanged(attention: AttentionMap) -> Changes:
+    """Return no changes, for any map: it keeps the weights of the file."""
+    return {}
 
 
 class MapCosts:
-    """Measures maps on windows of `n_ctx` tokens. Layers that follow others as a whole have their weights from `fits`.
+    """Measures maps on windows of `n_ctx` tokens. `fitted` returns the weights that are fitted to a map.
 
     `file`: a file to make, which keeps the dense model's logits, f32 [n_windows, n_scored, n_vocab]. As in
     llama-perplexity, the tokens of the second half of a window are scored.
@@ -27,14 +31,14 @@ class MapCosts:
     def __init__(
         self,
         trial_model: TrialModel,
-        fits: Mapping[Pair, PairFit],
+        fitted: Callable[[AttentionMap], Changes],
         windows: Sequence[Sequence[int]],
         file: Path,
         *,
         n_ctx: int,
         n_threads: int,
     ) -> None:
-        self._trial_model, self._fits, self._windows = trial_model, fits, windows
+        self._trial_model, self._fitted, self._windows = trial_model, fitted, windows
         self._n_ctx, self._n_threads = n_ctx, n_threads
         self._n_scored = n_ctx - 1 - n_ctx // 2
         shape = (len(windows), self._n_scored, trial_model.model.n_vocab)
@@ -54,15 +58,15 @@ class MapCosts:
         self,
         found: AttentionMap,
         type_k: GGMLQuantizationType = F16,
-        changes: Mapping[TensorCopy, RawRows] | None = None,
+        changes: Changes | None = None,
     ) -> Quality:
         """Compare the model with this map and this type of K cache to the dense model.
 
-        `changes`: changed tensors; without them, the followers are fitted to their sources.
+        `changes`: changed tensors, in place of those that are fitted to the map.
         """
         return self._compared(found, range(len(self._windows)), type_k, changes).quality()
 
-    def zeros(self, copies: Iterable[TensorCopy]) -> dict[TensorCopy, RawRows]:
+    def zeros(self, copies: Iterable[TensorCopy]) -> Changes:
         """Return the tensors with all numbers 0."""
         return {copy: self._trial_model.encoded(np.zeros(copy.shape[::-1], np.float32), copy.type) for copy in copies}
 
@@ -71,21 +75,13 @@ class MapCosts:
         found: AttentionMap,
         windows: range,
         type_k: GGMLQuantizationType = F16,
-        changes: Mapping[TensorCopy, RawRows] | None = None,
+        changes: Changes | None = None,
     ) -> Divergence:
-        if changes is None:
-            source_layers = found.source_layers or ()
-            pairs = [Pair(source_layers[layer], layer) for layer in followers(source_layers)]
-            changes = {copy: raw for pair in pairs for copy, raw in self._fitted(pair).items()}
-        self._trial_model.change(found, changes)
+        self._trial_model.change(found, self._fitted(found) if changes is None else changes)
         sums = Divergence(len(windows), self._n_scored)
         for row, (i, logits) in enumerate(zip(windows, self._logits(windows, type_k), strict=True)):
             sums.add(row, 0, logits, self._dense[i], np.array(self._windows[i][-self._n_scored :]))
         return sums
-
-    def _fitted(self, pair: Pair) -> Mapping[TensorCopy, RawRows]:
-        """Pairs out of reach, which only baselines have, are not fitted."""
-        return self._fits[pair].changes if pair in self._fits else {}
 
     def _logits(self, windows: range, type_k: GGMLQuantizationType) -> Iterator[Logits]:
         """Yield the logits that predict the scored tokens of each window, [n_scored, n_vocab]."""

@@ -18,8 +18,10 @@ from ..fitting.ridge import NormalEquations
 from ..fitting.trial_model import TrialModel
 from ..formats.gguf_header import Header
 from ..formats.tensor_copies import FloatRows, RawRows, TensorCopy, float_rows, raw_rows, read_f32
+from ..model.attention_map import AttentionMap
 from ..model.candidate_pairs import Pair
 from ..model.facts import Facts
+from ..model.spans import followers
 from ..plan.projections import Projections, projections
 from ..system.progress import Fraction, part
 from ..system.threads import whole_tasks
@@ -140,6 +142,16 @@ class PairFitter:
             changes[output] = self._trial_model.encoded(solved.astype(np.float32), output.type, importance)
         error = (equations.error(solved) * equations.target / residual) ** 0.5
         return PairFit(error, changes)
+
+
+def fitted(fits: Mapping[Pair, PairFit], attention: AttentionMap) -> dict[TensorCopy, RawRows]:
+    """Return the fitted tensors of the layers that follow others as a whole.
+
+    Pairs out of reach, which only baselines have, are not fitted.
+    """
+    source_layers = attention.source_layers or ()
+    pairs = [Pair(source_layers[layer], layer) for layer in followers(source_layers)]
+    return {copy: raw for pair in pairs if pair in fits for copy, raw in fits[pair].changes.items()}
 
 
 def _groups(pairs: Sequence[Pair], tensors: Mapping[int, Projections]) -> Iterator[list[Pair]]:

@@ -92,9 +92,10 @@ class GroupSearchRequest:
         speedup: It ends when decoding is so many times as fast as with the dense model, as the bytes that are read
             predict.
         decode_at: Number of tokens in the context for which `speedup` is predicted.
-        text: What the maps are searched and scored on; by default the mixture that comes with the package.
+        text: What the maps are fitted, searched and scored on; by default the mixture that comes with the package.
+        refit: Measure maps with refitted output projections, as an export with `refit` has them.
         n_ctx: Tokens of a window.
-        n_windows: Number of windows for the search, and again for the scores.
+        n_windows: Number of windows for the search, and again for the scores; twice as many for the fits.
         reach: Largest number of layers from a source to its follower.
         fast: Measure on half of the windows, and measure fewer maps.
         state: A folder that keeps the errors of the heads and the measured costs, so that an interrupted search goes
@@ -109,6 +110,7 @@ class GroupSearchRequest:
     speedup: float | None = None
     decode_at: int = 16384
     text: TextSource = None
+    refit: bool = True
     n_ctx: int = 256
     n_windows: int = 16
     reach: int = 8

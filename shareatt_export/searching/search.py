@@ -27,7 +27,7 @@ from ..system.progress import Fraction, Stages, Step, silent
 from .beam import BeamSearch, CostedLayers, Settings, n_followers
 from .map_cost import MapCosts
 from .measured_costs import MeasuredCosts
-from .pair_fits import PairFit, PairFitter
+from .pair_fits import PairFit, PairFitter, fitted
 from .request import Budget, SearchRequest
 from .saved_fits import from_arrays, to_arrays
 from .scoring import ScoredMap, score_maps
@@ -105,7 +105,8 @@ def search(request: SearchRequest, step: Step = silent) -> SearchResult:
             fits = _fit_pairs(request, built, facts, trial_model, pairs, fit_windows, stages("fitting pairs"))
             state.save_arrays(to_arrays(fits))
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="shareatt-")))
-        measured_on = partial(MapCosts, trial_model, fits, n_ctx=request.n_ctx, n_threads=request.n_threads)
+        changes = partial(fitted, fits)
+        measured_on = partial(MapCosts, trial_model, changes, n_ctx=request.n_ctx, n_threads=request.n_threads)
         map_costs = measured_on(search_windows, folder / "search")
 
         def measure(source_layers: SourceMap, first: int, stop: int) -> list[float]:

@@ -1,18 +1,20 @@
 """Search for what each KV group of a real model should do: compute attention weights, follow other heads, or nothing.
 
-The heads are compared in one pass over a text (group_errors.py), and maps are measured by their KL divergence to the
-dense model. Simple maps are searched as well: those that only drop, or only share, KV groups or whole layers. The best
-map of all is bettered by exchanges, so the result costs no more than a simple one. It is scored, beside them and
-quantised K caches, on text that took no part in the search.
+The heads are compared in one pass over a text (group_errors.py). Maps are measured by their KL divergence to the dense
+model, with output projections that are fitted to them (group_fits.py). Simple maps are searched as well: those that
+only drop, or only share, KV groups or whole layers. The best map of all is bettered by exchanges, so the result costs
+no more than a simple one. It is scored, beside them and quantised K caches, on text that took no part in the search.
 """
 
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..errors import Unsupported
+from ..fitting.fit import require_bare_heads
 from ..fitting.observer import observing
 from ..fitting.trial_model import TrialModel
 from ..formats.gguf_header import Header
@@ -25,13 +27,15 @@ from ..model.candidate_pairs import candidates
 from ..model.facts import Facts, read_facts, require_exportable
 from ..system.progress import Fraction, Stages, Step, silent
 from .group_errors import SCREENING_WINDOWS, GroupErrors, from_arrays, measured_errors, to_arrays
+from .group_fits import GroupFits
 from .group_goal import aim, decode_reads
 from .group_maps import best_maps
 from .group_moves import Moves
 from .group_scores import GroupScores, score_attention
 from .group_search import FAST, FULL, Costs
-from .map_cost import MapCosts
+from .map_cost import MapCosts, unchanged
 from .measured_costs import MeasuredCosts
+from .recorded_layers import RecordedLayers
 from .request import GroupSearchRequest
 from .state import State
 from .text_parts import Windows, parts
@@ -81,20 +85,24 @@ def search_groups(request: GroupSearchRequest, step: Step = silent) -> GroupSear
     size, goal = aim(request, header, facts)
     n_windows = request.n_windows // 2 if request.fast else request.n_windows
     built = runtime.require()
-    stages = Stages(step, {"comparing heads": 0.5, "searching": 8, "scoring": 1})
+    stages = Stages(step, {"observing heads": 0.5, "comparing heads": 0.5, "searching": 8, "scoring": 1})
     with ExitStack() as stack:
         trial_model = stack.enter_context(TrialModel(built, header))
+        if request.refit:
+            layers = [layer for layer in range(facts.n_layer - facts.n_layer_nextn) if facts.n_head_kv[layer]]
+            require_bare_heads(trial_model, layers, "a search that fits weights", "add --no-refit")
         fit_windows, search_windows, test_windows = parts(trial_model.model, text, request.n_ctx, n_windows)
         state = State(request.state, _settings(request, text, header, n_windows))
-        errors = _errors(request, header, facts, built, fit_windows, state, stages("comparing heads"))
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="shareatt-")))
-        sizes = {"n_ctx": request.n_ctx, "n_threads": request.n_threads}
-        measure = MapCosts(trial_model, {}, search_windows, folder / "search", **sizes).costs
+        recorded = _recorded(request, header, facts, built, fit_windows, folder, stages("observing heads"))
+        fitted = GroupFits(trial_model, recorded, request.n_threads).changes if request.refit else unchanged
+        errors = _errors(request, header, facts, recorded, state, stages("comparing heads"))
+        measured_on = partial(MapCosts, trial_model, fitted, n_ctx=request.n_ctx, n_threads=request.n_threads)
+        measure = measured_on(search_windows, folder / "search").costs
         costs: Costs = MeasuredCosts(state, measure, len(search_windows), AttentionMap.flat)
         found = best_maps(Moves(facts, errors, size), costs, goal, FAST if request.fast else FULL, stages("searching"))
         check(found.best.map)
-        measured_on_rest = MapCosts(trial_model, {}, test_windows, folder / "test", **sizes)
-        scores = score_attention(found, measured_on_rest, facts, stages("scoring"))
+        scores = score_attention(found, measured_on(test_windows, folder / "test"), facts, stages("scoring"))
     decoding = decode_reads(header, facts, request.decode_at)
     return GroupSearchResult(
         request=request,
@@ -109,22 +117,28 @@ def search_groups(request: GroupSearchRequest, step: Step = silent) -> GroupSear
     )
 
 
-def _errors(
+def _recorded(
     request: GroupSearchRequest,
     header: Header,
     facts: Facts,
     built: runtime.RuntimeStatus,
     windows: Windows,
-    state: State,
+    folder: Path,
     watch: Fraction,
+) -> RecordedLayers:
+    chosen = windows if request.refit else windows[:SCREENING_WINDOWS]
+    with observing(built, header.path, facts, n_ctx=request.n_ctx, n_threads=request.n_threads) as observer:
+        return RecordedLayers(observer, facts, chosen, folder, watch)
+
+
+def _errors(
+    request: GroupSearchRequest, header: Header, facts: Facts, recorded: RecordedLayers, state: State, watch: Fraction
 ) -> GroupErrors:
     """Return the errors of the heads, from the state if it has them."""
     if (saved := state.arrays()) is not None:
         return from_arrays(saved)
     pairs = candidates(facts, request.reach)
-    with observing(built, header.path, facts, n_ctx=request.n_ctx, n_threads=request.n_threads) as observer:
-        chosen = windows[:SCREENING_WINDOWS]
-        errors = measured_errors(observer, header, facts, pairs, chosen, request.n_threads, watch)
+    errors = measured_errors(recorded, header, facts, pairs, request.n_threads, watch)
     state.save_arrays(to_arrays(errors))
     return errors
 
@@ -135,6 +149,7 @@ def _settings(request: GroupSearchRequest, text: Corpus, header: Header, n_windo
         "model": tensors_sha256(header) if request.state else "",
         "unit": "group",
         "text": text.sha256,
+        "refit": request.refit,
         "ctx": request.n_ctx,
         "windows": n_windows,
         "reach": request.reach,

@@ -1,6 +1,7 @@
 """Costs of maps, compared with eval and with brute force."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,12 +11,12 @@ from shareatt_export.evaluation.evaluate import evaluate
 from shareatt_export.evaluation.request import EvaluateRequest
 from shareatt_export.formats.texts import read_corpus
 from shareatt_export.llamacpp.token_windows import token_windows
-from shareatt_export.model.candidate_pairs import candidates
+from shareatt_export.model.candidate_pairs import Pair, candidates
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import parse_spans, source_map
 from shareatt_export.searching.beam import BeamSearch, n_followers, with_follower
-from shareatt_export.searching.map_cost import MapCosts
-from shareatt_export.searching.pair_fits import PairFit
+from shareatt_export.searching.map_cost import MapCosts, unchanged
+from shareatt_export.searching.pair_fits import PairFit, fitted
 from shareatt_export.searching.scoring import score_dropped
 from tests.support import tiny_models
 from tests.support.costs import exact
@@ -24,9 +25,8 @@ HELDOUT = read_corpus(tiny_models.DEMO / "heldout.txt")
 
 
 def test_costs_are_those_of_eval(demo_dense, trial_model, tmp_path):
-    map_costs = MapCosts(
-        trial_model, {}, token_windows(trial_model.model, HELDOUT, 64, 4), tmp_path / "logits", n_ctx=64, n_threads=2
-    )
+    windows = token_windows(trial_model.model, HELDOUT, 64, 4)
+    map_costs = MapCosts(trial_model, unchanged, windows, tmp_path / "logits", n_ctx=64, n_threads=2)
     facts = read_facts(trial_model.header)
     for spans in ("6-9", "1-2,4-5"):
         sa = shareatt_export.export(demo_dense, spans, tmp_path / f"{spans}.gguf").files[0]
@@ -51,10 +51,9 @@ def test_fitted_weights_are_in_the_cost(demo_dense, trial_model, tmp_path):
     copy = projections(trial_model.header, facts, 7).output
     assert copy.origin == output
     parts = token_windows(trial_model.model, HELDOUT, 64, 2)
-    map_costs = MapCosts(
-        trial_model, {(6, 7): PairFit(0.1, zeros(trial_model, copy))}, parts, tmp_path / "a", n_ctx=64, n_threads=2
-    )
-    plain = MapCosts(trial_model, {}, parts, tmp_path / "b", n_ctx=64, n_threads=2)
+    fits = {Pair(6, 7): PairFit(0.1, zeros(trial_model, copy))}
+    map_costs = MapCosts(trial_model, partial(fitted, fits), parts, tmp_path / "a", n_ctx=64, n_threads=2)
+    plain = MapCosts(trial_model, unchanged, parts, tmp_path / "b", n_ctx=64, n_threads=2)
     found = facts.of_layers(source_map(parse_spans("6-7", 12), 12))
     dropped = plain.quality(facts.dense_attention, changes=zeros(trial_model, copy)).kl.value
     assert np.mean(map_costs.costs(found, 0, 2)) == pytest.approx(dropped, rel=1e-3)
@@ -69,9 +68,8 @@ def zeros(trial_model, copy):
 def test_the_search_finds_what_brute_force_finds(demo_dense, trial_model, tmp_path):
     """Compare with all maps of two followers from the twelve best pairs, with sources at most two layers before."""
     facts = read_facts(trial_model.header)
-    map_costs = MapCosts(
-        trial_model, {}, token_windows(trial_model.model, HELDOUT, 64, 2), tmp_path / "logits", n_ctx=64, n_threads=2
-    )
+    windows = token_windows(trial_model.model, HELDOUT, 64, 2)
+    map_costs = MapCosts(trial_model, unchanged, windows, tmp_path / "logits", n_ctx=64, n_threads=2)
     pairs = candidates(facts, 2)
 
     def cost(found):

@@ -40,7 +40,7 @@ def test_the_command(run, demo_dense, text, tmp_path):
     assert late["name"] == "late span: 8-10" and data["path"][2]["kl"]["mean"] < every2["kl"]["mean"]
     kept = data["path"][0]["kv_bytes_per_token"]
     assert data["dropped"]["kv_bytes_per_token"] == kept * 10 / 12 < data["path"][2]["kv_bytes_per_token"]
-    assert data["command"].endswith(f"--spans {data['spans']} --align --refit -o OUT.gguf")
+    assert data["command"].endswith(f"--spans {data['spans']} --align --refit --text {text} -o OUT.gguf")
     assert json.loads((tmp_path / "search.json").read_text()) == data
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
     assert "exists already" in run(*arguments).error

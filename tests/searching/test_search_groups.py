@@ -13,15 +13,21 @@ from shareatt_export.evaluation.request import EvaluateRequest
 from shareatt_export.exporting.map_file import read_map
 from shareatt_export.fitting.features import feature_reader
 from shareatt_export.fitting.observer import observing
+from shareatt_export.fitting.ridge import NormalEquations
 from shareatt_export.formats.gguf_reader import read_header
-from shareatt_export.formats.tensor_copies import read_f32
+from shareatt_export.formats.tensor_copies import float_rows, read_f32
 from shareatt_export.formats.texts import read_corpus, read_text
 from shareatt_export.llamacpp.token_windows import token_windows
+from shareatt_export.model.attention_map import without_layers
 from shareatt_export.model.candidate_pairs import candidates
 from shareatt_export.model.facts import read_facts
+from shareatt_export.plan.cuts import kept_columns
 from shareatt_export.plan.projections import projections
 from shareatt_export.searching.group_errors import measured_errors
-from shareatt_export.searching.map_cost import MapCosts
+from shareatt_export.searching.group_fits import GroupFits
+from shareatt_export.searching.map_cost import MapCosts, unchanged
+from shareatt_export.searching.pair_fits import RIDGE
+from shareatt_export.searching.recorded_layers import RecordedLayers
 from tests.support import dummy_models, tiny_models
 
 HELDOUT = tiny_models.DEMO / "heldout.txt"
@@ -82,8 +88,8 @@ def test_an_interrupted_search_finds_the_same(run, demo_dense, text, found, tmp_
     ]
     assert same[0] == same[1]
     shown = " ".join(run(*arguments).stdout.split())
-    assert "(0 maps measured)" in shown and data["actions"][0] in shown  # all in search-state
-    assert f"--map {tmp_path / 'search.json'} -o OUT.gguf" in shown
+    assert "(0 maps measured, output projections refitted)" in shown and data["actions"][0] in shown  # all in search-state
+    assert f"--map {tmp_path / 'search.json'} --refit --text {text} -o OUT.gguf" in shown
     layers = ["search", demo_dense, "--unit", "layer", "--text", text, "--save", "4%", "-o", tmp_path, "--force"]
     assert "is the state of another search (unit)" in run(*layers).error
 
@@ -95,7 +101,7 @@ def test_what_is_found_is_what_is_exported(run, demo_dense, trial_model, found, 
     facts = read_facts(read_header(sa))
     assert facts.kv_bytes_per_token(facts.attention) == data["found"]["kv_bytes_per_token"]
     windows = token_windows(trial_model.model, read_corpus(HELDOUT), 64, 4)
-    map_costs = MapCosts(trial_model, {}, windows, tmp_path / "logits", n_ctx=64, n_threads=2)
+    map_costs = MapCosts(trial_model, unchanged, windows, tmp_path / "logits", n_ctx=64, n_threads=2)
     quality = map_costs.quality(read_map(folder / "search.json", trial_model.facts.attention))
     done = evaluate(EvaluateRequest(demo_dense, (sa,), read_corpus(HELDOUT), 64, 4, baselines=False))
     assert done.scores[1].kl.value == pytest.approx(quality.kl.value, rel=1e-2) != 0  # eval uses other kernels
@@ -105,7 +111,7 @@ def test_costs_of_groups(trial_model, tmp_path):
     """A group that is dropped costs as much as zeros in the columns of the output projection that read its heads."""
     facts = read_facts(trial_model.header)
     windows = token_windows(trial_model.model, read_corpus(HELDOUT), 64, 2)
-    map_costs = MapCosts(trial_model, {}, windows, tmp_path / "logits", n_ctx=64, n_threads=2)
+    map_costs = MapCosts(trial_model, unchanged, windows, tmp_path / "logits", n_ctx=64, n_threads=2)
     output = projections(trial_model.header, facts, 5).output
     weights = read_f32(output).copy()
     found = facts.attention
@@ -117,12 +123,45 @@ def test_costs_of_groups(trial_model, tmp_path):
         assert np.mean(map_costs.costs(found, 0, 2)) == pytest.approx(expected, rel=1e-3) != 0
 
 
-def test_errors_of_heads(demo_dense, trial_model, built):
+def record(trial_model, built, windows, folder):
+    facts, n_ctx = trial_model.facts, len(windows[0])
+    with observing(built, trial_model.header.path, facts, n_ctx=n_ctx, n_threads=2) as observer:
+        return RecordedLayers(observer, facts, windows, folder, lambda fraction: None)
+
+
+def test_fitted_projections(trial_model, built, tmp_path):
+    """They are what least squares finds on the inputs of W_O in the runtime, where one layer is touched."""
+    facts = trial_model.facts
+    windows = token_windows(trial_model.model, read_corpus(HELDOUT), 64, 3)
+    fits = GroupFits(trial_model, record(trial_model, built, windows, tmp_path), 2)
+    _, follower, dropped = facts.attention.groups(5)
+    found = facts.attention.with_drop(dropped).with_sources(follower, [4 * 6 + 5, 4 * 6 + 1])
+    ((copy, raw),) = fits.changes(found).items()
+    columns, weights = kept_columns(facts, found, 5), read_f32(projections(trial_model.header, facts, 5).output)
+    assert copy.shape == (len(columns), len(weights)) and len(columns) == 4 * facts.head_dim_v
+    equations = NormalEquations.empty(*copy.shape)
+    for window in windows:
+        dense, features = (features_of_layer(trial_model, each, window) for each in (facts.attention, found))
+        equations.add(features[:, columns], dense @ weights.T)
+    expected = equations.solved(weights[:, columns].astype(np.float64), RIDGE)
+    assert float_rows(raw, copy.type) == pytest.approx(expected, abs=0.02 * np.abs(expected).max())
+    assert equations.error(float_rows(raw, copy.type)) < 0.9 * equations.error(weights[:, columns])
+    everything = without_layers(found, [5])
+    assert fits.changes(everything) == {} == fits.changes(facts.attention)
+
+
+def features_of_layer(trial_model, attention, window):
+    trial_model.change(attention, {})
+    with feature_reader(trial_model.model, trial_model.bin, n_ctx=64, n_threads=2) as reader:
+        return reader.read([5], window)[5]
+
+
+def test_errors_of_heads(trial_model, built, tmp_path):
     """A dropped head's error is the norm of what it adds to the output; its own attention weights leave none."""
     header, facts = trial_model.header, read_facts(trial_model.header)
     (window,) = token_windows(trial_model.model, read_corpus(HELDOUT), 64, 1)
-    with observing(built, demo_dense, facts, n_ctx=64, n_threads=2) as observer:
-        errors = measured_errors(observer, header, facts, candidates(facts, 1), [window], 2, lambda fraction: None)
+    recorded = record(trial_model, built, [window], tmp_path)
+    errors = measured_errors(recorded, header, facts, candidates(facts, 1), 2, lambda fraction: None)
     with feature_reader(trial_model.model, trial_model.bin, n_ctx=64, n_threads=2) as reader:
         features = reader.read([4], window)[4]
     weights = read_f32(projections(header, facts, 4).output)
