@@ -25,7 +25,9 @@ from .options import budget_options, json_option, llama_cpp_option, quiet_option
 @click.option("--imatrix", type=FILE, metavar="FILE", help="Importance matrix of llama-imatrix, for --outtype.")
 @click.option("--threads", type=click.IntRange(1), help="Threads for --outtype, --align, --refit.  [default: all]")
 @click.option("--align", is_flag=True, help="Put the heads of followers in the order that fits their source best.")
-@click.option("--refit", is_flag=True, help="Solve for the followers' output projections that come closest to MODEL.")
+@click.option(
+    "--refit", is_flag=True, help="Solve for output projections of changed layers that come closest to MODEL."
+)
 @text_option("Text for --align, --refit and --spans auto")
 @budget_options
 @click.option("--split-max-size", type=SplitSize(), help="Write shards of at most N megabytes (M) or gigabytes (G).")
@@ -57,6 +59,7 @@ def export_command(
     followers: int | None,
     max_kl: float | None,
     kv_bytes: int | None,
+    save: float | None,
     fast: bool,
     split_max_size: int | None,
     card: bool | None,
@@ -74,8 +77,10 @@ def export_command(
     """Make an SA GGUF from MODEL: a Hugging Face folder, a GGUF file (of shards, the first one) or a hub id, ORG/NAME.
 
     KV groups are written LAYER.GROUP: '--spans 6.0:7.1+8.0' lets two groups follow group 0 of layer 6. A GGUF that
-    shares attention already keeps its spans and gets these as well. '--spans auto' searches for spans, as the search
-    command does, until one of --followers, --max-kl and --kv-bytes is met.
+    shares attention already keeps its spans and gets these as well.
+
+    '--spans auto' searches for a map, as the search command does, until one of --save, --kv-bytes, --max-kl and
+    --followers is met: over whole layers with --followers or --align, else over KV groups.
     """
     if spans is None and drop is None and map_file is None:
         raise click.UsageError("Missing option '--spans' (or '--drop' or '--map').")
@@ -98,6 +103,7 @@ def export_command(
         followers=followers,
         max_kl=max_kl,
         kv_bytes=kv_bytes,
+        save=save,
         fast=fast,
         force=force,
         llama_cpp=llama_cpp,

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .option_types import FILE, GpuLayers
+from .option_types import FILE, GpuLayers, Percent
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -79,7 +79,7 @@ def window_options(n_ctx: int, n_windows: int = 16, least: int = 1) -> Callable[
 
 
 def budget_options(command: Command) -> Command:
-    """Add the options that end a search: --followers, --max-kl and --kv-bytes; and --fast."""
+    """Add the options that end a search: --save, --kv-bytes, --max-kl and --followers; and --fast."""
     for option in (
         click.option("--fast", is_flag=True, help="Search: measure less, and so find less."),
         click.option("--kv-bytes", type=click.IntRange(1), metavar="N",
@@ -88,6 +88,8 @@ def budget_options(command: Command) -> Command:
                      help="Search: stop before the mean KL divergence to MODEL exceeds KL, in nats per token."),
         click.option("--followers", type=click.IntRange(1), metavar="N",
                      help="Search: stop when N layers reuse attention weights."),
+        click.option("--save", type=Percent(),
+                     help="Search: stop when the KV cache is smaller by N percent, as in 10%."),
     ):  # fmt: skip
         command = option(command)
     return command

@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from ..searching.request import GroupSearchRequest, SearchRequest
-from .option_types import FILE, OutFolder, Percent
+from .option_types import FILE, OutFolder
 from .options import (
     budget_options,
     force_files_option,
@@ -29,7 +29,6 @@ OF_GROUPS = ("speedup", "decode_at")  # of a search over KV groups
 @click.option("--unit", type=click.Choice(["layer", "group"]),
               help="Share whole layers, or share and drop KV groups.  [default: group; layer with an option for it, or "
               "where the architecture shares whole layers only]")  # fmt: skip
-@click.option("--save", type=Percent(), help="Search: stop when the KV cache is smaller by N percent, as in 10%.")
 @budget_options
 @click.option("--speedup", type=click.FloatRange(1, min_open=True), metavar="X",
               help="Search: stop when decoding a token is X times as fast, by the bytes that are read.")  # fmt: skip

@@ -6,7 +6,7 @@ with opened(request) as job:
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoint import hub
@@ -24,9 +24,9 @@ from ..model.spans import AUTO, extended, parse_spans
 from ..plan.make_plan import make_plan
 from ..plan.plan import Plan
 from ..plan.projections import Fitting
-from ..searching.request import SearchRequest
 from ..system.progress import Stages, Step, silent
 from ..system.staging import check_output
+from .auto_map import found_map
 from .convert import CONVERTER_TYPES, converted
 from .map_file import read_map
 from .output_names import destination
@@ -88,7 +88,7 @@ def _check_options(request: ExportRequest) -> None:
     searches = request.spans == AUTO
     if request.budget.n_given != int(searches) or (request.fast and not searches):
         raise BadSpans(
-            "--spans auto and one of --followers, --max-kl, --kv-bytes belong together, --fast only with them"
+            "--spans auto and one of --save, --kv-bytes, --max-kl, --followers belong together, --fast only with them"
         )
     if request.align or request.refit or searches:
         runtime.require()  # before anything that takes long
@@ -159,9 +159,11 @@ def _job(
     fits = request.align or request.refit
     text = read_corpus(request.text) if fits or request.spans == AUTO else None
     fitting = Fitting(request.align, request.refit, text.sha256) if text and fits else None
-    if request.spans == AUTO:
-        request = replace(request, spans=_found_spans(header, request, text, stages))
-    plan = make_plan(header, facts, wanted(header, facts, request), fitting)
+    if request.spans == AUTO and text:
+        attention = found_map(header, facts, request, text, stages("searching"))
+    else:
+        attention = wanted(header, facts, request)
+    plan = make_plan(header, facts, attention, fitting)
     prediction = None
     if quantisation is not None:
         check_input(header)
@@ -195,21 +197,3 @@ def _check_outputs(job: ExportJob, inputs: Sequence[Path]) -> None:
     folder = job.request.out_folder
     for path in job.outputs if folder is None or folder.is_dir() else ():
         check_output(path, inputs, job.request.force)
-
-
-def _found_spans(header: Header, request: ExportRequest, text: Corpus | None, stages: Stages) -> str:
-    from ..searching.search import search  # scipy takes a while to import
-
-    watch = stages("searching")
-    search_request = SearchRequest(
-        header.path,
-        followers=request.followers,
-        max_kl=request.max_kl,
-        kv_bytes=request.kv_bytes,
-        text=text,
-        align=request.align,
-        refit=request.refit,
-        fast=request.fast,
-        n_threads=request.n_threads,
-    )
-    return search(search_request, lambda what, fraction: watch(fraction or 0.0)).spans_text

@@ -16,8 +16,9 @@ class ExportRequest:
 
     Attributes:
         model: A Hugging Face folder, a GGUF file (of shards the first one), or the id of a model on the hub.
-        spans: Which layers or KV groups share, in the syntax of `--spans`. "auto" searches for them, until one of
-            `followers`, `max_kl` and `kv_bytes` is met.
+        spans: Which layers or KV groups share, in the syntax of `--spans`. "auto" searches for a map, until one of
+            `save`, `kv_bytes`, `max_kl` and `followers` is met: over whole layers with `followers` or `align`, else
+            over KV groups.
         out: The file to write, or a folder, in which the file is named by the GGUF naming convention. A name that ends
             in a slash is a folder. Only a plan (`--dry-run`) has none.
         source: The layer that a range of `spans` takes its attention weights from: its own "first" layer, or the layer
@@ -27,12 +28,13 @@ class ExportRequest:
         threads: Number of threads; all processors by default.
         split_max_size: Largest number of bytes of tensors in one file; without it, there is one file.
         align: Put the heads of followers in the order that suits their source best.
-        refit: Compute the output projections of followers again, by least squares on `text`.
+        refit: Compute the output projections of changed layers again, by least squares on `text`.
         text: What `align`, `refit` and a search measure with; by default the mixture that comes with the package.
         followers: A search ends with this number of followers.
         max_kl: A search ends before the mean KL divergence from the dense model exceeds this, in nats per token.
         kv_bytes: A search ends when a token takes at most this many bytes of KV cache (f16).
-        fast: A search adds up the errors of pairs of layers instead of measuring maps.
+        save: A search ends when this part of those bytes is saved, from 0 to 1.
+        fast: A search measures less, and so finds less.
         drop: Layers and KV groups that lose their attention, in the syntax of `--drop`.
         map: A JSON file with an attention map, as a search writes it, instead of `spans` and `drop`.
         force: Overwrite an output that exists.
@@ -57,6 +59,7 @@ class ExportRequest:
     followers: int | None = None
     max_kl: float | None = None
     kv_bytes: int | None = None
+    save: float | None = None
     fast: bool = False
     drop: str | None = None
     map: Path | None = None
@@ -72,7 +75,7 @@ class ExportRequest:
 
     @property
     def budget(self) -> Budget:
-        return Budget(self.followers, self.max_kl, self.kv_bytes)
+        return Budget(self.followers, self.max_kl, self.kv_bytes, self.save)
 
     @property
     def out_path(self) -> Path | None:

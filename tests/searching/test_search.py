@@ -101,6 +101,12 @@ def test_spans_auto(run, demo_dense, tmp_path):
     assert read_facts(read_header(out)).attention.source_layers == tuple(data["source_layers"])
     assert "belong together" in run(*arguments, "-o", tmp_path / "x.gguf").error
     assert "belong together" in run(demo_dense, "--spans", "6-9", "--followers", 2, "--dry-run").error
+    groups = run(*arguments, "--save", "4%", "--refit", "-o", tmp_path / "groups.gguf", "--json")
+    assert groups.status == 0, groups.error
+    facts = read_facts(read_header(tmp_path / "groups.gguf"))
+    assert facts.attention.source_layers is None  # the default is a search over KV groups
+    saved = facts.kv_bytes_per_token(facts.attention) / facts.kv_bytes_per_token(facts.dense_attention)
+    assert 0.8 < saved <= 0.96
     checkpoint = run(tiny_models.DEMO, *arguments[1:], "--followers", 2, "--dry-run")
     assert "a dry run of a checkpoint reads no weights" in checkpoint.error
 
