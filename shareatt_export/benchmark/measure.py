@@ -16,6 +16,7 @@ from ..errors import RuntimeProblem
 from ..llamacpp import runtime
 from ..model.costs import decode_bytes, prefill_flops
 from ..system.progress import Step, silent
+from .limits import Limits, measure_limits
 from .request import BenchRequest
 from .settings import ModelPair, Setting, read_pair, settings_of
 from .worker_process import WorkerProcess, worker_processes
@@ -43,6 +44,7 @@ class Measured:
         attention: By measurement and setting, the seconds of the attention of each layer in each round: of the whole
             prompt, or of one token.
         buffers: Bytes of "kv" and "compute" buffers, from the log of llama.cpp.
+        limits: What the machine can do.
         memory: Peaks in bytes of "rss" (resident set) and "anonymous" memory; None where the system does not tell.
     """
 
@@ -52,6 +54,7 @@ class Measured:
     seconds: SpeedSeconds
     attention: AttentionSeconds
     buffers: dict[str, dict[str, int]]
+    limits: Limits
     memory: dict[str, dict[str, int | None]]
 
 
@@ -73,7 +76,8 @@ def measure(request: BenchRequest, progress: Step = silent) -> Measured:
         memory = {worker.setting.name: worker.memory for worker in workers}
     with worker_processes(settings, request, clock=True) as workers:
         attention = _attention(request, workers, work)
-    return Measured(request, pair, settings, seconds, attention, buffers, memory)
+    limits = measure_limits(request.threads)
+    return Measured(request, pair, settings, seconds, attention, buffers, limits, memory)
 
 
 def _speed(request: BenchRequest, workers: list[WorkerProcess], work: "_Work") -> SpeedSeconds:

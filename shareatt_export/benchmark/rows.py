@@ -14,6 +14,7 @@ from ..model.map_text import map_text
 from ..model.spans import followers
 from .measure import Measured
 from .settings import FLASH_ON, KERNELS, Setting, cache_type
+from .uses import uses
 
 
 @dataclass(frozen=True)
@@ -186,4 +187,6 @@ def as_dict(measured: Measured) -> dict[str, Any]:
         "n_ctx": request.n_ctx,
         "cache": {"k": request.type_k, "v": request.type_v},
         "rows": [asdict(row) for row in rows(measured)],
+        "limits": asdict(measured.limits),
+        "uses": [asdict(use) for use in uses(measured)],
     }

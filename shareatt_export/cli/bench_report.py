@@ -8,8 +8,14 @@ from ..benchmark.measure import Measured
 from ..benchmark.rows import Ratio, Row, rows
 from ..benchmark.rows import as_dict as measured_dict
 from ..benchmark.settings import KERNELS
+from ..benchmark.uses import Use, uses
 from .provenance import provenance, shape_dict, sources_list
 from .tables import table
+
+USES = (
+    " Machine: how fast its threads read memory, which limits decode, and multiply matrices of 32-bit numbers, which "
+    "limits the attention of a prefill (here of a layer that computes its own weights)."
+)
 
 
 def as_dict(measured: Measured) -> dict[str, Any]:
@@ -30,14 +36,21 @@ def show(measured: Measured, console: Console) -> None:
     columns = ["", "depth", *values, *(f"{name} / {to}" for to, name in compared), "predicted"]
     cells = [_bench_cells(row, values, compared) for row in rows(measured)]
     console.print(table(cells, columns))
+    if used := uses(measured):
+        console.print(table([_use_cells(use, values) for use in used], ["", "depth", *values, "machine"]))
     console.print(
         "* marks stock, the faster setting of the unpatched llama.cpp (for attention: flash attention on). Kernels: "
         "the dense model with the kernels of SA. The prediction is of SA / kernels, which is what sharing gains. "
         f"Prefill of {request.prompt} tokens, decode of {request.generate}; medians of {request.rounds} rounds "
         f"(low-high), {request.threads} threads. Attention: of one layer; in SA, of a follower. Memory: at context "
-        f"{request.n_ctx}; the peak includes the mapped weights, the anonymous peak does not.",
+        f"{request.n_ctx}; the peak includes the mapped weights, the anonymous peak does not." + USES * bool(used),
         highlight=False,
     )
+
+
+def _use_cells(use: Use, values: list[str]) -> list[str]:
+    numbers = [*(use.values[name] for name in values), use.limit]
+    return [f"{use.what}, G{use.unit}", str(use.depth), *(f"{number / 1e9:.1f}" for number in numbers)]
 
 
 def _bench_cells(row: Row, values: list[str], compared: list[tuple[str, str]]) -> list[str]:

@@ -75,12 +75,15 @@ def decode_bytes(
 
 def prefill_flops(facts: Facts, attention: AttentionMap, weights: WeightSizes, n_tokens: int, depth: int) -> int:
     """Return the floating point operations of a prompt of `n_tokens` after `depth` tokens; only its last has logits."""
-    seen = n_tokens * depth + n_tokens * (n_tokens + 1) // 2  # each token attends to itself and to all tokens before it
-    products = 0
-    for layer in range(facts.n_layer):
-        numbers = attention.n_k(layer) * facts.head_dim_k + attention.n_v(layer) * facts.head_dim_v
-        products += 2 * attention.n_rep(layer) * numbers * seen
+    products = sum(attention_flops(facts, attention, layer, n_tokens, depth) for layer in range(facts.n_layer))
     return 2 * n_tokens * weights.n_elements + 2 * weights.n_elements_output + products
+
+
+def attention_flops(facts: Facts, attention: AttentionMap, layer: int, n_tokens: int, depth: int) -> int:
+    """Return the floating point operations of the products with K and V in a layer, for tokens after `depth` others."""
+    seen = n_tokens * depth + n_tokens * (n_tokens + 1) // 2  # each token attends to itself and to all tokens before it
+    numbers = attention.n_k(layer) * facts.head_dim_k + attention.n_v(layer) * facts.head_dim_v
+    return 2 * attention.n_rep(layer) * numbers * seen
 
 
 def follower_decode_share(

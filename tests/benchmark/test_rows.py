@@ -6,10 +6,12 @@ import json
 import pytest
 from rich.console import Console
 
+from shareatt_export.benchmark.limits import Limits, measure_limits
 from shareatt_export.benchmark.measure import Measured
 from shareatt_export.benchmark.request import BenchRequest
 from shareatt_export.benchmark.rows import Ratio, as_dict, rows
 from shareatt_export.benchmark.settings import ModelPair, settings_of
+from shareatt_export.benchmark.uses import uses
 from shareatt_export.cli import bench_report
 from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.model.costs import read_weights
@@ -48,9 +50,11 @@ def measured(files):
         settings_of(request),
         seconds,
         attention={
-            ("decode", 64): {ON: [layers, layers, slow], OFF: [layers] * 3, KERNELS: [slow] * 3, SA: [follower] * 3}
+            ("decode", 64): {ON: [layers, layers, slow], OFF: [layers] * 3, KERNELS: [slow] * 3, SA: [follower] * 3},
+            ("prefill", 64): {name: [layers, slow, layers] for name in (ON, OFF, KERNELS, SA)},
         },
         buffers={name: {"kv": kv, "compute": 10} for name, kv in ((ON, 800), (OFF, 800), (KERNELS, 800), (SA, 700))},
+        limits=Limits(read=1e9, flops=2e9),
         memory=memory,
     )
 
@@ -94,6 +98,25 @@ def test_the_table_marks_the_better_dense_setting(measured):
     decode = "decode, tokens/s 64 5.00 * 3.33 5.00 6.25 1.11 (1.00-1.33) 1.25 (1.25-2.00) 1.25 (1.12-1.50)"
     assert decode in [line.rsplit(" ", 1)[0] for line in lines]
     assert "decode attention, ms 64 4.00 * 4.00 8.00 1.00 2.00 (1.00-2.00) 0.25 (0.12-0.25) 0.125 0.531" in lines
+
+
+def test_what_is_used_of_the_machine(measured):
+    used = {(use.what, use.depth): use for use in uses(measured)}
+    weights = sum(info.n_bytes for info in read_header(measured.request.dense).tensors.values())
+    decode = used["decode", 64]
+    assert decode.limit == 1e9 and decode.values[ON] == (weights + 64 * (24 * 64 * 2)) / 0.2
+    assert decode.values[SA] < (weights + 64 * (24 * 64 * 2)) / 0.16  # it reads less
+    attention = used["prefill attention", 64]
+    n_tokens, seen = 512, 512 * 64 + 512 * 513 // 2
+    assert n_tokens == measured.request.prompt and attention.limit == 2e9
+    assert attention.values == dict.fromkeys((ON, OFF, KERNELS, SA), 2 * seen * 4 * (32 + 32) / 0.004)
+
+
+def test_the_limits_of_this_machine():
+    """Any computer reads more than a gigabyte per second, and none of today reads a terabyte with two threads."""
+    for n_threads in (1, 2):
+        limits = measure_limits(n_threads)
+        assert 1e9 < limits.read < 1e12 and 1e9 < limits.flops < 1e13
 
 
 def test_json_of_made_up_seconds_is_json(measured):
