@@ -7,8 +7,8 @@ from gguf import GGMLQuantizationType
 
 from ..errors import BadInput
 from ..formats.gguf_header import Header
-from ..formats.gguf_keys import KEY_SOURCE_SHA256
-from ..formats.identity import tensors_sha256
+from ..formats.gguf_keys import KEY_SOURCE_BLAKE3
+from ..formats.identity import tensors_blake3
 from ..formats.shards import read_model
 from ..model.costs import WeightSizes, read_weights
 from ..model.facts import Facts, read_facts
@@ -89,10 +89,10 @@ def read_pair(dense: Path, sa: Path) -> ModelPair:
 
 
 def _check_identity(dense: Header, sa: Header) -> None:
-    if sa.value(KEY_SOURCE_SHA256) != tensors_sha256(dense):
+    if sa.value(KEY_SOURCE_BLAKE3) != tensors_blake3(dense):
         raise BadInput(
             f"was not made from {dense.path}",
             path=sa.path,
-            field=KEY_SOURCE_SHA256,
+            field=KEY_SOURCE_BLAKE3,
             next_step="give the dense GGUF it was exported from",
         )

@@ -65,7 +65,7 @@ def exported_dict(done: Exported, hashed: bool) -> dict[str, Any]:
     files = [{"file": str(file), "bytes": file.stat().st_size} for file in done.files]
     if hashed:
         files = [entry | {"sha256": sha256(path)} for entry, path in zip(files, done.files, strict=True)]
-    data = {"outputs": files, "source_sha256": done.source_sha256, "verified_bytes": done.n_bytes}
+    data = {"outputs": files, "source_blake3": done.source_blake3, "verified_bytes": done.n_bytes}
     return data | ({"followers": [asdict(follower) for follower in done.followers]} if done.followers else {})
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from ..formats.gguf_header import Header
-from ..formats.gguf_keys import KEY_EXPORTER, KEY_FIT, KEY_FIT_TENSORS, KEY_FORMAT_VERSION, KEY_HEAL, KEY_SOURCE_SHA256
+from ..formats.gguf_keys import KEY_EXPORTER, KEY_FIT, KEY_FIT_TENSORS, KEY_FORMAT_VERSION, KEY_HEAL, KEY_SOURCE_BLAKE3
 from ..llamacpp.devices import Device
 from ..llamacpp.pin import pin
 from ..llamacpp.runtime import RuntimeStatus, options_of
@@ -18,7 +18,7 @@ from .tables import NEEDS, size, table
 
 
 def as_dict(header: Header, facts: Facts, runtime: RuntimeStatus) -> dict[str, Any]:
-    sha = header.value(KEY_SOURCE_SHA256)
+    sha = header.value(KEY_SOURCE_BLAKE3)
     source_layers = facts.attention.source_layers
     spans = () if source_layers is None else spans_of(source_layers)
     return {
@@ -40,7 +40,7 @@ def as_dict(header: Header, facts: Facts, runtime: RuntimeStatus) -> dict[str, A
         ],
         "format_version": header.value(KEY_FORMAT_VERSION),
         "exporter": header.value(KEY_EXPORTER),
-        "source_sha256": sha,
+        "source_blake3": sha,
         "fit": header.value(KEY_FIT),
         "fitted_tensors": _fitted_tensors(header),
         "healed": _healed(header),
@@ -63,7 +63,7 @@ def show(header: Header, facts: Facts, runtime: RuntimeStatus, console: Console)
         ),
     ]
     if facts.is_shared:
-        rows += [("made by", str(data["exporter"] or "?")), ("from", f"tensor data {data['source_sha256'] or '?'}")]
+        rows += [("made by", str(data["exporter"] or "?")), ("from", f"tensor data {data['source_blake3'] or '?'}")]
         if data["fit"] is not None:
             rows.append(("weights", f"{len(data['fitted_tensors'])} tensors are not the dense model's ({data['fit']})"))
         if healed := data["healed"]:

@@ -48,7 +48,7 @@ def model_card(done: Exported, data: dict[str, Any]) -> str:
     lines += [USAGE.format(file=done.files[0].name, version=__version__), "## Made by", "", f"    {command_line()}", ""]
     lines += ["| file | bytes | SHA-256 |", "| --- | --- | --- |"]
     lines += [f"| {file['file'].rsplit('/', 1)[-1]} | {file['bytes']} | {file['sha256']} |" for file in data["outputs"]]
-    lines += ["", f"Tensor data of the dense model: SHA-256 {done.source_sha256}."]
+    lines += ["", f"Tensor data of the dense model: BLAKE3 {done.source_blake3}."]
     lines += [f"Runtime: llama.cpp {pin().llama_cpp_commit} with patch {patch_id()}, ABI {pin().abi}.", ""]
     front = [f"{key}: {json.dumps(value)}" for key, value in _front_matter(done).items()]  # JSON is YAML
     return "\n".join(["---", *front, "---", "", *lines])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..formats.identity import own_sha256
+from ..formats.identity import own_blake3
 from ..formats.shards import read_model
 from ..llamacpp.pin import patch_id, pin
 from ..model.attention_map import AttentionMap
@@ -32,13 +32,13 @@ def provenance(models: Iterable[Path | str]) -> dict[str, Any]:
             "processor": processor_name(),
             "cpus": n_usable_cpus(),
         },
-        "models": [{"model": str(model), "tensors_sha256": _sha256(Path(model))} for model in models],
+        "models": [{"model": str(model), "tensors_blake3": _blake3(Path(model))} for model in models],
     }
 
 
-def _sha256(model: Path) -> str | None:
+def _blake3(model: Path) -> str | None:
     """Return the identity of a GGUF's tensors; None for a checkpoint, which was converted for the measurement only."""
-    return None if model.is_dir() else own_sha256(read_model(model))
+    return None if model.is_dir() else own_blake3(read_model(model))
 
 
 def shape_dict(facts: Facts) -> dict[str, Any]:

@@ -35,14 +35,14 @@ class Exported:
     Attributes:
         job: What was done: `job.request`, and `job.plan` with the map of the output and its sizes.
         files: The files that were written: one, or shards in their order.
-        source_sha256: The identity of the dense model's tensors, 64 hexadecimal digits, which is also in the files.
+        source_blake3: The identity of the dense model's tensors, 64 hexadecimal digits, which is also in the files.
         n_bytes: Number of bytes of tensors that were copied and compared.
         followers: What `align` and `refit` did to each follower.
     """
 
     job: ExportJob
     files: tuple[Path, ...]
-    source_sha256: str
+    source_blake3: str
     n_bytes: int
     followers: "tuple[FittedFollower, ...]" = ()
 
@@ -68,7 +68,7 @@ def export(job: ExportJob) -> Exported:
         except VerifyFailed as error:
             raise _nothing_written(error.moved(folder, outputs[0].parent)) from None
         publish(dict(zip(files, outputs, strict=True)), job.inputs, job.request.force)
-    return Exported(job, outputs, verified.source_sha256, verified.n_bytes, followers)
+    return Exported(job, outputs, verified.source_blake3, verified.n_bytes, followers)
 
 
 def _nothing_written(error: ShareattError) -> ShareattError:

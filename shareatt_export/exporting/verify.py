@@ -16,12 +16,12 @@ from ..formats.gguf_keys import (
     KEY_EXPORTER,
     KEY_FIT_SHA256,
     KEY_HEAL,
+    KEY_SOURCE_BLAKE3,
     KEY_SOURCE_HEADS,
-    KEY_SOURCE_SHA256,
     KEY_SPANS,
     key_source_layers,
 )
-from ..formats.identity import tensors_sha256
+from ..formats.identity import tensors_blake3
 from ..formats.shards import read_model
 from ..formats.tensor_copies import TensorCopy, raw_rows
 from ..model.attention_map import AttentionMap, of_flat
@@ -41,7 +41,7 @@ class Verified:
     plan: Plan
     n_tensors: int
     n_bytes: int
-    source_sha256: str
+    source_blake3: str
 
 
 def verify(out: Path, dense: Path, advance: Advance = nothing) -> Verified:
@@ -58,7 +58,7 @@ def verify(out: Path, dense: Path, advance: Advance = nothing) -> Verified:
     attention = dense_order(sa, sa_facts, dense_facts)
     fitting = None if dense_facts.is_shared else Fitting.from_header(sa)
     plan = with_identity(
-        make_plan(dense_header, dense_facts, attention, fitting), tensors_sha256(dense_header, advance)
+        make_plan(dense_header, dense_facts, attention, fitting), tensors_blake3(dense_header, advance)
     )
     digests = _fitted(sa, plan, advance)
     plan = with_fit(plan, {}, digests) if fitting else plan
@@ -95,10 +95,10 @@ def _fitted(sa: Header, plan: Plan, advance: Advance) -> list[str]:
 
 
 def hold_against(sa: Header, plan: Plan) -> Verified:
-    """Check the header of a written file against its plan, in which the SHA-256 of the dense tensors is known."""
+    """Check the header of a written file against its plan, in which the hash of the dense tensors is known."""
     same_inventory(sa, plan.tensors)
     _metadata(sa, plan)
-    return Verified(plan, len(plan.tensors), plan.weight_bytes_after, sa.text(KEY_SOURCE_SHA256))
+    return Verified(plan, len(plan.tensors), plan.weight_bytes_after, sa.text(KEY_SOURCE_BLAKE3))
 
 
 def same_inventory(sa: Header, tensors: Sequence[Tensor]) -> None:
@@ -121,7 +121,7 @@ def _metadata(sa: Header, plan: Plan) -> None:
             raise VerifyFailed("is missing", path=sa.path, field=f"metadata key '{key}'")
         if key not in OWN_WORDS and sa.metadata[key] != raw:
             why = {
-                KEY_SOURCE_SHA256: "the file was made from another dense file",
+                KEY_SOURCE_BLAKE3: "the file was made from another dense file",
                 KEY_FIT_SHA256: "a fitted tensor is not what the export wrote",
             }.get(key, "differs from what the dense model gives")
             raise VerifyFailed(why, path=sa.path, field=f"metadata key '{key}'")

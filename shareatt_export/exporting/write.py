@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import VerifyFailed
 from ..formats.gguf_header import TensorInfo
-from ..formats.identity import combined_sha256, recorded_sha256
+from ..formats.identity import combined_blake3, recorded_blake3
 from ..formats.shards import Piece, read_model
 from ..formats.tensor_copies import TensorCopy
 from ..formats.transfer import TensorWritten, transfer
@@ -25,16 +25,16 @@ def write_plan(
     written: TensorWritten = lambda path: None,
     finite: bool = True,
 ) -> Plan:
-    """Write the files of a plan. Return the plan with the SHA-256 of its input, which is known after reading it.
+    """Write the files of a plan. Return the plan with the hash of its input, which is known after reading it.
 
     `advance` is told of plan.weight_bytes_before bytes in all, `written` of the file after each tensor.
     Raises VerifyFailed if a written byte differs, and if `finite`, BadInput if a weight is NaN or infinite.
     """
-    known = recorded_sha256(plan.dense)
+    known = recorded_blake3(plan.dense)
     fitted = {copy.origin for copy in plan.tensors} - set(plan.dense.tensors.values())
     origins = [*plan.dense.tensors.values(), *fitted]
     digests = _fill(plan.pieces(max_bytes), paths, origins, known is None, advance, written, finite)
-    plan = with_identity(plan, known or combined_sha256(plan.dense, digests))
+    plan = with_identity(plan, known or combined_blake3(plan.dense, digests))
     for piece, path in zip(plan.pieces(max_bytes), paths, strict=True):
         with path.open("r+b") as file:  # the header is as long as before
             file.write(piece.header)

@@ -1,6 +1,5 @@
 """Copy tensors on several threads. Each byte of the input is read once, hashed, written, read back and compared."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from pathlib import Path
 from threading import Event
 from types import MappingProxyType
 
+from blake3 import blake3
 from gguf import GGML_QUANT_SIZES
 
 from ..errors import VerifyFailed
@@ -41,7 +41,7 @@ def transfer(
     `copies` maps an origin to its copy, `targets` the name of a copy to its place in the output, whose file must
     exist with its full size. `advance` is told the bytes read, `written` the output file after each tensor.
 
-    Returns the SHA-256 of each origin if `hashes`, else empty digests. Raises BadInput for a NaN or an infinity if
+    Returns the BLAKE3 hash of each origin if `hashes`, else empty digests. Raises BadInput for a NaN or an infinity if
     `finite`, VerifyFailed if an input became shorter or the output does not read back as it was written.
     """
     failed = Event()
@@ -52,7 +52,7 @@ def transfer(
         advance(n_bytes)
 
     def transfer_one(info: TensorInfo) -> tuple[TensorInfo, bytes]:
-        digest = hashlib.sha256() if hashes else None
+        digest = blake3() if hashes else None
         copy = copies.get(info)
         _transfer_one(info, copy, targets[copy.name] if copy else None, digest, watched, finite)
         if copy:
@@ -72,7 +72,7 @@ def _transfer_one(
     info: TensorInfo,
     copy: TensorCopy | None,
     target: TensorInfo | None,
-    digest: "hashlib._Hash | None",
+    digest: blake3 | None,
     advance: Advance,
     finite: bool,
 ) -> None:

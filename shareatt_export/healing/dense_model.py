@@ -30,7 +30,7 @@ class DenseModel(Protocol):
         """The configuration of the model in transformers."""
 
     def identity(self) -> dict[str, str]:
-        """Return the SHA-256 of the weights, by file or other name."""
+        """Return a hash of the weights, by file or other name."""
 
     def windows(self, texts: Sequence[Text], n_ctx: int, progress: Step) -> TrainingWindows:
         """Return the windows of the texts, in the tokens of the model."""

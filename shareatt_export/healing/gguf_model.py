@@ -25,7 +25,7 @@ from ..exporting.write import unchanged, write_plan
 from ..fitting.fit import Fit, store
 from ..formats.gguf_header import Header
 from ..formats.gguf_keys import KEY_FIT_TENSORS
-from ..formats.identity import recorded_sha256, tensors_sha256
+from ..formats.identity import recorded_blake3, tensors_blake3
 from ..formats.shards import read_model
 from ..formats.tensor_copies import RawRows, TensorCopy, cut, raw_rows
 from ..formats.texts import Text
@@ -92,7 +92,7 @@ class GgufModel:
         return {name: by_origin[info.name] for name, info in infos.items()}
 
     def identity(self) -> dict[str, str]:
-        return {self.path.name: tensors_sha256(self.header)}
+        return {self.path.name: tensors_blake3(self.header)}
 
     def windows(self, texts: Sequence[Text], n_ctx: int, progress: Step) -> TrainingWindows:
         if self.own is not None:
@@ -109,7 +109,7 @@ class GgufModel:
         return model
 
     def check_origin(self, model: PreTrainedModel) -> None:
-        if self.begin is not None and recorded_sha256(self.begin) != tensors_sha256(self.header):
+        if self.begin is not None and recorded_blake3(self.begin) != tensors_blake3(self.header):
             raise BadInput("was made from another dense file", path=self.begin.path, field="--from")
 
     def initial(self) -> dict[str, Values]:

@@ -19,7 +19,7 @@ from ..checkpoint.rewrite import find_tensors
 from ..errors import BadInput, BadSpans, Unsupported
 from ..exporting.verify import dense_order
 from ..formats.gguf_header import Header
-from ..formats.identity import tensors_sha256
+from ..formats.identity import tensors_blake3
 from ..formats.shards import read_model
 from ..formats.texts import Corpus, Text, read_corpus
 from ..llamacpp import runtime
@@ -125,7 +125,7 @@ def _of_gguf(header: Header, begin: Header | None, request: HealRequest) -> Heal
         next_step = "heal the dense GGUF that it was made from, and name this file with --from"
         raise Unsupported("shares attention already", path=header.path, next_step=next_step)
     own = (
-        SelfText(tensors_sha256(header), request.self_text, request.n_ctx, request.seed) if request.self_text else None
+        SelfText(tensors_blake3(header), request.self_text, request.n_ctx, request.seed) if request.self_text else None
     )
     attention = _attention(request, begin, facts)
     fitted = Fitting.from_header(begin) if begin else None

@@ -17,8 +17,8 @@ from ..formats.gguf_keys import (
     KEY_FIT_TEXT,
     KEY_FORMAT_VERSION,
     KEY_HEAL,
+    KEY_SOURCE_BLAKE3,
     KEY_SOURCE_HEADS,
-    KEY_SOURCE_SHA256,
     KEY_SPANS,
     VERSION_HEADS,
     VERSION_LAYERS,
@@ -39,7 +39,7 @@ def sa_metadata(
 ) -> dict[str, RawValue]:
     """Return the metadata of the input, updated and in its order, then the keys that describe the sharing.
 
-    `attention` and `tensors` are the output's. SHA-256 values are zeros until with_identity() and with_fit().
+    `attention` and `tensors` are the output's. Hashes are zeros until with_identity() and with_fit().
     """
     dense = _before_sharing(header, facts)
     metadata = dict(dense.metadata)
@@ -73,7 +73,7 @@ def sa_metadata(
         **_map_keys(facts, attention),
         KEY_SPANS: raw_string(map_text(attention)),
         KEY_EXPORTER: raw_string(f"shareatt-export {__version__}"),
-        KEY_SOURCE_SHA256: raw_string("0" * 64),  # replaced by with_identity()
+        KEY_SOURCE_BLAKE3: raw_string("0" * 64),  # replaced by with_identity()
     }
 
 
@@ -91,7 +91,7 @@ def _before_sharing(header: Header, facts: Facts) -> Header:
         KEY_FORMAT_VERSION,
         KEY_SPANS,
         KEY_EXPORTER,
-        KEY_SOURCE_SHA256,
+        KEY_SOURCE_BLAKE3,
     }
     metadata = {key: raw for key, raw in header.metadata.items() if key not in own}
     tag = _tag(facts.attention)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from ..formats.gguf_encode import raw_string, raw_string_array
 from ..formats.gguf_header import Header, RawValue, TensorInfo
-from ..formats.gguf_keys import KEY_FIT_SHA256, KEY_HEAL, KEY_SOURCE_SHA256
+from ..formats.gguf_keys import KEY_FIT_SHA256, KEY_HEAL, KEY_SOURCE_BLAKE3
 from ..formats.shards import Piece, pieces
 from ..formats.tensor_copies import TensorCopy
 from ..model.attention_map import AttentionMap
@@ -88,9 +88,9 @@ class Plan:
         return pieces(self.dense.version, self.metadata, self.tensors, self.dense.alignment, max_bytes)
 
 
-def with_identity(plan: Plan, source_sha256: str) -> Plan:
+def with_identity(plan: Plan, source_blake3: str) -> Plan:
     """Return the plan with the identity of the dense model, which is only known after all its tensors were read."""
-    return replace(plan, metadata=plan.metadata | {KEY_SOURCE_SHA256: raw_string(source_sha256)})
+    return replace(plan, metadata=plan.metadata | {KEY_SOURCE_BLAKE3: raw_string(source_blake3)})
 
 
 def with_fit(plan: Plan, fitted: Mapping[TensorCopy, TensorInfo], sha256: Sequence[str]) -> Plan:

@@ -43,9 +43,9 @@ class Measurement:
 
     @cached_property
     def identity(self) -> str:
-        """What is the same in all measurements of one model: the SHA-256 of its tensors, else its path."""
+        """What is the same in all measurements of one model: the hash of its tensors, else its path."""
         models = self.record.only_record("provenance").records("models")
-        return (models and models[0].text("tensors_sha256")) or self.model
+        return (models and models[0].text("tensors_blake3")) or self.model
 
 
 def read_measurement(path: Path) -> Measurement:

@@ -29,9 +29,9 @@ def _facts(each: Measurement) -> Iterator[tuple[str, str]]:
             yield name, str(value)
     models = made.records("models")
     for model in models:
-        digest = model.text("tensors_sha256")
+        digest = model.text("tensors_blake3")
         yield "model", model.text("model") or ""
-        yield "SHA-256 of its tensors", digest or "not recorded: a checkpoint's folder"
+        yield "BLAKE3 hash of its tensors", digest or "not recorded: a checkpoint's folder"
     if not models:
         yield "model", each.model
     corpus = record.only_record("text")

@@ -16,7 +16,7 @@ from ..fitting.fit import require_bare_heads
 from ..fitting.observer import observing
 from ..fitting.trial_model import TrialModel
 from ..formats.gguf_header import Header
-from ..formats.identity import tensors_sha256
+from ..formats.identity import tensors_blake3
 from ..formats.shards import read_model
 from ..formats.texts import Corpus, read_corpus
 from ..llamacpp import runtime
@@ -190,7 +190,7 @@ def _checked_budget(request: SearchRequest, facts: Facts, pairs: Sequence[Pair])
 def _settings(request: SearchRequest, text: Corpus, header: Header) -> dict[str, object]:
     """Return what measured costs depend on."""
     return {
-        "model": tensors_sha256(header) if request.state else "",
+        "model": tensors_blake3(header) if request.state else "",
         "unit": "layer",
         "text": text.sha256,
         "align": request.align,

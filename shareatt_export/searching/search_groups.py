@@ -18,7 +18,7 @@ from ..fitting.fit import require_bare_heads
 from ..fitting.observer import observing
 from ..fitting.trial_model import TrialModel
 from ..formats.gguf_header import Header
-from ..formats.identity import tensors_sha256
+from ..formats.identity import tensors_blake3
 from ..formats.shards import read_model
 from ..formats.texts import Corpus, read_corpus
 from ..llamacpp import runtime
@@ -146,7 +146,7 @@ def _errors(
 def _settings(request: GroupSearchRequest, text: Corpus, header: Header, n_windows: int) -> dict[str, object]:
     """Return what measured costs depend on."""
     return {
-        "model": tensors_sha256(header) if request.state else "",
+        "model": tensors_blake3(header) if request.state else "",
         "unit": "group",
         "text": text.sha256,
         "refit": request.refit,

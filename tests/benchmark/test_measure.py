@@ -66,7 +66,7 @@ def test_files_that_are_no_pair(run, files, tmp_path):
     for arguments, message in (
         ((sa, sa), f"{sa}: shares attention; the first argument must be the dense model"),
         ((dense, dense), f"{dense}: shares no attention; make an SA model with"),
-        ((tmp_path / "other.gguf", sa), f"{sa}: shareatt.source.sha256: was not made from {tmp_path / 'other.gguf'}"),
+        ((tmp_path / "other.gguf", sa), f"{sa}: shareatt.source.blake3: was not made from {tmp_path / 'other.gguf'}"),
         ((tmp_path / "none.gguf", sa), f"{tmp_path / 'none.gguf'}: no such file"),
     ):
         done = run("bench", *arguments, *QUICK)

@@ -131,13 +131,13 @@ def test_json_reports(run, dense, tmp_path):
     done = json.loads(run(dense, "--spans", "6-9", "-o", out, "--json").stdout)
     sha256 = hashlib.sha256(out.read_bytes()).hexdigest()
     outputs = [{"file": str(out), "bytes": out.stat().st_size, "sha256": sha256}]
-    assert done == plan | {key: done[key] for key in ("source_sha256", "verified_bytes")} | {"outputs": outputs}
+    assert done == plan | {key: done[key] for key in ("source_blake3", "verified_bytes")} | {"outputs": outputs}
     assert plan["file_bytes"] == [out.stat().st_size] and plan["source_layers"] == MAP
     (span,) = plan["spans"]
     assert (span["source"], span["followers"]) == (6, [7, 8, 9])
     assert span["dropped_tensors"] == [f"blk.{i}.attn_{x}.weight" for i in (7, 8, 9) for x in "qk"]
     seen = json.loads(run("inspect", out, "--json").stdout)
-    assert seen["source_sha256"] == done["source_sha256"] and [seen["file_bytes"]] == plan["file_bytes"]
+    assert seen["source_blake3"] == done["source_blake3"] and [seen["file_bytes"]] == plan["file_bytes"]
     assert seen["kv_bytes_per_token"] == plan["kv_bytes_per_token"]["after"]
     checked = json.loads(run("verify", out, "--against", dense, "--json").stdout)
     assert checked["ok"] is True and checked["bytes"] == plan["weight_bytes"]["after"]

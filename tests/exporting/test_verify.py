@@ -38,7 +38,7 @@ def test_verify_sees_another_dense_file(dense, tmp_path):
     # this tensor is dropped, so only the hash of the source can show the change
     query = read_header(dense).tensors["blk.8.attn_q.weight"]
     flip(dense, query.offset)
-    with pytest.raises(VerifyFailed, match=r"shareatt\.source\.sha256.*another dense file"):
+    with pytest.raises(VerifyFailed, match=r"shareatt\.source\.blake3.*another dense file"):
         verify(out, dense)
 
 

@@ -39,7 +39,7 @@ def test_metadata_by_the_oracle(dense, tmp_path):
     assert fields["llama.attention.shared_attn.source_layers"].types[1] == gguf.GGUFValueType.INT32
     assert value["shareatt.format_version"] == 1 and value["shareatt.spans"] == "6-9"
     assert value["shareatt.exporter"].startswith("shareatt-export ")
-    assert len(value["shareatt.source.sha256"]) == 64 and set(value["shareatt.source.sha256"]) != {"0"}
+    assert len(value["shareatt.source.blake3"]) == 64 and set(value["shareatt.source.blake3"]) != {"0"}
     assert value["general.name"] == "Small SA6-9" and value["general.architecture"] == "llama"
     assert value["general.tags"] == ["one", "two", "shared-attention"]
     assert value["general.base_model.0.name"] == "Small" and value["general.base_model.0.organization"] == "Test"

@@ -104,13 +104,13 @@ METADATA: dict[str, tuple[dict[str, RawValue | None], str, str]] = {
     ),
     "a name that is a number": ({"general__name": raw_u32(1)}, "general.name: expected a string", DAMAGED),
     "an identity that is a number": (
-        {MAP: raw_array_i32([0, 0, *range(2, 12)]), "shareatt__source__sha256": raw_u32(1)},
-        "shareatt.source.sha256: expected a string",
+        {MAP: raw_array_i32([0, 0, *range(2, 12)]), "shareatt__source__blake3": raw_u32(1)},
+        "shareatt.source.blake3: expected a string",
         DAMAGED,
     ),
     "an identity of other letters": (
-        {MAP: raw_array_i32([0, 0, *range(2, 12)]), "shareatt__source__sha256": raw_string("\x1b" * 64)},
-        "shareatt.source.sha256: expected 64 hexadecimal digits",
+        {MAP: raw_array_i32([0, 0, *range(2, 12)]), "shareatt__source__blake3": raw_string("\x1b" * 64)},
+        "shareatt.source.blake3: expected 64 hexadecimal digits",
         DAMAGED,
     ),
 }

@@ -101,7 +101,7 @@ def test_the_numbers_are_those_of_the_file(data):
     for fact in ("tool", "llama_cpp", "patch", "date"):
         assert data["bench"]["provenance"][fact] in text
     assert data["eval"]["text"]["texts"][1]["sha256"] in text
-    assert data["eval"]["provenance"]["models"][1]["tensors_sha256"] in text
+    assert data["eval"]["provenance"]["models"][1]["tensors_blake3"] in text
 
 
 def test_html_in_a_report_is_text(data):
