@@ -28,6 +28,7 @@ from .report import report_command
 from .run import run_command, serve_command
 from .runtime import runtime_group
 from .search import search_command
+from .stock import stock_command
 from .verify import verify_command
 
 
@@ -58,6 +59,7 @@ for command in (
     export_command,
     inspect_command,
     verify_command,
+    stock_command,
     analyze_command,
     search_command,
     eval_command,

@@ -21,7 +21,7 @@ from .options import (
 )
 
 OF_LAYERS = ("followers", "align", "beam")  # options of a search over whole layers
-OF_GROUPS = ("speedup", "decode_at")  # of a search over KV groups
+OF_GROUPS = ("speedup", "decode_at", "drop_only")  # of a search over KV groups
 
 
 @click.command("search", short_help="Find what costs least to share or to drop.")
@@ -34,6 +34,8 @@ OF_GROUPS = ("speedup", "decode_at")  # of a search over KV groups
               help="Search: stop when decoding a token is X times as fast, by the bytes that are read.")  # fmt: skip
 @click.option("--decode-at", type=click.IntRange(0), default=16384, show_default=True, metavar="N",
               help="Tokens in the context for --speedup.")  # fmt: skip
+@click.option("--drop-only", is_flag=True,
+              help="Let no KV group follow another: unpatched llama.cpp can run such maps, see 'stock'.")  # fmt: skip
 @click.option("--align/--no-align", default=True, show_default=True,
               help="Put the heads of followers in the best order.")  # fmt: skip
 @click.option(
@@ -62,6 +64,7 @@ def search_command(
     fast: bool,
     speedup: float | None,
     decode_at: int,
+    drop_only: bool,
     align: bool,
     refit: bool,
     text: tuple[Path, ...],
@@ -104,6 +107,7 @@ def search_command(
             max_kl=max_kl,
             speedup=speedup,
             decode_at=decode_at,
+            drop_only=drop_only,
             text=text,
             refit=refit,
             n_ctx=n_ctx,

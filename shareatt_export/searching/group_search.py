@@ -22,29 +22,28 @@ from .measured_costs import CostedMap, MeasuredCosts
 
 Costs = MeasuredCosts[AttentionMap]
 Found = CostedMap[AttentionMap]
+DROPS: Sequence[Kind] = (("group", "drop"), ("layer", "drop"))
 
 
 @dataclass(frozen=True)
 class Effort:
     """`tried`: moves that are measured together. `batches`: how often, before one of them is made.
 
-    `exchanges`: maps tried in place of each move. `rounds`: of exchanges, at most. `alone`: what is dropped alone, at
-    first, to measure what it costs.
+    `exchanges`: maps tried in place of each move. `rounds`: of exchanges, at most.
     """
 
     tried: int = 4
     batches: int = 2
     exchanges: int = 4
     rounds: int = 2
-    alone: Sequence[Kind] = (("group", "drop"), ("layer", "drop"))
 
 
-FULL, FAST = Effort(), Effort(tried=3, batches=1, exchanges=2, rounds=1, alone=(("layer", "drop"),))
+FULL, FAST = Effort(), Effort(tried=3, batches=1, exchanges=2, rounds=1)
 
 
-def measured_drops(moves: Moves, costs: Costs, effort: Effort, watch: Fraction) -> dict[Move, float]:
-    """Return the cost of each drop alone, on the first windows."""
-    drops = list(dict.fromkeys(moves.available(moves.dense, effort.alone)))
+def measured_drops(moves: Moves, costs: Costs, watch: Fraction) -> dict[Move, float]:
+    """Return the cost of each drop of a group or a layer alone, on the first windows."""
+    drops = list(dict.fromkeys(moves.available(moves.dense, DROPS)))
     found = {}
     for i, move in enumerate(drops):
         watch(i / len(drops))

@@ -97,6 +97,7 @@ class GroupSearchRequest:
         n_ctx: Tokens of a window.
         n_windows: Number of windows for the search, and again for the scores; twice as many for the fits.
         reach: Largest number of layers from a source to its follower.
+        drop_only: Let no KV group follow another, so that unpatched llama.cpp can run the map.
         fast: Measure on half of the windows, and measure fewer maps.
         state: A folder that keeps the errors of the heads and the measured costs, so that an interrupted search goes
             on.
@@ -114,6 +115,7 @@ class GroupSearchRequest:
     n_ctx: int = 256
     n_windows: int = 16
     reach: int = 8
+    drop_only: bool = False
     fast: bool = False
     state: Path | None = None
     n_threads: int = os.cpu_count() or 2

@@ -29,10 +29,10 @@ from ..system.progress import Fraction, Stages, Step, silent
 from .group_errors import SCREENING_WINDOWS, GroupErrors, from_arrays, measured_errors, to_arrays
 from .group_fits import GroupFits
 from .group_goal import aim, decode_reads
-from .group_maps import best_maps
+from .group_maps import ALL, best_maps
 from .group_moves import Moves
 from .group_scores import GroupScores, score_attention
-from .group_search import FAST, FULL, Costs
+from .group_search import DROPS, FAST, FULL, Costs
 from .map_cost import MapCosts, unchanged
 from .measured_costs import MeasuredCosts
 from .recorded_layers import RecordedLayers
@@ -100,7 +100,8 @@ def search_groups(request: GroupSearchRequest, step: Step = silent) -> GroupSear
         measured_on = partial(MapCosts, trial_model, fitted, n_ctx=request.n_ctx, n_threads=request.n_threads)
         measure = measured_on(search_windows, folder / "search").costs
         costs: Costs = MeasuredCosts(state, measure, len(search_windows), AttentionMap.flat)
-        found = best_maps(Moves(facts, errors, size), costs, goal, FAST if request.fast else FULL, stages("searching"))
+        effort, allowed = FAST if request.fast else FULL, DROPS if request.drop_only else ALL
+        found = best_maps(Moves(facts, errors, size), costs, goal, effort, stages("searching"), allowed)
         check(found.best.map)
         scores = score_attention(found, measured_on(test_windows, folder / "test"), facts, stages("scoring"))
     decoding = decode_reads(header, facts, request.decode_at)
@@ -137,7 +138,7 @@ def _errors(
     """Return the errors of the heads, from the state if it has them."""
     if (saved := state.arrays()) is not None:
         return from_arrays(saved)
-    pairs = candidates(facts, request.reach)
+    pairs = () if request.drop_only else candidates(facts, request.reach)
     errors = measured_errors(recorded, header, facts, pairs, request.n_threads, watch)
     state.save_arrays(to_arrays(errors))
     return errors
@@ -153,4 +154,5 @@ def _settings(request: GroupSearchRequest, text: Corpus, header: Header, n_windo
         "ctx": request.n_ctx,
         "windows": n_windows,
         "reach": request.reach,
+        "drop_only": request.drop_only,
     }

@@ -121,7 +121,7 @@ def test_a_budget_that_no_map_meets():
     facts = shape(2, 2, 2)
     moves = Moves(facts, made_up_errors(facts, 0), facts.kv_bytes_per_token)
     costs = exact(crooked(moves, 0))
-    search = GroupSearch(moves, costs, measured_drops(moves, costs, FULL, watch), SIMPLE["layers shared"])
+    search = GroupSearch(moves, costs, measured_drops(moves, costs, watch), SIMPLE["layers shared"])
     assert search.filled(moves.dense, Goal(3 * 64), watch).map.source_layers == (0, 0)  # one K less
     assert search.filled(moves.dense, Goal(2 * 64), watch) is None
     with pytest.raises(BadInput, match="no map meets the goal; save less, or allow a higher KL divergence"):
@@ -206,7 +206,7 @@ def test_the_moves_with_the_lowest_estimates_are_measured_and_no_others():
         return sum(moves.error(Move(((group, found.of(group)),))) for group in groups if found.action(group) != "own")
 
     costs = exact(cost)
-    drops = measured_drops(moves, costs, FULL, watch)
+    drops = measured_drops(moves, costs, watch)
     assert len(asked) == len(drops) == 6 * 4 + 6
     search = GroupSearch(moves, costs, drops, [("group", "drop")])
     n_before = len(asked)

@@ -203,3 +203,16 @@ def test_other_ends(run, demo_dense, text):
     close = json.loads(run(*arguments, "--max-kl", faster["search_kl"]).stdout)
     assert 0 < close["search_kl"] <= faster["search_kl"]
     assert close["found"]["kv_bytes_per_token"] < close["dense"]["kv_bytes_per_token"]
+
+
+def test_maps_for_unpatched_llama_cpp(run, demo_dense, text, tmp_path):
+    found = tmp_path / "found"
+    data = json.loads(
+        run("search", demo_dense, "--text", text, *SIZE, "--save", "8%", "--drop-only", "-o", found, "--json").stdout
+    )
+    assert data["actions"] and all(action.endswith("dropped") for action in data["actions"])
+    assert [each["name"] for each in data["simple"]] == ["KV groups dropped", "layers dropped"]
+    sa, stock = tmp_path / "sa.gguf", tmp_path / "stock.gguf"
+    assert run(demo_dense, "--map", found / "search.json", "-o", sa).status == 0
+    assert run("stock", sa, "-o", stock).status == 0
+    assert "--drop-only belongs to --unit group" in run("search", demo_dense, "--followers", 2, "--drop-only").error
