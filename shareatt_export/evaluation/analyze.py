@@ -243,6 +243,13 @@ def _head_similarity(source: npt.NDArray[np.float32], follower: npt.NDArray[np.f
     return mean
 
 
+def neighbour_similarity(similarity: Matrix) -> float:
+    """Return the mean similarity of layers that follow each other and have the same number of heads."""
+    neighbours = np.diagonal(similarity, 1)
+    comparable = neighbours[neighbours != 0]
+    return float(comparable.mean()) if len(comparable) else 0.0
+
+
 def ranked(analysis: Analysis) -> Iterator[PairErrors]:
     """Yield the best source of each follower, the follower with the least error first."""
     best = (analysis.best_source(layer) for layer in range(analysis.facts.n_layer))

@@ -108,6 +108,22 @@ def test_the_command(run, demo_dense, tmp_path):
     assert again.error == f"Error: {tmp_path / 'analysis.json'}: exists already; use --force to overwrite it"
 
 
+def test_checkpoints_of_one_model(run, demo_dense, demo_f32, tmp_path):
+    size = ["--text", tiny_models.DEMO / "heldout.txt", "--ctx", N_CTX, "--windows", 1]
+    done = run("analyze", demo_dense, demo_f32, *size, "-o", tmp_path)
+    names = ["analysis-1.json", "analysis-2.json", "training.png", "report.html"]
+    assert done.stdout.splitlines()[-4:] == [str(tmp_path / name) for name in names]
+    first, second = (json.loads((tmp_path / name).read_text()) for name in names[:2])
+    assert first["model"] == str(demo_dense) and second["model"] == str(demo_f32)
+    similar = np.array([np.diagonal(each["similarity"], 1).mean() for each in (first, second)])
+    assert [f"{each:.3f}" in done.stdout for each in similar] == [True, True]
+    assert json.loads(run("analyze", demo_dense, demo_f32, *size, "--json").stdout)["analyses"][1]["pairs"]
+    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+    other = tiny_models.DEMO.with_name("stdlib-3m-mha")
+    error = run("analyze", demo_dense, other, *size).error
+    assert "has 16 layers" in error and error.endswith("name checkpoints of one model")
+
+
 def test_what_cannot_be_analysed(run, demo_dense, tmp_path):
     shared = tmp_path / "shared.gguf"
     run(demo_dense, "--spans", "6-9", "-o", shared)
