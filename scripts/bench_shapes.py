@@ -65,7 +65,7 @@ def exported(name: str, dense: Path, kind: str) -> Path:
 
 
 def table(measured: dict[str, Any]) -> Iterator[str]:
-    """Yield a Markdown table: what the kernels gain, what the map gains with them, its prediction, and both together."""
+    """Yield a Markdown table: what kernels gain, what the map gains with them, its prediction, and both together."""
     columns = (f"{name}: {column}" for name in measured for column in ("kernels", "map", "predicted", "both"))
     yield f"| | {' | '.join(columns)} |"
     yield "| --- |" + " ---: |" * 4 * len(measured)
