@@ -226,7 +226,7 @@ def main() -> None:
     maps: dict[tuple[str, str], Changes] = {}
     for action, found in chosen_units(study, units, args.n, fit, actions):
         changes = merged(found, action)
-        names = [f"{layer}" if args.unit == "layer" else f"{layer}:{groups[0]}" for layer, groups in sorted(found)]
+        names = [f"{layer}" if args.unit == "layer" else f"{layer}.{groups[0]}" for layer, groups in sorted(found)]
         if action != "linear":
             maps[action, ", ".join(names)] = changes
         maps[f"{action}, fitted", ", ".join(names)] = study.refitted(changes, fit)

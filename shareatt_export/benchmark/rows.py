@@ -131,7 +131,8 @@ def _attention(measured: Measured) -> Iterator[Row]:
     for (what, depth), seconds in sorted(measured.attention.items()):
         median_layer: dict[str, list[float]] = {}  # by setting, one number for each round
         for setting in measured.settings:
-            layers = sa_followers if setting.shared else range(pair.facts.n_layer)
+            n_layer = pair.facts.n_layer - pair.facts.n_layer_nextn
+            layers = sa_followers if setting.shared else range(n_layer)
             rounds = seconds[setting.name]
             median_layer[setting.name] = [median(by_layer[layer] for layer in layers) for by_layer in rounds]
         values = {name: median(by_round) for name, by_round in median_layer.items()}

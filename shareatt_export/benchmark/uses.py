@@ -29,8 +29,14 @@ class Use:
 
 
 def uses(measured: Measured) -> list[Use]:
-    """Return what the settings use, of layers with full attention; none where layers attend within sliding windows."""
-    return [] if any(measured.pair.facts.is_swa) else [*_decode(measured), *_prefill_attention(measured)]
+    """Return what the settings use of the limits; nothing where other things limit a model.
+
+    These are a GPU, experts, of which a token reads some, and sliding windows.
+    """
+    pair = measured.pair
+    if any(pair.facts.is_swa) or pair.weights.has_experts or measured.request.gpu_layers:
+        return []
+    return [*_decode(measured), *_prefill_attention(measured)]
 
 
 def _decode(measured: Measured) -> Iterator[Use]:
@@ -51,7 +57,7 @@ def _prefill_attention(measured: Measured) -> Iterator[Use]:
     """Of layers that compute their own attention weights."""
     facts, n_tokens = measured.pair.facts, measured.request.prompt
     for (what, depth), seconds in sorted(measured.attention.items()):
-        if what == "prefill":
+        if what == "prefill" and _own(measured):
             flops = {layer: attention_flops(facts, facts.attention, layer, n_tokens, depth) for layer in _own(measured)}
             values = {
                 setting.name: median(
@@ -64,4 +70,5 @@ def _prefill_attention(measured: Measured) -> Iterator[Use]:
 
 def _own(measured: Measured) -> list[int]:
     facts, touched = measured.pair.facts, measured.pair.sa_facts.attention.touched
-    return [layer for layer in range(facts.n_layer) if facts.n_head_kv[layer] and layer not in touched]
+    n_layer = facts.n_layer - facts.n_layer_nextn
+    return [layer for layer in range(n_layer) if facts.n_head_kv[layer] and layer not in touched]

@@ -50,6 +50,7 @@ def analyze_command(
     attention output moves with the attention weights of another layer, beside how far it moves without any attention.
     """
     from ..api import analyze
+    from ..evaluation.analyze import check_checkpoint
     from . import analyze_report, training_report
     from .output import err, out, print_json, report_folder
     from .progress_bar import steps
@@ -58,8 +59,10 @@ def analyze_command(
     names = analyze_report.FILES if len(models) == 1 else training_report.files(len(models))
     with report_folder(output, names, force) as files:
         with steps(err, quiet) as step:
-            analyses = [analyze(request, progress=step) for request in requests]
-        training_report.require_same_depth(analyses)
+            analyses = []
+            for request in requests:
+                analyses.append(analyze(request, progress=step))
+                check_checkpoint(analyses[-1], analyses[0])
         data = [analyze_report.as_dict(each) for each in analyses]
         if output is not None and len(models) == 1:
             analyze_report.write(analyses[0], data[0], output, force)

@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from ..model.attention_map import AttentionMap
+from ..model.attention_map import AttentionMap, following
 from ..model.map_text import map_options
+from ..plan.stock import ROTATES_HALVES
 from ..searching.group_scores import ScoredAttention
 from ..searching.search_groups import GroupSearchResult
 from .corpora import MATTERS, corpus_dict, text_options
@@ -72,6 +73,8 @@ def as_dict(found: GroupSearchResult, folder: Path | None) -> dict[str, Any]:
         "n_ctx": request.n_ctx,
         "windows": found.n_windows,
         "refit": request.refit,
+        "fit_windows": found.n_fit_windows,
+        "drop_only": request.drop_only,
         "source_heads": sources_list(scores.chosen.attention),
         "actions": list(actions(scores.chosen.attention)),
         "command": export_command(found, folder),
@@ -110,7 +113,9 @@ def show(found: GroupSearchResult, folder: Path | None, console: Console) -> Non
             grid.add_row(*_row(point, scores.dense))
         grid.add_section()
     console.print(compact(grid, n_names=1))
-    measured = f"{found.n_measured} maps measured{', output projections refitted' * request.refit}"
+    measured = f"{found.n_measured} maps measured"
+    if request.refit:
+        measured += f", output projections refitted on {found.n_fit_windows} windows"
     lines = [
         f"Scored on the last quarter of {found.text.name}, in windows of {request.n_ctx} tokens; searched on the rest "
         f"({measured}). ±: half of a 95 % confidence interval. KL in nats. {MATTERS}",
@@ -122,7 +127,10 @@ def show(found: GroupSearchResult, folder: Path | None, console: Console) -> Non
         names = ", ".join(each.name for each in scores.as_good)
         lines.append(f"These take no more memory, and lose no more on this text: {names}.")
     console.print("\n".join(lines), highlight=False)
-    console.print(f"\n    {export_command(found, folder)}\n", highlight=False, soft_wrap=True)
+    commands = [export_command(found, folder)]
+    if found.facts.arch in ROTATES_HALVES and not any(following(scores.chosen.attention)):
+        commands.append("shareatt-export stock OUT.gguf -o STOCK.gguf    # for unpatched llama.cpp")
+    console.print("\n" + "".join(f"    {command}\n" for command in commands), highlight=False, soft_wrap=True)
 
 
 def _row(point: ScoredAttention, dense: ScoredAttention) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from ..llamacpp.pin import pin
 from ..llamacpp.runtime import RuntimeStatus, options_of
 from ..model.facts import Facts
 from ..model.map_text import in_words
-from ..model.spans import spans_of
+from ..model.spans import runs, spans_of
 from .tables import NEEDS, size, table
 
 
@@ -69,10 +69,21 @@ def show(header: Header, facts: Facts, runtime: RuntimeStatus, console: Console)
         if healed := data["healed"]:
             rows.append(("", _healed_words(healed)))
     else:
-        rows.append(("attention", "dense: every layer computes its own"))
+        rows.append(("attention", _dense_words(facts)))
     rows.append(("needs", str(data["needs"])))
     rows.append(("runtime", _runtime_words(runtime)))
     console.print(table(rows))
+
+
+def _dense_words(facts: Facts) -> str:
+    n_layer = facts.n_layer - facts.n_layer_nextn
+    without = [layer for layer in range(n_layer) if not facts.n_head_kv[layer]]
+    words = "every layer computes its own"
+    if without:
+        words = f"{n_layer - len(without)} of {n_layer} layers compute their own; layers without attention: "
+        words += ", ".join(runs(without))
+    counts = sorted({n for n in facts.n_head_kv if n})
+    return f"dense: {words}" + (f"; {counts[0]} to {counts[-1]} KV heads" if len(counts) > 1 else "")
 
 
 def _fitted_tensors(header: Header) -> list[str]:

@@ -25,12 +25,12 @@ def report_command(files: tuple[Path, ...], output: Path, force: bool, quiet: bo
     JSON are files that these commands wrote with --json or -o, of one model or of several. The page needs no network,
     no server and no other file.
     """
-    from ..report.measurements import read_measurement
+    from ..report.measurements import read_measurements
     from ..report.page import page
     from ..system.staging import check_output, write_text
 
     check_output(output, files, force)
-    write_text(output, page([read_measurement(path) for path in files]), force)
+    write_text(output, page([each for path in files for each in read_measurements(path)]), force)
     if not quiet:
         click.echo(output)
 

@@ -34,8 +34,11 @@ OF_GROUPS = ("speedup", "decode_at", "drop_only")  # of a search over KV groups
               help="Search: stop when decoding a token is X times as fast, by the bytes that are read.")  # fmt: skip
 @click.option("--decode-at", type=click.IntRange(0), default=16384, show_default=True, metavar="N",
               help="Tokens in the context for --speedup.")  # fmt: skip
-@click.option("--drop-only", is_flag=True,
-              help="Let no KV group follow another: unpatched llama.cpp can run such maps, see 'stock'.")  # fmt: skip
+@click.option(
+    "--drop-only",
+    is_flag=True,
+    help="Let no KV group follow another: 'stock' writes such a llama or qwen2 for unpatched llama.cpp.",
+)
 @click.option("--align/--no-align", default=True, show_default=True,
               help="Put the heads of followers in the best order.")  # fmt: skip
 @click.option(

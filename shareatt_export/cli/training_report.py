@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import Console
 
-from ..errors import BadInput
 from ..evaluation.analyze import Analysis, Matrix, neighbour_similarity
 from ..report.measurements import measurement
 from ..report.page import page
@@ -37,8 +36,8 @@ def _similarity(analysis: Analysis, kind: str) -> Matrix:
 def show(analyses: Sequence[Analysis], console: Console) -> None:
     rows = [
         (
-            Path(each.request.model).name,
-            *(f"{neighbour_similarity(_similarity(each, kind)):.3f}" for kind in KINDS),
+            str(each.request.model),
+            *(f"{neighbour_similarity(each.facts, _similarity(each, kind)):.3f}" for kind in KINDS),
             f"{each.sinks_per_window:.1f}",
         )
         for each in analyses
@@ -79,17 +78,9 @@ def _plot(analyses: Sequence[Analysis], out: Path) -> None:
         figure.colorbar(image, ax=axes, shrink=0.8)
     axes = figure.add_subplot(grid[2, :])
     for kind in KINDS:
-        axes.plot(range(n), [neighbour_similarity(_similarity(each, kind)) for each in analyses], "o-", label=kind)
+        values = [neighbour_similarity(each.facts, _similarity(each, kind)) for each in analyses]
+        axes.plot(range(n), values, "o-", label=kind)
     axes.set_xticks(range(n), [Path(each.request.model).stem for each in analyses])
     axes.set(ylim=(0, 1), ylabel="similarity of neighbouring layers")
     axes.legend()
     figure.savefig(out, dpi=120, format="png")
-
-
-def require_same_depth(analyses: Sequence[Analysis]) -> None:
-    """Raise BadInput where the models cannot be checkpoints of one model."""
-    first = analyses[0]
-    for each in analyses[1:]:
-        if each.facts.n_layer != first.facts.n_layer:
-            reason = f"has {each.facts.n_layer} layers, {first.request.model} has {first.facts.n_layer}"
-            raise BadInput(reason, path=each.request.model, next_step="name checkpoints of one model")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import Unsupported
+from ..errors import BadInput, Unsupported
 from ..fitting.observer import ObservedLayer, head_outputs, observing
 from ..formats.gguf_header import Header
 from ..formats.shards import read_model
@@ -243,11 +243,21 @@ def _head_similarity(source: npt.NDArray[np.float32], follower: npt.NDArray[np.f
     return mean
 
 
-def neighbour_similarity(similarity: Matrix) -> float:
-    """Return the mean similarity of layers that follow each other and have the same number of heads."""
-    neighbours = np.diagonal(similarity, 1)
-    comparable = neighbours[neighbours != 0]
-    return float(comparable.mean()) if len(comparable) else 0.0
+def check_checkpoint(found: Analysis, first: Analysis) -> None:
+    """Raise BadInput where two models have other layers or heads, so that they are no checkpoints of one model."""
+    if found.facts.n_layer != first.facts.n_layer:
+        reason = f"has {found.facts.n_layer} layers, {first.request.model} has {first.facts.n_layer}"
+    elif found.facts.n_head != first.facts.n_head:
+        reason = f"has other numbers of heads than {first.request.model}"
+    else:
+        return
+    raise BadInput(reason, path=found.request.model, next_step="name checkpoints of one model")
+
+
+def neighbour_similarity(facts: Facts, similarity: Matrix) -> float:
+    """Return the mean similarity of neighbouring layers with the same number of heads; NaN if there are none."""
+    heads = np.array(facts.n_head)
+    return float(np.diagonal(similarity, 1)[(heads[:-1] == heads[1:]) & (heads[1:] > 0)].mean())
 
 
 def ranked(analysis: Analysis) -> Iterator[PairErrors]:

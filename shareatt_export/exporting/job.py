@@ -86,6 +86,8 @@ def _check_options(request: ExportRequest) -> None:
     if (request.map is not None) == (request.spans is not None or request.drop is not None):
         raise BadSpans("name --spans or --drop or both, or --map alone")
     searches = request.spans == AUTO
+    if searches and (request.drop is not None or request.source != "first"):
+        raise BadSpans("--spans auto finds the whole map, and goes without --drop and --source")
     if request.budget.n_given != int(searches) or (request.fast and not searches):
         raise BadSpans(
             "--spans auto and one of --save, --kv-bytes, --max-kl, --followers belong together, --fast only with them"

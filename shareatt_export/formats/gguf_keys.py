@@ -3,6 +3,7 @@
 KEY_ALIGNMENT = "general.alignment"
 KEY_NO, KEY_COUNT, KEY_TENSORS = "split.no", "split.count", "split.tensors.count"
 
+PREFIX = "shareatt."  # of the keys below
 KEY_FORMAT_VERSION = "shareatt.format_version"
 KEY_SPANS = "shareatt.spans"
 KEY_EXPORTER = "shareatt.exporter"

@@ -28,6 +28,7 @@ class WeightSizes:
     n_bytes: int
     n_elements: int  # without the output matrix
     n_elements_output: int  # of the output matrix, which only tokens with logits use
+    has_experts: bool = False  # then a token reads less than all of these
 
 
 def read_weights(header: Header) -> WeightSizes:
@@ -38,6 +39,7 @@ def read_weights(header: Header) -> WeightSizes:
         n_bytes=sum(info.n_bytes for info in read),
         n_elements=sum(prod(info.shape) for info in read if info.name != output),
         n_elements_output=prod(header.tensors[output].shape),
+        has_experts=any("_exps." in info.name for info in read),
     )
 
 

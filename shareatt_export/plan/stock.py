@@ -12,18 +12,14 @@ from dataclasses import dataclass
 from ..errors import Unsupported
 from ..formats.gguf_encode import raw_array_i32, raw_string, raw_u32
 from ..formats.gguf_header import Header, RawValue, TensorInfo
-from ..formats.gguf_keys import (
-    KEY_FORMAT_VERSION,
-    KEY_SOURCE_HEADS,
-    key_source_heads,
-    key_source_layers,
-)
+from ..formats.gguf_keys import PREFIX, key_source_heads, key_source_layers
 from ..formats.tensor_copies import Cuts, TensorCopy, rows_of, whole_copy
 from ..model.architectures import split_tensor_name
 from ..model.attention_map import following
 from ..model.facts import Facts
 
 STOCK = "deci"
+STOCK_KEEPS = (0,)  # layers that keep a KV group: llama.cpp takes the size of heads from layer 0
 # whether RoPE rotates the halves of a head against each other, where "deci" rotates neighbours
 ROTATES_HALVES = {"llama": False, "qwen2": True}
 # what "deci" reads as these architectures do
@@ -42,8 +38,13 @@ KEYS = {
     "vocab_size",
 }
 SCALING = "rope.scaling."
-ROLES = {"attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"}
-GLOBAL = {"token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight"}
+COMMON = {"token_embd.weight", "output_norm.weight", "output.weight", "attn_norm.weight", "ffn_norm.weight"}
+COMMON |= {f"{role}.weight" for role in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")}
+COMMON |= {"attn_q.bias", "attn_k.bias", "attn_v.bias"}
+TENSORS = {  # that llama.cpp reads in each architecture, without the number of the layer
+    "llama": COMMON | {"rope_freqs.weight", "attn_output.bias", "ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"},
+    "qwen2": COMMON,
+}
 
 
 @dataclass(frozen=True)
@@ -69,27 +70,34 @@ def _check_map(sa: Header, facts: Facts) -> None:
     if followers := [str(group) for group, _ in following(facts.attention)]:
         next_step = "drop groups, and let none follow: export with --drop"
         raise Unsupported(f"KV group {followers[0]} follows another layer", path=sa.path, next_step=next_step)
-    if not facts.attention.n_k(0):
-        next_step = "keep a KV group there"
-        raise Unsupported("llama.cpp takes the size of heads from layer 0, which has none", path=sa.path,
-                          next_step=next_step)  # fmt: skip
+    n_rot = sa.integer(f"{facts.arch}.rope.dimension_count", facts.head_dim_k)
+    if not facts.head_dim_k == facts.head_dim_v == n_rot:
+        sizes = f"Q and K of a head have {facts.head_dim_k} numbers, V {facts.head_dim_v}, and RoPE rotates {n_rot}"
+        raise Unsupported(f"{sizes}; '{STOCK}' has one size for all", path=sa.path)
+    for layer in STOCK_KEEPS:
+        if not facts.attention.n_k(layer):
+            next_step = "keep a KV group there"
+            raise Unsupported(f"layer {layer} has no heads, whose size llama.cpp reads there", path=sa.path,
+                              next_step=next_step)  # fmt: skip
 
 
 def _metadata(sa: Header, facts: Facts) -> dict[str, RawValue]:
     arch, attention = facts.arch, facts.attention
-    own = {key_source_layers(arch), key_source_heads(arch), KEY_FORMAT_VERSION, KEY_SOURCE_HEADS}
+    own = {key_source_layers(arch), key_source_heads(arch)}
     metadata: dict[str, RawValue] = {}
     for key, raw in sa.metadata.items():
         name = key.removeprefix(f"{arch}.")
-        if key in own:
+        if key in own or key.startswith(PREFIX):
             continue
         if name != key and name not in KEYS and not name.startswith(SCALING):
             raise Unsupported(f"'{STOCK}' is not known to have it", path=sa.path, field=f"metadata key '{key}'")
         metadata[key if name == key else f"{STOCK}.{name}"] = raw
     n_own = [attention.n_k(layer) for layer in range(facts.n_layer)]
+    n_dropped = [facts.n_head_kv[layer] - n for layer, n in enumerate(n_own)]
+    n_head = [n - attention.n_rep(layer) * n_dropped[layer] for layer, n in enumerate(facts.n_head)]
     return metadata | {
         "general.architecture": raw_string(STOCK),
-        f"{STOCK}.attention.head_count": raw_array_i32([attention.n_rep(i) * n for i, n in enumerate(n_own)]),
+        f"{STOCK}.attention.head_count": raw_array_i32(n_head),
         f"{STOCK}.attention.head_count_kv": raw_array_i32(n_own),
         f"{STOCK}.attention.key_length": raw_u32(facts.head_dim_k),
         f"{STOCK}.attention.value_length": raw_u32(facts.head_dim_v),
@@ -100,11 +108,11 @@ def _metadata(sa: Header, facts: Facts) -> dict[str, RawValue]:
 def _tensors(sa: Header, facts: Facts) -> Iterator[TensorCopy]:
     for info in sa.tensors.values():
         layer, role, suffix = split_tensor_name(info.name)
-        if layer is None and info.name in GLOBAL:
+        if (info.name if layer is None else f"{role}.{suffix}") not in TENSORS[facts.arch]:
+            raise Unsupported(f"'{STOCK}' is not known to have it", path=sa.path, field=f"tensor '{info.name}'")
+        if layer is None:
             yield whole_copy(info)
             continue
-        if layer is None or role not in ROLES or suffix not in ("weight", "bias"):
-            raise Unsupported(f"'{STOCK}' is not known to have it", path=sa.path, field=f"tensor '{info.name}'")
         if role.startswith("attn_") and not facts.attention.n_k(layer):
             if suffix == "bias":  # of W_O, which is added without any head, too
                 raise Unsupported("its layer has no heads", path=sa.path, field=f"tensor '{info.name}'")

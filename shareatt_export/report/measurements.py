@@ -48,8 +48,11 @@ class Measurement:
         return (models and models[0].text("tensors_blake3")) or self.model
 
 
-def read_measurement(path: Path) -> Measurement:
-    """Return what a file says. Raises BadInput where it cannot be read, or no command of this tool wrote it."""
+def read_measurements(path: Path) -> list[Measurement]:
+    """Return what a file says: one measurement, or an analysis of each of several models.
+
+    Raises BadInput where it cannot be read, or no command of this tool wrote it.
+    """
     try:
         if path.stat().st_size > LARGEST:
             raise BadInput(f"is larger than {LARGEST >> 20} MiB", path=path)
@@ -58,11 +61,12 @@ def read_measurement(path: Path) -> Measurement:
         raise BadInput(error.strerror or "cannot be read", path=path) from None
     except (ValueError, RecursionError):
         raise BadInput("is not a JSON file", path=path, next_step=NEXT_STEP) from None
-    return _measurement(data, str(path))
+    several = data.get("analyses") if isinstance(data, dict) else None
+    return [_measurement(each, str(path)) for each in (several if isinstance(several, list) and several else [data])]
 
 
 def measurement(data: Mapping[str, Any], name: str) -> Measurement:
-    """Return what a command is about to write into a file of this name, as read_measurement() reads it then."""
+    """Return what a command is about to write into a file of this name, as read_measurements() reads it then."""
     return _measurement(json.loads(json.dumps(data)), name)
 
 

@@ -31,7 +31,7 @@ def _facts(each: Measurement) -> Iterator[tuple[str, str]]:
     for model in models:
         digest = model.text("tensors_blake3")
         yield "model", model.text("model") or ""
-        yield "BLAKE3 hash of its tensors", digest or "not recorded: a checkpoint's folder"
+        yield "BLAKE3 hash of its tensors", digest or "not recorded"
     if not models:
         yield "model", each.model
     corpus = record.only_record("text")

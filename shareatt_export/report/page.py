@@ -1,6 +1,6 @@
 """The page: what is measured of each model, as one HTML file that needs nothing else and asks nobody for anything.
 
-    page([read_measurement(Path("found/search.json")), read_measurement(Path("eval.json"))])
+    page([*read_measurements(Path("found/search.json")), *read_measurements(Path("eval.json"))])
 
 All text comes through templates that escape it. The content security policy allows the page's own style and script, by
 their hashes, and nothing else.

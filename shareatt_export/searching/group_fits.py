@@ -20,10 +20,10 @@ from ..model.attention_map import AttentionMap
 from ..plan.cuts import kept_columns
 from ..plan.projections import output_columns, projections
 from ..system.threads import whole_tasks
-from .pair_fits import RIDGE
+from .pair_fits import MAX_BYTES, RIDGE
 from .recorded_layers import RecordedLayers
 
-N_KEPT = 256  # fitted projections that are kept in memory
+KEPT_BYTES = 1 << 30  # of fitted projections in memory
 
 
 class GroupFits:
@@ -32,7 +32,8 @@ class GroupFits:
     def __init__(self, trial_model: TrialModel, recorded: RecordedLayers, n_threads: int) -> None:
         self._trial_model, self._recorded, self._n_threads = trial_model, recorded, n_threads
         self._header, self._facts = trial_model.header, trial_model.facts
-        self._fitted_layer = lru_cache(maxsize=N_KEPT)(self._fit_layer)
+        largest = max(info.n_bytes for name, info in self._header.tensors.items() if ".attn_output." in name)
+        self._fitted_layer = lru_cache(maxsize=max(1, KEPT_BYTES // largest))(self._fit_layer)
 
     def changes(self, attention: AttentionMap) -> Mapping[TensorCopy, RawRows]:
         """Return the fitted projections of the touched layers, as bytes; a layer without any head has none."""
@@ -53,16 +54,18 @@ class GroupFits:
     def _equations(self, attention: AttentionMap, layer: int) -> NormalEquations:
         columns = kept_columns(self._facts, attention, layer)
         weights = read_f32(projections(self._header, self._facts, layer).output)
+        n_bytes = 8 * len(columns) * (len(columns) + len(weights))
+        n_parts = max(1, min(self._n_threads, self._recorded.n_windows, MAX_BYTES // n_bytes))
 
         def of_windows(first: int) -> NormalEquations:
             equations = NormalEquations.empty(len(columns), len(weights))
-            for window in range(first, self._recorded.n_windows, self._n_threads):
+            for window in range(first, self._recorded.n_windows, n_parts):
                 dense, features = self._features(attention, layer, window)
                 equations.add(features[:, columns], dense @ weights.T)
             return equations
 
         with whole_tasks(self._n_threads) as pool:
-            return reduce(add, pool.map(of_windows, range(self._n_threads)))
+            return reduce(add, pool.map(of_windows, range(n_parts)))
 
     def _features(self, attention: AttentionMap, layer: int, window: int) -> tuple[FloatRows, FloatRows]:
         """Return the input of W_O on a window, [n_tokens, n_head * head_dim], in the dense model and with a map."""

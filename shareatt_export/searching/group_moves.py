@@ -5,7 +5,7 @@ compute their own attention weights there, or of one group of them, which then l
 to be dropped themselves. A whole layer follows the heads of the same number, as in the paper.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,10 +36,13 @@ class Move:
 
 
 class Moves:
-    """The moves of a dense model that make its `size` smaller, by the errors of its heads."""
+    """The moves of a dense model that make its `size` smaller, by the errors of its heads.
 
-    def __init__(self, facts: Facts, errors: GroupErrors, size: Size) -> None:
-        self.dense, self.size, self._errors = facts.dense_attention, size, errors
+    Of the layers in `kept`, one KV group at least computes its own attention weights.
+    """
+
+    def __init__(self, facts: Facts, errors: GroupErrors, size: Size, kept: Collection[int] = ()) -> None:
+        self.dense, self.size, self._errors, self._kept = facts.dense_attention, size, errors, kept
         self._layers = [layer for layer in errors.dropped if facts.n_head[layer] % facts.n_head_kv[layer] == 0]
         self._sources_of: dict[int, list[int]] = {}
         for source, follower in errors.shared:
@@ -65,7 +68,11 @@ class Moves:
         for unit, groups in self._free(found, {unit for unit, _ in kinds}):
             moves = [self.drop(groups)] if (unit, "drop") in kinds else []
             moves += self.follows(found, unit, groups)[:1] if (unit, "follow") in kinds else []
-            yield from (move for move in moves if self.saved(move) > 0)
+            yield from (move for move in moves if self.saved(move) > 0 and self._keeps(found, move))
+
+    def _keeps(self, found: AttentionMap, move: Move) -> bool:
+        layers = {group.layer for group in move.groups}
+        return layers.isdisjoint(self._kept) or all(move.applied(found).n_k(layer) for layer in layers)
 
     def drop(self, groups: Sequence[Group]) -> Move:
         """Return the move that drops these groups."""

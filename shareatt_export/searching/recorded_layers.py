@@ -14,8 +14,10 @@ import numpy.typing as npt
 from ..fitting.observer import ObservedLayer, Observer
 from ..model.facts import Facts
 from ..system.progress import Fraction
+from ..system.staging import check_space
 
 MAX_BYTES = 4 << 30  # of a record; a big model gets fewer windows
+NEXT_STEP = "set TMPDIR to a folder that has room"
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,17 @@ class RecordedLayer:
 class RecordedLayers:
     """The layers that have attention, by number, on the first of the windows, as many as MAX_BYTES has room for.
 
-    `folder`: an empty folder. Raises RuntimeProblem where Observer.layers() does.
+    `folder`: an empty folder. Raises OutputRefused if it has no room, RuntimeProblem where Observer.layers() does.
     """
 
     def __init__(
         self, observer: Observer, facts: Facts, windows: Sequence[Sequence[int]], folder: Path, watch: Fraction
     ) -> None:
-        n_bytes = sum(2 * n_head * len(windows[0]) ** 2 for n_head in facts.n_head)
+        n = len(windows[0])
+        n_bytes = 2 * sum(n * n * facts.n_head[layer] + n * facts.n_embd_v(layer) for layer in range(facts.n_layer))
         self.n_tokens = 0
         self.n_windows = max(1, min(len(windows), MAX_BYTES // n_bytes))
+        check_space(folder, self.n_windows * n_bytes, NEXT_STEP)
         self.layers: dict[int, RecordedLayer] = {}
         for i, tokens in enumerate(windows[: self.n_windows]):
             watch(i / self.n_windows)

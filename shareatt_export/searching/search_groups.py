@@ -6,7 +6,7 @@ only drop, or only share, KV groups or whole layers. The best map of all is bett
 no more than a simple one. It is scored, beside them and quantised K caches, on text that took no part in the search.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,8 @@ from ..llamacpp import runtime
 from ..model.attention_map import AttentionMap, Group, check
 from ..model.candidate_pairs import candidates
 from ..model.facts import Facts, read_facts, require_exportable
-from ..system.progress import Fraction, Stages, Step, silent
+from ..plan.stock import STOCK_KEEPS
+from ..system.progress import Stages, Step, silent
 from .group_errors import SCREENING_WINDOWS, GroupErrors, from_arrays, measured_errors, to_arrays
 from .group_fits import GroupFits
 from .group_goal import aim, decode_reads
@@ -33,7 +34,7 @@ from .group_maps import ALL, best_maps
 from .group_moves import Moves
 from .group_scores import GroupScores, score_attention
 from .group_search import DROPS, FAST, FULL, Costs
-from .map_cost import MapCosts, unchanged
+from .map_cost import Changes, MapCosts, unchanged
 from .measured_costs import MeasuredCosts
 from .recorded_layers import RecordedLayers
 from .request import GroupSearchRequest
@@ -55,6 +56,7 @@ class GroupSearchResult:
         n_measured: Number of maps that were measured.
         predicted_speedup: How many times as fast decoding is with `request.decode_at` tokens in the context, as the
             bytes that are read predict.
+        n_fit_windows: Number of windows that output projections were fitted on, 0 if they were not.
         n_windows: Number of windows that the scores were measured on.
     """
 
@@ -66,6 +68,7 @@ class GroupSearchResult:
     cost: float
     n_measured: int
     predicted_speedup: float
+    n_fit_windows: int
     n_windows: int
 
 
@@ -94,14 +97,13 @@ def search_groups(request: GroupSearchRequest, step: Step = silent) -> GroupSear
         fit_windows, search_windows, test_windows = parts(trial_model.model, text, request.n_ctx, n_windows)
         state = State(request.state, _settings(request, text, header, n_windows))
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="shareatt-")))
-        recorded = _recorded(request, header, facts, built, fit_windows, folder, stages("observing heads"))
-        fitted = GroupFits(trial_model, recorded, request.n_threads).changes if request.refit else unchanged
-        errors = _errors(request, header, facts, recorded, state, stages("comparing heads"))
-        measured_on = partial(MapCosts, trial_model, fitted, n_ctx=request.n_ctx, n_threads=request.n_threads)
+        observed = _observed(request, built, trial_model, fit_windows, state, folder, stages)
+        measured_on = partial(MapCosts, trial_model, observed.fitted, n_ctx=request.n_ctx, n_threads=request.n_threads)
         measure = measured_on(search_windows, folder / "search").costs
         costs: Costs = MeasuredCosts(state, measure, len(search_windows), AttentionMap.flat)
         effort, allowed = FAST if request.fast else FULL, DROPS if request.drop_only else ALL
-        found = best_maps(Moves(facts, errors, size), costs, goal, effort, stages("searching"), allowed)
+        moves = Moves(facts, observed.errors, size, kept=STOCK_KEEPS if request.drop_only else ())
+        found = best_maps(moves, costs, goal, effort, stages("searching"), allowed)
         check(found.best.map)
         scores = score_attention(found, measured_on(test_windows, folder / "test"), facts, stages("scoring"))
     decoding = decode_reads(header, facts, request.decode_at)
@@ -114,34 +116,45 @@ def search_groups(request: GroupSearchRequest, step: Step = silent) -> GroupSear
         cost=found.best.cost,
         n_measured=costs.n_measured,
         predicted_speedup=decoding(facts.attention) / decoding(found.best.map),
+        n_fit_windows=observed.n_fit_windows,
         n_windows=len(test_windows),
     )
 
 
-def _recorded(
+@dataclass(frozen=True)
+class _Observed:
+    """`errors`: of the heads. `fitted`: returns the output projections for a map, fitted on so many windows."""
+
+    errors: GroupErrors
+    fitted: Callable[[AttentionMap], Changes]
+    n_fit_windows: int
+
+
+def _observed(
     request: GroupSearchRequest,
-    header: Header,
-    facts: Facts,
     built: runtime.RuntimeStatus,
+    trial_model: TrialModel,
     windows: Windows,
+    state: State,
     folder: Path,
-    watch: Fraction,
-) -> RecordedLayers:
-    chosen = windows if request.refit else windows[:SCREENING_WINDOWS]
-    with observing(built, header.path, facts, n_ctx=request.n_ctx, n_threads=request.n_threads) as observer:
-        return RecordedLayers(observer, facts, chosen, folder, watch)
-
-
-def _errors(
-    request: GroupSearchRequest, header: Header, facts: Facts, recorded: RecordedLayers, state: State, watch: Fraction
-) -> GroupErrors:
-    """Return the errors of the heads, from the state if it has them."""
-    if (saved := state.arrays()) is not None:
-        return from_arrays(saved)
-    pairs = () if request.drop_only else candidates(facts, request.reach)
-    errors = measured_errors(recorded, header, facts, pairs, request.n_threads, watch)
-    state.save_arrays(to_arrays(errors))
-    return errors
+    stages: Stages,
+) -> _Observed:
+    """Observe the heads. The errors come from the state if it has them."""
+    header, facts, saved = trial_model.header, trial_model.facts, state.arrays()
+    if saved is not None and not request.refit:
+        return _Observed(from_arrays(saved), unchanged, 0)
+    chosen, n_threads = windows if request.refit else windows[:SCREENING_WINDOWS], request.n_threads
+    with observing(built, header.path, facts, n_ctx=request.n_ctx, n_threads=n_threads) as observer:
+        recorded = RecordedLayers(observer, facts, chosen, folder, stages("observing heads"))
+    if saved is None:
+        pairs = () if request.drop_only else candidates(facts, request.reach)
+        errors = measured_errors(recorded, header, facts, pairs, n_threads, stages("comparing heads"))
+        state.save_arrays(to_arrays(errors))
+    else:
+        errors = from_arrays(saved)
+    if not request.refit:
+        return _Observed(errors, unchanged, 0)
+    return _Observed(errors, GroupFits(trial_model, recorded, n_threads).changes, recorded.n_windows)
 
 
 def _settings(request: GroupSearchRequest, text: Corpus, header: Header, n_windows: int) -> dict[str, object]:

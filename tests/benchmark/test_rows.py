@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -110,6 +111,18 @@ def test_what_is_used_of_the_machine(measured):
     n_tokens, seen = 512, 512 * 64 + 512 * 513 // 2
     assert n_tokens == measured.request.prompt and attention.limit == 2e9
     assert attention.values == dict.fromkeys((ON, OFF, KERNELS, SA), 2 * seen * 4 * (32 + 32) / 0.004)
+
+
+def test_nothing_is_said_of_what_has_other_limits(measured):
+    facts = measured.pair.facts
+    everywhere = replace(measured.pair.sa_facts, attention=facts.attention)
+    for layer in range(facts.n_layer):
+        everywhere = replace(everywhere, attention=everywhere.attention.with_drop(facts.attention.groups(layer)[0]))
+    touched = replace(measured, pair=replace(measured.pair, sa_facts=everywhere))
+    assert {use.what for use in uses(touched)} == {"decode"}  # no layer is left whose attention is that of dense
+    experts = replace(measured.pair, weights=replace(measured.pair.weights, has_experts=True))
+    assert uses(replace(measured, pair=experts)) == []
+    assert uses(replace(measured, request=replace(measured.request, gpu_layers=-1))) == []
 
 
 def test_the_limits_of_this_machine():

@@ -117,7 +117,12 @@ def test_checkpoints_of_one_model(run, demo_dense, demo_f32, tmp_path):
     assert first["model"] == str(demo_dense) and second["model"] == str(demo_f32)
     similar = np.array([np.diagonal(each["similarity"], 1).mean() for each in (first, second)])
     assert [f"{each:.3f}" in done.stdout for each in similar] == [True, True]
-    assert json.loads(run("analyze", demo_dense, demo_f32, *size, "--json").stdout)["analyses"][1]["pairs"]
+    both = tmp_path / "both.json"
+    both.write_text(run("analyze", demo_dense, demo_f32, *size, "--json").stdout)
+    assert json.loads(both.read_text())["analyses"][1]["pairs"] == second["pairs"]
+    assert run("report", both, "-o", tmp_path / "both.html").status == 0
+    page = (tmp_path / "both.html").read_text()
+    assert demo_dense.name in page and demo_f32.name in page
     assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
     other = tiny_models.DEMO.with_name("stdlib-3m-mha")
     error = run("analyze", demo_dense, other, *size).error

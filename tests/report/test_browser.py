@@ -16,7 +16,7 @@ import pytest
 
 from shareatt_export.formats.shards import read_model
 from shareatt_export.model.facts import read_facts
-from shareatt_export.report.measurements import read_measurement
+from shareatt_export.report.measurements import read_measurements
 from shareatt_export.report.page import page
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -51,7 +51,7 @@ def driver() -> Iterator["webdriver.Chrome"]:
 def opened(driver, reports, tmp_path):
     """The page of all reports, on a desktop and in light colours."""
     path = tmp_path / "report.html"
-    path.write_text(page([read_measurement(file) for file in reports.values()]), encoding="utf-8")
+    path.write_text(page([each for file in reports.values() for each in read_measurements(file)]), encoding="utf-8")
     screen(driver, DESKTOP, dark=False)
     driver.get_log("performance")
     driver.get(path.as_uri())

@@ -3,7 +3,7 @@
 import pytest
 
 from shareatt_export.errors import BadInput, one_line
-from shareatt_export.report.measurements import KEYS, LARGEST, measurement, read_measurement
+from shareatt_export.report.measurements import KEYS, LARGEST, measurement, read_measurements
 
 NEXT = "name files that analyze, search, eval or bench wrote with --json or -o"
 
@@ -40,17 +40,17 @@ def test_other_files(tmp_path, content, expected):
     path = tmp_path / "other.json"
     path.write_text(content)
     with pytest.raises(BadInput) as error:
-        read_measurement(path)
+        read_measurements(path)
     assert str(error.value) == one_line(str(error.value)) == f"{path}: {expected}; {NEXT}"
 
 
 def test_a_file_that_is_not_there_or_too_large(tmp_path):
     with pytest.raises(BadInput, match="none.json: No such file or directory"):
-        read_measurement(tmp_path / "none.json")
+        read_measurements(tmp_path / "none.json")
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate(LARGEST + 1)
     with pytest.raises(BadInput, match="is larger than 64 MiB"):
-        read_measurement(tmp_path / "large.json")
+        read_measurements(tmp_path / "large.json")
 
 
 def test_a_file_without_a_model():

@@ -15,7 +15,7 @@ from shareatt_export.searching.group_errors import GroupErrors, from_arrays, to_
 from shareatt_export.searching.group_goal import Goal, decode_reads
 from shareatt_export.searching.group_maps import ALL, SIMPLE, best_maps
 from shareatt_export.searching.group_moves import Move, Moves
-from shareatt_export.searching.group_search import FAST, FULL, Effort, GroupSearch, measured_drops
+from shareatt_export.searching.group_search import DROPS, FAST, FULL, Effort, GroupSearch, measured_drops
 from shareatt_export.searching.measured_costs import MeasuredCosts
 from shareatt_export.searching.state import State
 
@@ -161,6 +161,15 @@ def test_a_map_that_decodes_faster(tmp_path):
         smaller = [found.with_own(group) for layer in found.touched for group in found.groups(layer)
                    if found.action(group) != "own"]  # fmt: skip
         assert size(found) <= most < min(map(size, smaller))
+
+
+def test_a_layer_may_have_to_keep_a_group():
+    facts = shape(3, 2, 2)
+    moves = Moves(facts, made_up_errors(facts, 0), facts.kv_bytes_per_token, kept=(0,))
+    cost = crooked(moves, 0)
+    found = best_maps(moves, exact(cost), Goal(0.5 * facts.kv_bytes_per_token(facts.attention)), FULL, watch, DROPS)
+    assert found.best.map.n_k(0) and not any(following(found.best.map))
+    assert found.simple.keys() == {"KV groups dropped", "layers dropped"} == {*found.simple}
 
 
 def test_moves_leave_sources_and_followers_alone():

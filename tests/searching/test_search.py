@@ -101,6 +101,7 @@ def test_spans_auto(run, demo_dense, tmp_path):
     assert read_facts(read_header(out)).attention.source_layers == tuple(data["source_layers"])
     assert "belong together" in run(*arguments, "-o", tmp_path / "x.gguf").error
     assert "belong together" in run(demo_dense, "--spans", "6-9", "--followers", 2, "--dry-run").error
+    assert "goes without --drop and --source" in run(*arguments, "--save", "4%", "--drop", 3, "--dry-run").error
     groups = run(*arguments, "--save", "4%", "--refit", "-o", tmp_path / "groups.gguf", "--json")
     assert groups.status == 0, groups.error
     facts = read_facts(read_header(tmp_path / "groups.gguf"))

@@ -89,7 +89,7 @@ def test_an_interrupted_search_finds_the_same(run, demo_dense, text, found, tmp_
     assert same[0] == same[1]
     shown = " ".join(run(*arguments).stdout.split())
     assert (
-        "(0 maps measured, output projections refitted)" in shown and data["actions"][0] in shown
+        "(0 maps measured, output projections refitted on 4 windows)" in shown and data["actions"][0] in shown
     )  # all in search-state
     assert f"--map {tmp_path / 'search.json'} --refit --text {text} -o OUT.gguf" in shown
     layers = ["search", demo_dense, "--unit", "layer", "--text", text, "--save", "4%", "-o", tmp_path, "--force"]
