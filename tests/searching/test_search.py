@@ -93,7 +93,7 @@ def test_dropping_that_is_as_good_is_said():
 
 def test_spans_auto(run, demo_dense, tmp_path):
     out, text = tmp_path / "auto.gguf", tmp_path / "text.txt"
-    text.write_text(HELDOUT.content[:12_000])
+    text.write_text(HELDOUT.content[:8_000])
     arguments = [demo_dense, "--spans", "auto", "--text", text, "--fast"]
     dry = json.loads(run(*arguments, "--followers", 2, "--dry-run", "--json").stdout)
     data = json.loads(run(*arguments, "--followers", 2, "-o", out, "--json").stdout)
