@@ -4,6 +4,7 @@
     python scripts/train_demo_model.py --work build/demo --out tests/models/stdlib-5m
     python scripts/train_demo_model.py --work build/demo --out tests/models/stdlib-5m --resume
     python scripts/train_demo_model.py --shape mha-3m --work build/demo --out tests/models/stdlib-3m-mha
+    python scripts/train_demo_model.py --out build/demo/5m --keep 1,3,10,30    # checkpoints on the way, for analyze
     python scripts/train_demo_model.py --out tests/models/stdlib-5m --evaluate
     python scripts/train_demo_model.py --training-text train.txt
 
@@ -21,6 +22,7 @@ import shutil
 import sys
 import sysconfig
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -165,7 +167,13 @@ def lr_scale(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARMUP) * (1 - step / steps)
 
 
-def train(shape: Shape, stream: np.ndarray, checkpoint: Path, resume: bool) -> LlamaForCausalLM:
+Keep = Callable[[int, LlamaForCausalLM], None]  # told the percentage that is done
+
+
+def train(
+    shape: Shape, stream: np.ndarray, checkpoint: Path, resume: bool, percentages: Sequence[int], keep: Keep
+) -> LlamaForCausalLM:
+    """Return the trained model. `keep` is called with the model at each of these percentages of the steps."""
     model = build_model(shape)
     opts = optimizers(model)
     base_lr = [group["lr"] for opt in opts for group in opt.param_groups]
@@ -178,6 +186,7 @@ def train(shape: Shape, stream: np.ndarray, checkpoint: Path, resume: bool) -> L
         for opt, saved in zip(opts, state["opts"], strict=True):
             opt.load_state_dict(saved)
         first = state["step"]
+    kept = {max(1, steps * percentage // 100): percentage for percentage in percentages}
     print(f"{len(stream):,} tokens, {steps} steps, from step {first}", flush=True)
 
     forward = torch.compile(model.model)
@@ -208,6 +217,10 @@ def train(shape: Shape, stream: np.ndarray, checkpoint: Path, resume: bool) -> L
             temporary = checkpoint.with_suffix(".tmp")
             torch.save(state, temporary)
             temporary.replace(checkpoint)
+        if step + 1 in kept:
+            copy = build_model(shape)
+            copy.load_state_dict(model.state_dict())
+            keep(kept[step + 1], copy)
     return model
 
 
@@ -274,6 +287,9 @@ def main() -> None:
     parser.add_argument("--training-text", type=Path, metavar="FILE", help="only write the text it trains on to FILE")
     parser.add_argument("--out", type=Path, help="the Hugging Face directory to write")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --work")
+    parser.add_argument(
+        "--keep", metavar="PERCENTAGES", default="", help="also write OUT-P for each: '1,3,10,30' of the steps"
+    )
     parser.add_argument("--evaluate", action="store_true", help="only print the held-out figures of --out")
     args = parser.parse_args()
     if args.training_text:
@@ -293,8 +309,17 @@ def main() -> None:
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=f"{prefix}.model")
         np.save(stream_file, tokenize(texts, tokenizer))
     checkpoint = args.work / f"{args.shape}.pt"
-    model = train(SHAPES[args.shape], np.load(stream_file), checkpoint, args.resume)
-    save(model, prefix.with_suffix(".model"), heldout_sample(read_texts(heldout_paths)), args.out)
+    sample = heldout_sample(read_texts(heldout_paths))
+
+    def write(model: LlamaForCausalLM, out: Path) -> None:
+        save(model, prefix.with_suffix(".model"), sample, out)
+
+    def keep(percentage: int, model: LlamaForCausalLM) -> None:
+        write(model, args.out.with_name(f"{args.out.name}-{percentage}"))
+
+    percentages = [int(percentage) for percentage in args.keep.split(",") if percentage]
+    model = train(SHAPES[args.shape], np.load(stream_file), checkpoint, args.resume, percentages, keep)
+    write(model, args.out)
     return evaluate(args.out)
 
 
