@@ -108,19 +108,19 @@ def measured(request: BenchRequest, programs: dict[str, Runner]) -> dict[Measure
 
 def table(seconds: dict[Measurement, Rounds]) -> Iterator[str]:
     names = list(next(iter(seconds.values())))
-    yield from row(["", *names])
-    yield from row(["---"] * (1 + len(names)))
+    yield row(["", *names])
+    yield row(["---"] * (1 + len(names)))
     for (what, depth), rounds in sorted(seconds.items()):
-        yield from row([f"{what} at {depth}", *(f"{1 / median(rounds[name]):.1f}" for name in names)])
+        yield row([f"{what} at {depth}", *(f"{1 / median(rounds[name]):.1f}" for name in names)])
     for (what, depth), rounds in sorted(seconds.items()):
         if depth and (empty := seconds.get((what, 0))):
             alone = [median(rounds[name]) - median(empty[name]) for name in names]
             cells = [f"{1 / each:.1f}" if each > 0 else "?" for each in alone]
-            yield from row([f"{what}, attention alone at {depth}", *cells])
+            yield row([f"{what}, attention alone at {depth}", *cells])
 
 
-def row(cells: Sequence[str]) -> Iterator[str]:
-    yield f"| {' | '.join(cells)} |"
+def row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def arguments() -> argparse.Namespace:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -134,3 +135,12 @@ def test_models_that_deci_does_not_have(tmp_path, dense, reason):
         write_stock(sa, tmp_path / "stock.gguf")
     with pytest.raises(Unsupported, match="qwen2 only" if dense.get("arch") == "qwen3" else "lacks no KV groups"):
         write_stock(model, tmp_path / "stock.gguf")
+
+
+def test_heads_of_several_sizes(tmp_path):
+    """'deci' has one size for Q, K and V, all of which RoPE rotates."""
+    model = small_gguf.write_dense(tmp_path / "dense.gguf")
+    (sa,) = shareatt_export.export(model, drop="2", out=tmp_path / "sa.gguf").files
+    header = read_header(sa)
+    with pytest.raises(Unsupported, match="V 8, and RoPE rotates 16; 'deci' has one size for all"):
+        stock.stock_file(header, replace(read_facts(header), head_dim_v=8))

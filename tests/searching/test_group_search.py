@@ -164,12 +164,19 @@ def test_a_map_that_decodes_faster(tmp_path):
 
 
 def test_a_layer_may_have_to_keep_a_group():
+    """Dropping costs nothing in layer 0."""
     facts = shape(3, 2, 2)
-    moves = Moves(facts, made_up_errors(facts, 0), facts.kv_bytes_per_token, kept=(0,))
-    cost = crooked(moves, 0)
-    found = best_maps(moves, exact(cost), Goal(0.5 * facts.kv_bytes_per_token(facts.attention)), FULL, watch, DROPS)
-    assert found.best.map.n_k(0) and not any(following(found.best.map))
-    assert found.simple.keys() == {"KV groups dropped", "layers dropped"} == {*found.simple}
+    most = 0.5 * facts.kv_bytes_per_token(facts.attention)
+
+    def found(kept):
+        moves = Moves(facts, made_up_errors(facts, 0), facts.kv_bytes_per_token, kept=kept)
+        costs = exact(lambda each: float(sum(len(each.of_action(layer, "drop")) for layer in (1, 2))))
+        return best_maps(moves, costs, Goal(most), FULL, watch, DROPS)
+
+    assert found(()).best.map.n_k(0) == 0
+    assert found((0,)).best.map.n_k(0) == 1
+    assert found((0,)).simple.keys() == {"KV groups dropped", "layers dropped"}
+    assert not any(following(found((0,)).best.map))
 
 
 def test_moves_leave_sources_and_followers_alone():
