@@ -166,8 +166,19 @@ def soak(server: Server, prompts: Sequence[str], seconds: float, clients: int, s
         while not all(future.done() for future in working):
             done.rss.append(_rss(server.pid))
             time.sleep(every)
+            if time.monotonic() > end:
+                _wake(server)
     done.after = _fixed(server)
     return done
+
+
+def _wake(server: Server) -> None:
+    """Release a slot of the server, so that it takes the next deferred action on a slot.
+
+    An action on a busy slot is deferred. Each slot that is released takes up one of them (`server_queue::
+    pop_deferred_task` of llama.cpp), so that the last of several actions waits for ever when no more text is completed.
+    """
+    server.post("/completion", prompt=FIXED, n_predict=1)
 
 
 def _fixed(server: Server) -> Any:
