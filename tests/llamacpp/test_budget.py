@@ -9,7 +9,6 @@ import pytest
 from shareatt_export.errors import RuntimeProblem
 from shareatt_export.exporting.convert import converted
 from shareatt_export.formats.gguf_reader import read_header
-from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model, Token
 from shareatt_export.model.facts import read_facts
 from tests.support import parity, tiny_models
@@ -21,11 +20,6 @@ N_CTX = 4096
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("budget")
-
-
-@pytest.fixture(scope="module")
-def cases(folder: Path, built: runtime.RuntimeStatus) -> dict[str, parity.Case]:
-    return {heads: parity.make_case(heads, "f16", folder) for heads in tiny_models.HEADS}
 
 
 def n_ubatch(file: Path, variables: dict[str, str], **params: object) -> tuple[int, str]:
@@ -42,7 +36,7 @@ def n_ubatch(file: Path, variables: dict[str, str], **params: object) -> tuple[i
 @pytest.mark.parametrize("heads", tiny_models.HEADS)
 def test_the_probabilities_take_what_the_followers_save(cases, folder, heads, spans, params):
     """Per cache cell: 2 bytes (F16) for each head and token of the ubatch, times the spans that are alive at once."""
-    file = cases[heads].shared(spans, folder)
+    file = cases[heads, "f16"].shared(spans, folder)
     facts = read_facts(read_header(file))
     n_followers = sum(source != layer for layer, source in enumerate(facts.attention.source_layers))
     n_stream = params.get("n_seq_max", 1)
@@ -57,7 +51,7 @@ def test_the_probabilities_take_what_the_followers_save(cases, folder, heads, sp
 
 
 def test_the_user_can_say_otherwise(cases, folder):
-    file = cases["GQA"].shared("0-7", folder)
+    file = cases["GQA", "f16"].shared("0-7", folder)
     per_token = 2 * tiny_models.N_HEAD * N_CTX
     assert n_ubatch(file, {parity.BUDGET: parity.UNLIMITED})[0] == 512
     assert n_ubatch(file, {parity.BUDGET: str(200 * per_token)})[0] == 192
@@ -75,11 +69,11 @@ def test_the_user_can_say_otherwise(cases, folder):
 )
 def test_another_value_of_a_variable_is_refused(cases, folder, monkeypatch, variable, text, meaning, flash_attn):
     monkeypatch.setenv(variable, text)
-    file = cases["GQA"].shared("0-7", folder)
+    file = cases["GQA", "f16"].shared("0-7", folder)
     message = f"{variable}: '{text}' is not {meaning}"
     with Model(parity.lib(), file) as model, pytest.raises(RuntimeProblem, match=message):
         Context(model, flash_attn)
-    with Model(parity.lib(), cases["GQA"].dense) as model, Context(model, flash_attn):
+    with Model(parity.lib(), cases["GQA", "f16"].dense) as model, Context(model, flash_attn):
         pass  # a dense model has no use for the variables
 
 
@@ -92,14 +86,14 @@ def buffers(file: Path, **params: object) -> float:
 @pytest.mark.parametrize("spans", ["2-5", "0-7", "0-3,4-7", "every:2"])
 @pytest.mark.parametrize("heads", tiny_models.HEADS)
 def test_never_more_memory_than_the_dense_model(cases, folder, heads, spans):
-    case = cases[heads]
+    case = cases[heads, "f16"]
     assert buffers(case.shared(spans, folder)) <= buffers(case.dense)
 
 
 @pytest.mark.parametrize("mode", parity.MODES)
 def test_within_the_budget_the_logits_are_the_same(cases, folder, mode):
     """The budget cuts the ubatch; only this test uses the default budget."""
-    case, way = cases["GQA"], parity.MODES[mode]
+    case, way = cases["GQA", "f16"], parity.MODES[mode]
     params = {"n_ctx": 512, "n_ubatch": 256} | way.params
     with Model(parity.lib(), case.shared("0-7", folder)) as model, Context(model, True, **params) as context:
         ours = way.run(context)
@@ -131,13 +125,13 @@ def sizes_of_ubatches(file: Path, n_tokens: int, *, causal: bool) -> list[tuple[
 
 def test_batches_are_split_by_it(cases, folder):
     """A graph with more tokens would need more memory than the context has reserved."""
-    file = cases["GQA"].shared("0-7", folder)
+    file = cases["GQA", "f16"].shared("0-7", folder)
     assert sizes_of_ubatches(file, 300, causal=True) == [("reuses", 112), ("reuses", 112), ("reuses", 76)]
 
 
 def test_a_ubatch_that_must_not_be_split_recomputes(cases, folder):
     """Without a causal mask all tokens must see each other."""
-    file = cases["GQA"].shared("0-7", folder)
+    file = cases["GQA", "f16"].shared("0-7", folder)
     assert sizes_of_ubatches(file, 100, causal=False) == [("reuses", 100)]
     assert sizes_of_ubatches(file, 300, causal=False) == [("recomputes", 300)]
 

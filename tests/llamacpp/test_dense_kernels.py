@@ -8,10 +8,8 @@ import pytest
 
 from shareatt_export.errors import RuntimeProblem
 from shareatt_export.exporting.convert import converted
-from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model
 from tests.support import parity, tiny_models
-from tests.support.parity import Case
 
 DENSE = {"LLAMA_SHARED_ATTN_DENSE": "1"}
 OWN = tuple(range(tiny_models.N_LAYER))
@@ -21,12 +19,6 @@ USED = re.compile(r"kernels of shared attention compute the attention of up to (
 def logits(file: Path, mode: str = "prefill", kv: str = "f32", path: str = "reuse") -> parity.Array:
     with parity.environment(DENSE):
         return parity.logits(file, mode, kv, path)
-
-
-@pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory, built: runtime.RuntimeStatus) -> dict[tuple[str, str], Case]:
-    folder = tmp_path_factory.mktemp("dense")
-    return {(heads, kv): parity.make_case(heads, kv, folder) for heads in tiny_models.HEADS for kv in parity.TOLERANCE}
 
 
 @pytest.mark.parametrize("mode", parity.MODES)
@@ -43,8 +35,7 @@ def test_it_is_the_reference(cases, heads, kv, mode):
 
 
 @pytest.mark.parametrize("kv", parity.KV_TYPES)
-def test_cache_types_cost_what_they_cost_with_flash_attention(built, tmp_path, kv):
-    wide = parity.make_case("GQA", "f32", tmp_path, parity.WIDE)
+def test_cache_types_cost_what_they_cost_with_flash_attention(wide, kv):
     expected = wide.reference(OWN)
     flash = parity.nmse(parity.logits(wide.dense, "several ubatches", kv, "recompute"), expected)
     assert 0 < parity.nmse(logits(wide.dense, "several ubatches", kv), expected) <= 2 * flash

@@ -6,22 +6,15 @@ from pathlib import Path
 import pytest
 
 from shareatt_export.formats.gguf_reader import read_header
-from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model
 from shareatt_export.model.facts import read_facts
 from tests.support import group_parity, parity, tiny_models
 from tests.support.group_parity import CASES, MAPS, MUTATIONS
-from tests.support.parity import Case
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("groups")
-
-
-@pytest.fixture(scope="module")
-def cases(folder: Path, built: runtime.RuntimeStatus) -> dict[tuple[str, str], Case]:
-    return {(heads, kv): parity.make_case(heads, kv, folder) for heads in tiny_models.HEADS for kv in parity.TOLERANCE}
 
 
 @pytest.mark.parametrize("path", ["plain", "reuse"])
@@ -42,11 +35,6 @@ def test_with_flash_attention_it_is_as_good_as_dense(cases, folder, heads, name,
     for mode in parity.MODES:
         error = group_parity.error(case, file, attention, mode, "f32", path)
         assert error <= 2 * parity.flash_error_of_dense(case, mode), mode
-
-
-@pytest.fixture(scope="module")
-def wide(folder: Path, built: runtime.RuntimeStatus) -> Case:
-    return parity.make_case("GQA", "f32", folder / "wide", parity.WIDE)
 
 
 @pytest.mark.parametrize(("kv", "path"), parity.CACHES)

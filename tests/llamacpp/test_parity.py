@@ -17,7 +17,6 @@ from shareatt_export.llamacpp.engine import Context, Model
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import parse_spans, source_map
 from tests.support import parity, tiny_models
-from tests.support.parity import Case
 
 HEADS = list(tiny_models.HEADS)
 ONE_SPAN = parity.SPANS["one span"]
@@ -26,11 +25,6 @@ ONE_SPAN = parity.SPANS["one span"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("parity")
-
-
-@pytest.fixture(scope="module")
-def cases(folder: Path, built: runtime.RuntimeStatus) -> dict[tuple[str, str], Case]:
-    return {(heads, kv): parity.make_case(heads, kv, folder) for heads in HEADS for kv in parity.TOLERANCE}
 
 
 @pytest.mark.parametrize("path", ["plain", "reuse"])
@@ -61,11 +55,6 @@ def test_hybrid_has_no_flash_attention_within_spans(cases, folder, mode):
     case = cases["GQA", "f32"]
     error = parity.error(case, case.shared("every:2", folder), "every:2", mode, "f32", "hybrid")
     assert error <= parity.TOLERANCE["f32"]
-
-
-@pytest.fixture(scope="module")
-def wide(folder: Path, built: runtime.RuntimeStatus) -> Case:
-    return parity.make_case("GQA", "f32", folder / "wide", parity.WIDE)
 
 
 @pytest.mark.parametrize(("kv", "path"), parity.CACHES)
