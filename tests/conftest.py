@@ -13,13 +13,7 @@ import pytest
 from shareatt_export.cli import main as cli
 from shareatt_export.llamacpp import runtime
 from tests.support import tiny_models
-from tests.support.fault_counts import (  # noqa: F401  (hooks)
-    pytest_configure,
-    pytest_itemcollected,
-    pytest_runtest_makereport,
-    pytest_sessionfinish,
-    pytest_terminal_summary,
-)
+from tests.support.fault_counts import pytest_configure, pytest_itemcollected  # noqa: F401  (hooks)
 from tests.support.reports import write_reports
 
 DEFAULT_MARKS = "not slow and not real"  # as in pyproject.toml

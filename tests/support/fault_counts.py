@@ -5,7 +5,6 @@ number with record_property("cases", n). A run of all tests fails if a class has
 CLASSES. conftest.py imports the hooks.
 """
 
-from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -26,6 +25,8 @@ CLASSES = {  # name, and minimum number of passing cases
     "M": ("runtime", 10),
 }
 
+ALL_BUT = {"", "not slow", "not real"}  # what -m may leave out of a run of all tests
+
 
 @dataclass
 class Count:
@@ -36,13 +37,23 @@ class Count:
     seconds: float = 0
 
 
-class Counts:
-    """Counts of all classes, filled from the reports of pytest."""
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Counts(config))
 
-    def __init__(self) -> None:
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if mark := item.get_closest_marker("fault"):
+        item.user_properties.append(("fault", mark.args[0]))
+
+
+class Counts:
+    """The hooks that count. With pytest-xdist, the process that starts the workers has the reports of all."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
         self.of = {kind: Count() for kind in CLASSES}
 
-    def take(self, report: pytest.TestReport) -> None:
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add a report of the setup, call or teardown of a test."""
         properties = dict(report.user_properties)
         if kind := properties.get("fault"):
@@ -53,50 +64,29 @@ class Counts:
                 count.cases += cases
                 count.passed += cases * report.passed
 
-    def few(self) -> Iterator[str]:
-        """Yield the classes with fewer passing cases than their minimum."""
-        return (kind for kind, (_, wanted) in CLASSES.items() if self.of[kind].passed < wanted)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._few():
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        few = self._few()
+        if any(count.cases for count in self.of.values()):
+            terminalreporter.section("faults")
+            for kind, (name, wanted) in CLASSES.items():
+                count = self.of[kind]
+                line = f"{kind} {name:24} {count.cases:5} cases {count.passed:5} passed, {wanted:4} wanted"
+                terminalreporter.line(f"{line} {count.seconds:5.0f} s" + ("  TOO FEW" if kind in few else ""))
+            terminalreporter.line(f"{sum(count.seconds for count in self.of.values()):57.0f} s")
+
+    def _few(self) -> set[str]:
+        """Return the classes with fewer passing cases than their minimum, if the run was asked for all tests."""
+        if not _is_whole(self.config):
+            return set()
+        return {kind for kind, (_, wanted) in CLASSES.items() if self.of[kind].passed < wanted}
 
 
-COUNTS = pytest.StashKey[Counts]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[COUNTS] = Counts()
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    if mark := item.get_closest_marker("fault"):
-        item.user_properties.append(("fault", mark.args[0]))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item,
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    item.config.stash[COUNTS].take(report)
-    return report
-
-
-def _whole(config: pytest.Config) -> bool:
-    """Return whether the run was asked for all tests but the slow ones, or for more."""
-    chosen = config.option.keyword or config.option.markexpr not in ("", "not slow") or config.getoption("lf", False)
-    return config.args_source is pytest.Config.ArgsSource.TESTPATHS and not chosen and not config.option.collectonly
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if _whole(session.config) and any(session.config.stash[COUNTS].few()):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    counts = config.stash[COUNTS]
-    few = set(counts.few()) if _whole(config) else set()
-    if any(count.cases for count in counts.of.values()):
-        terminalreporter.section("faults")
-        for kind, (name, wanted) in CLASSES.items():
-            count = counts.of[kind]
-            line = f"{kind} {name:24} {count.cases:5} cases {count.passed:5} passed, {wanted:4} wanted"
-            terminalreporter.line(f"{line} {count.seconds:5.0f} s" + ("  TOO FEW" if kind in few else ""))
-        terminalreporter.line(f"{sum(count.seconds for count in counts.of.values()):57.0f} s")
+def _is_whole(config: pytest.Config) -> bool:
+    """Return whether the run was asked for all tests but those that need an option, or for more."""
+    option = config.option
+    chosen = option.keyword or not set(option.markexpr.split(" and ")) <= ALL_BUT or config.getoption("lf", False)
+    return config.args_source is pytest.Config.ArgsSource.TESTPATHS and not chosen and not option.collectonly
