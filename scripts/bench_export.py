@@ -171,7 +171,6 @@ def random_checkpoint(folder: Path) -> Path:
     """Write a random Llama of 0.5 GB in bf16 with the vocabulary of the demo model."""
     import shutil
 
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     demo = Path(__file__).parent.parent / "tests" / "models" / "stdlib-5m"
@@ -179,7 +178,7 @@ def random_checkpoint(folder: Path) -> Path:
     for name, value in {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16, "head_dim": 64,
                         "num_attention_heads": 16, "num_key_value_heads": 4}.items():  # fmt: skip
         setattr(config, name, value)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
     for path in demo.glob("*token*"):
         shutil.copy(path, folder / path.name)
     return folder

@@ -26,7 +26,7 @@ WAYS: dict[str, dict[str, str]] = {
 
 def tokens_per_second(model: Path, n_tokens: int, env: dict[str, str]) -> float:
     """Generate tokens with the runtime's llama-completion, in an environment with these variables."""
-    command = [runtime.tool("llama-completion"), "-m", model, "-p", "import os", "-n", str(n_tokens)]
+    command = [str(runtime.tool("llama-completion")), "-m", str(model), "-p", "import os", "-n", str(n_tokens)]
     start = time.monotonic()
     subprocess.run(
         [*command, "-no-cnv", "--ignore-eos"],

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.bench_shapes import SHAPES, SPANS, pair
+from scripts.bench_shapes import SHAPES, exported, written
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.bindings import load
 from shareatt_export.llamacpp.devices import NO_DEVICE, devices, offload_params
@@ -105,8 +105,9 @@ def errors(device: str | None) -> Iterator[str]:
 def bench(folder: Path, depths: list[int], repetitions: int, device: str | None) -> None:
     """Run llama-bench on the shapes, dense and SA, with flash attention off and on."""
     for name in SHAPES:
-        dense, sa = pair(name, folder)
-        print(f"\n{name}, spans {SPANS}:\n", flush=True)
+        dense = written(name, "q8_0", folder)
+        sa = exported(name, dense, "shared")
+        print(f"\n{name}:\n", flush=True)
         command = [runtime.tool("llama-bench"), "-m", dense, "-m", sa, "-ngl", 99, "-fa", "0,1", "-p", 512, "-n", 32]
         command += ["-d", ",".join(map(str, depths)), "-r", repetitions, "-o", "md"]
         command += [] if device is None else ["-dev", device]

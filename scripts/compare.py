@@ -55,7 +55,7 @@ def main() -> None:
         files = {"dense": dense}
         for i, spans in enumerate(args.spans):
             (files[f"--spans {spans}"],) = shareatt_export.export(dense, spans, Path(work) / f"{i}.gguf").files
-        speeds = {name: [] for name in files}
+        speeds: dict[str, list[float]] = {name: [] for name in files}
         for _ in range(ROUNDS):
             for name, file in files.items():
                 speeds[name].append(tokens_per_second(file))

@@ -95,8 +95,8 @@ def complete_missing(path: Path, problems: list[Problem], done: Completions, opt
         bos = () if model.bos is None else (model.bos,)
         prompts = [Prompt((*bos, *model.tokenize(each.prompt)), STOP, options.max_tokens) for each in missing]
         params = context_params(max(prompt.n_positions for prompt in prompts), options.batch)
-        threads = {"n_threads": options.threads, "n_threads_batch": options.threads}
-        with Context(model, **params, **threads) as context:
+        params |= {"n_threads": options.threads, "n_threads_batch": options.threads}
+        with Context(model, None, **params) as context:
             for n, (i, text) in enumerate(complete(context, prompts), 1):
                 done.add(missing[i].task_id, text)
                 print(f"{path.name}: {n} of {len(missing)} completed", file=sys.stderr)

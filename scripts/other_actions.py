@@ -136,10 +136,11 @@ class Study:
         before = self.attention[layer].module.o_proj.weight.double().numpy()
         if change.action == "linear":
             before = np.zeros((target.shape[-1], features.shape[-1]))
-        sums = [NormalEquations.empty(features.shape[-1], target.shape[-1]) for _ in range(2)]
+        fit, held_out = (NormalEquations.empty(features.shape[-1], target.shape[-1]) for _ in range(2))
         for i, pair in enumerate(zip(features.numpy(), target.numpy(), strict=True)):
-            sums[i % HELD_OUT == HELD_OUT - 1].add(*pair)
-        return replace(change, weights=torch.from_numpy(solve(*sums, before).weights.astype(np.float32)))
+            (held_out if i % HELD_OUT == HELD_OUT - 1 else fit).add(*pair)
+        weights = solve(fit, held_out, before).weights
+        return replace(change, weights=torch.from_numpy(weights.astype(np.float32)))
 
     def refitted(self, changes: Changes, rows: Tensor) -> Changes:
         """Return the changes with weights that are fitted in the order of depth."""
@@ -234,8 +235,8 @@ def main() -> None:
     for path in args.score:
         rows = windows(path, args.windows)
         dense = [study.logits(row) for row in rows]
-        for (action, name), changes in maps.items():
-            scored = study.quality(rows, dense, changes)
+        for (action, name), measured in maps.items():
+            scored = study.quality(rows, dense, measured)
             ratio = scored.perplexity_ratio
             kl = f"{scored.kl.value:.2g} ± {scored.kl.half:.1g}"
             change = f"{100 * (ratio.value - 1):+.1f} ± {100 * ratio.half:.1f} %"

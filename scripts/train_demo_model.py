@@ -19,7 +19,6 @@ import json
 import lzma
 import math
 import shutil
-import sys
 import sysconfig
 import time
 from collections.abc import Callable, Sequence
@@ -80,7 +79,8 @@ SHAPES = {
 def stdlib_files() -> tuple[list[Path], list[Path]]:
     """Return the training and held-out files. The path of a file decides, so the split is the same on every machine."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    train, heldout = [], []
+    train: list[Path] = []
+    heldout: list[Path] = []
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root).as_posix()
         if "site-packages" in name or "__pycache__" in name:
@@ -229,7 +229,7 @@ def train(
 
 def save(model: LlamaForCausalLM, tokenizer_model: Path, sample: str, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(out)
+    model.bfloat16().save_pretrained(out)
     shutil.copy(tokenizer_model, out / "tokenizer.model")
     tokenizer_config = {
         "tokenizer_class": "LlamaTokenizer",
@@ -320,8 +320,8 @@ def main() -> None:
     percentages = [int(percentage) for percentage in args.keep.split(",") if percentage]
     model = train(SHAPES[args.shape], np.load(stream_file), checkpoint, args.resume, percentages, keep)
     write(model, args.out)
-    return evaluate(args.out)
+    evaluate(args.out)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

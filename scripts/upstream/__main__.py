@@ -68,7 +68,8 @@ class Bench:
             return run(case.typed(bin, model, dummies), self.work).outcome()
 
         row = Row()
-        for dense, shared in self.models if case.per_model else [(None, [])]:
+        alone: list[tuple[Model | None, list[Model]]] = [(None, [])]
+        for dense, shared in self.models if case.per_model else alone:
             if dense and not case.takes(dense.recipe):
                 continue
             name = dense.name if dense else ""
@@ -113,7 +114,9 @@ def regressions(rows: dict[str, Row], exact: bool, twins: dict[str, str]) -> Ite
 
 def moved(rows: dict[str, Row], recorded: Results | None) -> Iterator[str]:
     """Yield unpatched results that differ from the recorded ones."""
-    for command, row in rows.items() if recorded and recorded.llama_cpp == pin().llama_cpp_commit else ():
+    if recorded is None or recorded.llama_cpp != pin().llama_cpp_commit:
+        return
+    for command, row in rows.items():
         if command in recorded.rows:
             before = recorded.rows[command].columns["unpatched"]
             for model, outcome in row.columns["unpatched"].items():

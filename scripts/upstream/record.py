@@ -121,7 +121,7 @@ def table(rows: dict[str, Row]) -> Iterator[str]:
     for problem, index in number.items():
         where = [name for name in COLUMNS if any(problem in row.problems(name) for row in rows.values())]
         yield f"{'' if index > 1 else chr(10)}{index}. {problem} ({', '.join(where)})"
-    told = {note: [] for note in notes.values()}
+    told: dict[str, list[str]] = {note: [] for note in notes.values()}
     for command in rows:
         if command in notes:
             told[notes[command]].append(command)
