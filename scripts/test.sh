@@ -15,4 +15,4 @@ models=(smollm2 prose)
 [[ " $* " != *" --real "* ]] || models=(all)
 .venv/bin/python scripts/fetch_models.py "${models[@]}"
 # threads that spin at barriers take minutes where others want the processor
-OMP_WAIT_POLICY=passive .venv/bin/pytest -n auto --maxprocesses 4 --dist worksteal "$@"
+OMP_WAIT_POLICY=passive .venv/bin/pytest -n logical --maxprocesses 4 --dist worksteal "$@"
