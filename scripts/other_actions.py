@@ -28,7 +28,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from shareatt_export.evaluation.divergence import Divergence, Quality
-from shareatt_export.fitting.fit import HELD_OUT
+from shareatt_export.fitting.refit import HELD_OUT
 from shareatt_export.fitting.ridge import NormalEquations, solve
 from shareatt_export.formats.texts import read_corpus
 from shareatt_export.healing.job import planned

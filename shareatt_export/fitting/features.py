@@ -1,58 +1,82 @@
-"""The inputs of a layer's output projection W_O: what its heads compute, one layer at a time."""
+"""The inputs of the output projections W_O, layer by layer: what the heads compute."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from ..formats.tensor_copies import FloatRows
 from ..llamacpp.engine import Context, Model, Token
-from ..llamacpp.graph_callback import END, InputCallback
+from ..llamacpp.graph_callback import Array, InputCallback
+from ..llamacpp.runtime import P_BYTES
+from ..model.facts import Facts
 
+MAX_BYTES = 4 << 30  # of the KV cache and the activations of the windows that are computed together
+WIDTHS = 12  # activations of a token that a layer keeps at a time, in widths of the residual stream
+MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ of llama.cpp
+UNLIMITED = str(1 << 40)
 
-class _Collector:
-    """Collects the inputs of W_O of some layers, which llama.cpp may split into batches, and ends after the last."""
-
-    def __init__(self) -> None:
-        self._batches: dict[int, list[FloatRows]] = {}
-
-    def start(self, layers: Sequence[int]) -> None:
-        self._batches = {layer: [] for layer in layers}
-
-    def take(self, name: str, layer: int, values: npt.NDArray[np.floating[Any]]) -> object:
-        if layer not in self._batches:
-            return None
-        self._batches[layer].append(values.reshape(-1, values.shape[-1]).astype(np.float32))
-        return END if layer == max(self._batches) else None
-
-    def collected(self) -> dict[int, FloatRows]:
-        return {layer: np.concatenate(batches) for layer, batches in self._batches.items()}
+Take = Callable[[int, FloatRows], object]
 
 
 class FeatureReader:
-    """Reads what the heads of layers pass to W_O; the layers after the last of them are not computed."""
+    """Computes windows of a text, as many together as `n_together`, each as a sequence of its own."""
 
-    def __init__(self, context: Context, callback: InputCallback, collector: _Collector) -> None:
-        self._context, self._callback, self._collector = context, callback, collector
+    def __init__(self, context: Context, callback: InputCallback, n_together: int) -> None:
+        self._context, self._callback, self.n_together = context, callback, n_together
+        self._take: Take = lambda layer, features: None
 
-    def read(self, layers: Sequence[int], tokens: Sequence[int]) -> dict[int, FloatRows]:
-        """Return the features of a window of at most n_ctx tokens for each layer, [n_tokens, n_head * head_dim]."""
-        self._collector.start(layers)
-        self._context.clear()
-        with self._callback:
-            self._context.decode([Token(token, position) for position, token in enumerate(tokens)], last=1)
-        return self._collector.collected()
+    def read(self, windows: Sequence[Sequence[int]], take: Take) -> None:
+        """Give `take` each layer and its features [n_tokens, n_head * head_dim], for the windows that are together.
+
+        llama.cpp may split them further. `take` may return END, and then the layers after this one are not computed for
+        these windows; or what W_O is to give them instead, [n_tokens, n_embd].
+        """
+        self._take = take
+        for first in range(0, len(windows), self.n_together):
+            together = list(enumerate(windows[first : first + self.n_together]))
+            self._context.clear()
+            with self._callback:
+                tokens = [Token(id, position, i) for i, window in together for position, id in enumerate(window)]
+                self._context.decode(tokens, last=1)
+
+    def observe(self, name: str, layer: int, values: Array) -> object:
+        return self._take(layer, values.reshape(-1, values.shape[-1]).astype("float32"))
 
 
 @contextmanager
-def feature_reader(model: Model, bin: Path, *, n_ctx: int, n_threads: int) -> Iterator[FeatureReader]:
-    """Yield a reader of `model`, with a context of its own. `bin` is the folder of the runtime's libraries."""
-    collector = _Collector()
-    callback = InputCallback(model.lib, bin, ["attn_output"], collector.take)
-    sizes = {"n_ctx": n_ctx, "n_batch": n_ctx, "n_ubatch": n_ctx}
+def feature_reader(
+    model: Model, bin: Path, facts: Facts, *, n_windows: int, n_ctx: int, n_threads: int
+) -> Iterator[FeatureReader]:
+    """Yield a reader of `model` for windows of at most n_ctx tokens. `bin` is the folder of the runtime's libraries."""
+    readers: list[FeatureReader] = []
+    callback = InputCallback(model.lib, bin, ["attn_output"], lambda *found: readers[0].observe(*found))
+    bytes_per_token = facts.kv_bytes_per_token(facts.attention) + 4 * WIDTHS * facts.n_embd
+    n_together = min(n_windows, MAX_SEQUENCES, max(1, MAX_BYTES // (n_ctx * bytes_per_token)))
+    n_tokens = n_together * n_ctx
+    sizes = {"n_ctx": n_tokens, "n_batch": n_tokens, "n_ubatch": n_tokens, "n_seq_max": n_together}
+    sizes["n_outputs_max"] = n_together  # so that no memory is reserved for the logits of all tokens
     threads = {"n_threads": n_threads, "n_threads_batch": n_threads}
-    with Context(model, flash_attn=True, cb_eval=callback.callback, **sizes, **threads) as context:
-        yield FeatureReader(context, callback, collector)
+    with (
+        _memory_for_weights(),
+        Context(model, flash_attn=True, cb_eval=callback.callback, **sizes, **threads) as context,
+    ):
+        readers.append(FeatureReader(context, callback, n_together))
+        yield readers[0]
+
+
+@contextmanager
+def _memory_for_weights() -> Iterator[None]:
+    """Give the contexts of this process as much memory for attention weights as they need.
+
+    Within its own limit, the runtime would split windows that are computed together.
+    """
+    before = os.environ.get(P_BYTES)
+    os.environ[P_BYTES] = UNLIMITED
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[P_BYTES]
+        else:
+            os.environ[P_BYTES] = before

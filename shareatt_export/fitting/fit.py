@@ -9,36 +9,29 @@ Neither costs anything at run time. The runtime computes all features, so quanti
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
-import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES
 
 from ..errors import Unsupported
 from ..formats.gguf_header import TensorInfo
-from ..formats.tensor_copies import RawRows, TensorCopy, float_rows, raw_rows, read_f32, whole_copy
+from ..formats.tensor_copies import RawRows, TensorCopy, float_rows, raw_rows, read_f32
 from ..formats.texts import Corpus
 from ..llamacpp.runtime import RuntimeStatus
 from ..llamacpp.token_windows import token_windows
-from ..model.attention_map import AttentionMap, following
-from ..plan.cuts import kept_columns
+from ..model.attention_map import following
 from ..plan.plan import Plan, with_fit
 from ..plan.projections import Fitting, Projections, output_columns, projections
 from ..system.progress import Fraction
 from ..system.threads import whole_tasks
-from . import heads, ridge
-from .features import feature_reader
+from . import heads
 from .observer import ObservedLayer, observing
+from .refit import RefitOutput, Windows, refit
 from .trial_model import TrialModel
-
-HELD_OUT = 4  # every fourth window chooses the ridge
-Targets = npt.NDArray[np.float32]  # [n_windows, n_ctx, n_embd]
 
 
 @dataclass(frozen=True)
@@ -95,54 +88,42 @@ def fit(plan: Plan, request: FitRequest, built: RuntimeStatus, watch: Fraction =
         if (output := output_columns(plan.dense, plan.facts, plan.attention, layer)) is not None
     }
     orders = {layer: heads.unmoved(plan.facts.n_head[layer]) for layer in outputs}
-    refits: dict[int, ridge.Solution] = {}
+    refits: dict[int, RefitOutput] = {}
     changes: dict[TensorCopy, RawRows] = {}
-    n_stages = request.how.align + request.how.refit * (1 + len(outputs))
+    n_stages = request.how.align + request.how.refit * 2
 
-    def stage(number: int) -> Fraction:
-        return lambda fraction: watch((number + fraction) / n_stages)
+    def stages(first: int, n: int) -> Fraction:
+        return lambda fraction: watch((first + n * fraction) / n_stages)
 
     with TrialModel(built, plan.dense) as trial_model:
         if request.how.align:
             tensors = {layer: projections(plan.dense, plan.facts, layer) for layer in outputs}
             require_bare_heads(trial_model, tensors, "--align")
-            orders = _aligned(plan, request, built, tensors, stage(0))
+            orders = _aligned(plan, request, built, tensors, stages(0, 1))
             for layer, order in orders.items():
                 changes |= moved(trial_model, tensors[layer], order, plan.facts.n_head_kv[layer])
-        if request.how.refit:
-            windows = token_windows(trial_model.model, request.text, request.n_ctx, request.n_windows)
-            first = int(request.how.align)
-            with _dense_outputs(trial_model, plan.facts.attention, outputs, windows, request, stage(first)) as targets:
-                for number, (layer, output) in enumerate(outputs.items(), first + 1):
-                    trial_model.change(plan.attention, changes)
-                    before = changes.get(output, raw_rows(output))
-                    refits[layer], changes[output] = _refitted(
-                        trial_model,
-                        output,
-                        kept_columns(plan.facts, plan.attention, layer),
-                        before,
-                        layer,
-                        windows,
-                        targets[layer],
-                        request,
-                        stage(number),
-                    )
+        if request.how.refit and outputs:
+            tokens = token_windows(trial_model.model, request.text, request.n_ctx, request.n_windows)
+            windows = Windows(tokens, request.n_ctx, request.n_threads)
+            refits = refit(trial_model, plan, outputs, changes, windows, stages(int(request.how.align), 2))
+            changes |= {outputs[layer]: done.raw for layer, done in refits.items()}
     fitted = (_follower(plan, output, layer, orders[layer], refits.get(layer)) for layer, output in outputs.items())
     return Fit(tuple(fitted), changes)
 
 
 def _follower(
-    plan: Plan, output: TensorCopy, layer: int, order: heads.Heads, refit: ridge.Solution | None
+    plan: Plan, output: TensorCopy, layer: int, order: heads.Heads, refitted: RefitOutput | None
 ) -> FittedFollower:
     n_head = len(order)
     moved_as_numbers = order != heads.unmoved(n_head) and not heads.can_move(n_head, output.shape[0], output.type)
-    changed = moved_as_numbers or (refit is not None and refit.ridge is not None)
+    solution = refitted.solution if refitted else None
+    changed = moved_as_numbers or (solution is not None and solution.ridge is not None)
     is_quantised = GGML_QUANT_SIZES[output.type][0] > 1
     sources = sorted({source for group, source in following(plan.attention) if group.layer == layer})
     follower = FittedFollower(layer, tuple(sources), order, requantised=is_quantised and changed)
-    if refit is None:
+    if solution is None:
         return follower
-    return replace(follower, ridge=refit.ridge, error_before=refit.error_before**0.5, error=refit.error**0.5)
+    return replace(follower, ridge=solution.ridge, error_before=solution.error_before**0.5, error=solution.error**0.5)
 
 
 def store(plan: Plan, done: Fit, path: Path) -> Plan:
@@ -221,67 +202,3 @@ def moved(
     else:
         changes[output] = raw
     return changes
-
-
-# ---------------------------------------------------------------- refit
-
-
-@contextmanager
-def _dense_outputs(
-    trial_model: TrialModel,
-    dense: AttentionMap,
-    outputs: Mapping[int, TensorCopy],
-    windows: Sequence[Sequence[int]],
-    request: FitRequest,
-    watch: Fraction,
-) -> Iterator[Mapping[int, Targets]]:
-    """Yield what W_O of these layers makes in the dense model; in files, as they may take more than there is memory."""
-    weights = {layer: read_f32(whole_copy(output.origin)).T for layer, output in outputs.items()}
-    with TemporaryDirectory(prefix="shareatt-") as folder:
-        shapes = {layer: (len(windows), request.n_ctx, output.shape[1]) for layer, output in outputs.items()}
-        targets = {
-            layer: np.memmap(Path(folder) / str(layer), np.float32, "w+", shape=shape)
-            for layer, shape in shapes.items()
-        }
-        trial_model.change(dense, {})
-        with feature_reader(
-            trial_model.model, trial_model.bin, n_ctx=request.n_ctx, n_threads=request.n_threads
-        ) as reader:
-            for i, tokens in enumerate(windows):
-                watch(i / len(windows))
-                for layer, features in reader.read(list(outputs), tokens).items():
-                    targets[layer][i] = features @ weights[layer]
-        yield targets
-
-
-def _refitted(
-    trial_model: TrialModel,
-    output: TensorCopy,
-    columns: Sequence[int],
-    before: RawRows,
-    layer: int,
-    windows: Sequence[Sequence[int]],
-    targets: Targets,
-    request: FitRequest,
-    watch: Fraction,
-) -> tuple[ridge.Solution, RawRows]:
-    """Return the solution for a follower's W_O, and the new W_O; `before` where no solution was better.
-
-    The features are what the layer's heads compute in the trial model; `columns` are those of heads that are kept.
-    """
-    fitted, held_out = (ridge.NormalEquations.empty(output.shape[0], output.shape[1]) for _ in range(2))
-    n_tokens = 0
-    sizes = {"n_ctx": request.n_ctx, "n_threads": request.n_threads}
-    with feature_reader(trial_model.model, trial_model.bin, **sizes) as reader:
-        for i, tokens in enumerate(windows):
-            watch(i / len(windows))
-            features = reader.read([layer], tokens)[layer][:, columns]
-            n_tokens += len(features)
-            equations = held_out if i % HELD_OUT == HELD_OUT - 1 else fitted
-            equations.add(features, targets[i])
-    importance = (np.diag(fitted.gram + held_out.gram) / n_tokens).astype(np.float32)
-    chooses = held_out if len(windows) >= HELD_OUT else fitted  # too few windows to hold one out
-    solution = ridge.solve(fitted, chooses, float_rows(before, output.type).astype(np.float64))
-    if solution.ridge is None:
-        return solution, before
-    return solution, trial_model.encoded(solution.weights.astype(np.float32), output.type, importance)

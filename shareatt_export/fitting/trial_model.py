@@ -82,6 +82,11 @@ class TrialModel:
                 self._write(copy, raw)
         self._changes = dict(changes)
 
+    def write(self, copy: TensorCopy, raw: RawRows) -> None:
+        """Give the model one more changed tensor; a context may be open. Raises Unsupported as change() does."""
+        self._write(copy, raw)
+        self._changes[copy] = raw
+
     def _write(self, copy: TensorCopy, raw: RawRows) -> None:
         if (name := copy.origin.name) not in self._addresses:
             raise Unsupported("this model's graph does not use it", path=self.header.path, field=f"tensor '{name}'")

@@ -65,8 +65,8 @@ class GraphCallback:
 
     `names` are the names to look for. The arrays are f32 or f16 as in the graph, with the dimensions in numpy's order
     (the reverse of ggml's). A name may come more than once for a layer; the next node reads the last of them. When
-    `take` returns END, llama.cpp computes no further node, and the logits are not valid. If `take` raises an error,
-    the end of the `with` block raises it again.
+    `take` returns END, llama.cpp computes no further node, and the logits are not valid. An array that it returns
+    replaces the values of the node. If `take` raises an error, the end of the `with` block raises it again.
     """
 
     def __init__(self, lib: ModuleType, bin: Path, names: Sequence[str], take: TakeTensor) -> None:
@@ -100,7 +100,10 @@ class GraphCallback:
         if ask:
             return True
         try:
-            return self._take(found["name"], int(found["layer"]), self._copy(candidate[1])) is not END
+            taken = self._take(found["name"], int(found["layer"]), self._copy(candidate[1]))
+            if isinstance(taken, np.ndarray):
+                self._replace(address, taken)
+            return taken is not END
         except BaseException as error:  # also what a signal raises
             self._failure = error
             return False
@@ -112,11 +115,18 @@ class GraphCallback:
         shape, strides = tuple(tensor.ne)[::-1], tuple(tensor.nb)[::-1]
         return np.lib.stride_tricks.as_strided(buffer.view(FLOATS[tensor.type]), shape, strides)
 
+    def _replace(self, address: int, values: Array) -> None:
+        values = np.ascontiguousarray(values, FLOATS[Tensor.from_address(address).type])
+        if values.nbytes != self._ggml.ggml_nbytes(address):
+            raise ValueError(f"{values.shape} is not the shape of what the node gives")
+        self._ggml.ggml_backend_tensor_set(address, values.ctypes.data, 0, values.nbytes)
+
 
 class InputCallback(GraphCallback):
     """A GraphCallback for the inputs of matrix products with the weights blk.LAYER.NAME.weight.
 
-    `take` gets NAME, LAYER and the input, which may have any name in the graph.
+    `take` gets NAME, LAYER and the input, which may have any name in the graph. An array that it returns replaces the
+    product, the node itself.
     """
 
     @staticmethod

@@ -152,10 +152,13 @@ def test_fitted_projections(trial_model, built, tmp_path):
     assert fits.changes(everything) == {} == fits.changes(facts.attention)
 
 
-def features_of_layer(trial_model, attention, window):
+def features_of_layer(trial_model, attention, window, wanted=5):
     trial_model.change(attention, {})
-    with feature_reader(trial_model.model, trial_model.bin, n_ctx=64, n_threads=2) as reader:
-        return reader.read([5], window)[5]
+    found = {}
+    sizes = {"n_windows": 1, "n_ctx": 64, "n_threads": 2}
+    with feature_reader(trial_model.model, trial_model.bin, trial_model.facts, **sizes) as reader:
+        reader.read([window], found.__setitem__)
+    return found[wanted]
 
 
 def test_errors_of_heads(trial_model, built, tmp_path):
@@ -164,8 +167,7 @@ def test_errors_of_heads(trial_model, built, tmp_path):
     (window,) = token_windows(trial_model.model, read_corpus(HELDOUT), 64, 1)
     recorded = record(trial_model, built, [window], tmp_path)
     errors = measured_errors(recorded, header, facts, candidates(facts, 1), 2, lambda fraction: None)
-    with feature_reader(trial_model.model, trial_model.bin, n_ctx=64, n_threads=2) as reader:
-        features = reader.read([4], window)[4]
+    features = features_of_layer(trial_model, facts.attention, window, wanted=4)
     weights = read_f32(projections(header, facts, 4).output)
     width = facts.head_dim_v
     expected = [
