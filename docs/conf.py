@@ -61,6 +61,7 @@ NAVIGATION = {  # the part of the sidebar, and its pages by the titles that they
     },
 }
 
+REPORTS = Path("docs/reports")  # pages that `shareatt-export report` made
 FIELDS = "Attributes:"  # begins the part of a docstring that describes each field
 SHORT, LONG = 24, 60  # characters, see mark_lengths()
 logger = logging.getLogger(__name__)
@@ -94,12 +95,16 @@ def add_navigation(app: Sphinx, page: str, source: list[str]) -> None:
             source[0] += "\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", *entries, "```", ""])
 
 
-def link_to_repository(app: Sphinx, doctree: nodes.document) -> None:
-    """Let links to files that are no pages lead to the repository instead of to copies of the files."""
+def link_to_files(app: Sphinx, doctree: nodes.document) -> None:
+    """Let links to files that are no pages lead to the repository instead of to copies of the files.
+
+    Reports are pages of their own, which copy_reports() puts into the site.
+    """
     for link in list(doctree.findall(addnodes.download_reference)):
         path, _ = app.env.relfn2path(link["reftarget"], app.env.docname)
-        target = nodes.reference("", "", *link.children, refuri=f"{PROJECT['urls']['Homepage']}/blob/main/{path}")
-        link.replace_self(target)
+        is_report = Path(path).parent == REPORTS
+        address = link["reftarget"] if is_report else f"{PROJECT['urls']['Homepage']}/blob/main/{path}"
+        link.replace_self(nodes.reference("", "", *link.children, refuri=address))
 
 
 def mark_lengths(app: Sphinx, doctree: nodes.document) -> None:
@@ -148,11 +153,18 @@ def add_index(app: Sphinx, error: Exception | None) -> None:
         shutil.copy(app.outdir / f"{root_doc}.html", app.outdir / "index.html")
 
 
+def copy_reports(app: Sphinx, error: Exception | None) -> None:
+    """Put the reports where the links of link_to_files() lead."""
+    if error is None:
+        shutil.copytree(ROOT / REPORTS, app.outdir / REPORTS, dirs_exist_ok=True)
+
+
 def setup(app: Sphinx) -> None:
     app.add_lexer("output", TextLexer)
     app.connect("source-read", add_navigation)
-    app.connect("doctree-read", link_to_repository)
+    app.connect("doctree-read", link_to_files)
     app.connect("doctree-read", mark_lengths)
     app.connect("autodoc-process-signature", hide_fields)
     app.connect("autodoc-process-docstring", describe_fields)
     app.connect("build-finished", add_index)
+    app.connect("build-finished", copy_reports)
