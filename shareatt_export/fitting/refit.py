@@ -6,7 +6,7 @@ the pass goes on with what the new W_O gives. Otherwise each layer takes a pass.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,11 +77,9 @@ def refit(
     return refits.done
 
 
-@contextmanager
-def _reader(trial_model: TrialModel, windows: Windows) -> Iterator[FeatureReader]:
+def _reader(trial_model: TrialModel, windows: Windows) -> AbstractContextManager[FeatureReader]:
     sizes = {"n_windows": len(windows.tokens), "n_ctx": windows.n_ctx, "n_threads": windows.n_threads}
-    with feature_reader(trial_model.model, trial_model.bin, trial_model.facts, **sizes) as reader:
-        yield reader
+    return feature_reader(trial_model.model, trial_model.bin, trial_model.facts, **sizes)
 
 
 @contextmanager
@@ -136,25 +134,27 @@ class _Refits:
 
     def take(self, layer: int, features: FloatRows) -> object:
         """Take the features of a layer; return what W_O is to give, or END, as FeatureReader.read() says."""
-        n_tokens, together = self._windows.n_tokens, len(features) == self._windows.n_tokens
-        in_turn = layer == self._left[0]
-        if in_turn:
-            features = features[:, kept_columns(self._plan.facts, self._plan.attention, layer)]
-            self._add(features)
-        if together:
-            self._watch((layer + 1) / (max(self._outputs) + 1))
-        else:
-            self._watch((len(self.done) + self._n_tokens / n_tokens) / len(self._outputs))
-        if not in_turn or self._n_tokens < n_tokens:
-            return END if in_turn else None
-        self.done[layer] = done = self._solved(layer)
-        output = self._outputs[layer]
+        together = len(features) == self._windows.n_tokens
+        self._watch(self._fraction(layer, together))
+        if layer != self._left[0]:
+            return None
+        kept = features[:, kept_columns(self._plan.facts, self._plan.attention, layer)]
+        self._add(kept)
+        if self._n_tokens < self._windows.n_tokens:
+            return END
+        output, done = self._outputs[layer], self._solved(layer)
         self._trial_model.write(output, done.raw)
+        self.done[layer] = done
         self._left.pop(0)
         if not self._left:
             return END
         self._begin()
-        return features @ float_rows(done.raw, output.type).T if together else END
+        return kept @ float_rows(done.raw, output.type).T if together else END
+
+    def _fraction(self, layer: int, together: bool) -> float:
+        if together:
+            return (layer + 1) / (max(self._outputs) + 1)
+        return (len(self.done) + self._n_tokens / self._windows.n_tokens) / len(self._outputs)
 
     def _add(self, features: FloatRows) -> None:
         rows = np.arange(self._n_tokens, self._n_tokens + len(features))
