@@ -33,7 +33,7 @@ class Case:
 
 CASES = (
     Case("smollm2", "25-28", "The capital of France is", "Paris"),
-    Case("gemma3", "14-16", "The capital of France is", "Paris"),
+    Case("gemma3", "14-16", "Monday, Tuesday, Wednesday,", "Thursday, Friday"),
     Case("qwen", "23-26", "def add(a, b):\n    return", "a + b"),
 )
 
