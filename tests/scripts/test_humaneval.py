@@ -98,7 +98,11 @@ def test_the_report_counts_what_flips(capsys):
 CUT = gzip.compress(b"x")[:9]
 
 
-@pytest.mark.parametrize("data", [b"not gzip", gzip.compress(b"{"), gzip.compress(b'{"task_id": "T/0"}'), CUT])
+@pytest.mark.parametrize(
+    "data",
+    [b"not gzip", gzip.compress(b"{"), gzip.compress(b'{"task_id": "T/0"}'), CUT],
+    ids=["no gzip", "no JSON", "fields missing", "cut"],  # names of their own, as gzip writes the time
+)
 def test_another_file_is_refused(tmp_path, data):
     path = tmp_path / "problems.gz"
     path.write_bytes(data)
