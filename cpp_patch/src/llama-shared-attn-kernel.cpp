@@ -47,8 +47,12 @@ static constexpr int64_t N_PREFETCH = 4;
 
 // rows of one stream, those of a KV head together and token major: row = (i_head_kv*n_tokens + token)*n_rep + i_rep
 struct shared_attn_rows {
+    const ggml_tensor * v;   // null where the weights are computed alone
+          ggml_tensor * kqv;
+
     int64_t n_tokens;
     int64_t n_rep;
+    int64_t i_stream;
 
     int64_t n_per_head()         const { return n_tokens*n_rep; }
     int64_t token(int64_t row)   const { return row/n_rep%n_tokens; }
@@ -58,6 +62,9 @@ struct shared_attn_rows {
     static char * at(const ggml_tensor * t, int64_t i1, int64_t i2, int64_t i3) {
         return (char *) t->data + i1*t->nb[1] + i2*t->nb[2] + i3*t->nb[3];
     }
+
+    const char  * v_row  (int64_t i_head_kv, int64_t pos) const { return at(v, pos, i_head_kv, i_stream); }
+          float * kqv_row(int64_t row)                    const { return (float *) at(kqv, token(row), head(row), i_stream); }
 };
 
 //
@@ -69,13 +76,12 @@ struct shared_attn_task : shared_attn_rows {
     const ggml_tensor * k;
     const ggml_tensor * mask;
     const ggml_tensor * sinks;
-          ggml_tensor * probs;
+          ggml_tensor * probs; // null where the product with V is computed, too
 
     float scale;
     float max_bias;
     float softcap;
 
-    int64_t i_stream;
     int64_t row0;
     int64_t row1;
 
@@ -96,20 +102,27 @@ struct shared_attn_task : shared_attn_rows {
             : std::pow(2.0f, -max_bias/n_head_log2*(head(row) - n_head_log2 + 0.5f));
     }
 
-    bool is_masked(int64_t r0, int64_t r1, int64_t pos, int64_t n) const {
+    bool is_masked(const char * mask_row, int64_t i) const {
+        return mask->type == GGML_TYPE_F16 ? ((const uint16_t *) mask_row)[i] == 0xfc00 : ((const float *) mask_row)[i] == -INFINITY;
+    }
+
+    // how many of n positions there are up to the last one that any of the rows attends to
+    int64_t n_attended(int64_t r0, int64_t r1, int64_t pos, int64_t n) const {
+        int64_t res = 0;
+
         for (int64_t row = r0; row < r1; ++row) {
             if (row > r0 && token(row) == token(row - 1)) {
                 continue;
             }
             const char * m = mask_row(row, pos);
-            for (int64_t i = 0; i < n; ++i) {
-                if (mask->type == GGML_TYPE_F16 ? ((const uint16_t *) m)[i] != 0xfc00 : ((const float *) m)[i] != -INFINITY) {
-                    return false;
-                }
+            int64_t i = n;
+            while (i > res && is_masked(m, i - 1)) {
+                --i;
             }
+            res = i;
         }
 
-        return true;
+        return res;
     }
 };
 
@@ -247,11 +260,15 @@ struct shared_attn_simd {
         vf acc[MR][NV] = {};
 
         for (int64_t i = 0; i < n; ++i) {
+            // in this order the sums stay in registers: all vectors of b, and of a one element at a time
+            vf x[NV];
             for (int v = 0; v < NV; ++v) {
-                vf x;
-                load(x, b + i*b_row + v*VW);
-                for (int r = 0; r < MR; ++r) {
-                    acc[r][v] += a[i*a_col + r*a_row]*x;
+                load(x[v], b + i*b_row + v*VW);
+            }
+            for (int r = 0; r < MR; ++r) {
+                const float y = a[i*a_col + r*a_row];
+                for (int v = 0; v < NV; ++v) {
+                    acc[r][v] += y*x[v];
                 }
             }
         }
@@ -341,9 +358,9 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
         return V::sum(acc);
     }
 
-    // scores become e^(score - max); returns max and sum. n is a multiple of VW
+    // scores become e^(score - max), where max becomes theirs if that is larger; returns their sum. n is a multiple of VW
     SHARED_ATTN_INLINE void softmax(float * scores, float slope, int64_t n, float & max, float & sum) const {
-        vf vmax = vf{} - INFINITY;
+        vf vmax = vf{} + max;
         vf vsum = {};
 
         for (int64_t i = 0; i < n; i += VW) {
@@ -383,16 +400,20 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
         sum = V::sum(vsum);
     }
 
-    // the scores of a row and a block become its probabilities, relative to the maximum of the block
-    SHARED_ATTN_INLINE void add_block(int64_t ir, int64_t ib, int64_t n, float * scores) {
-        const int64_t row  = task.row0 + ir;
-        const int64_t pos0 = ib*N_BLOCK;
-
+    // the mask of a row and a block, and -INFINITY beyond n
+    SHARED_ATTN_INLINE void load_mask(int64_t row, int64_t ib, int64_t n) {
         if (mask_of != task.token(row)*n_block + ib) {
             mask_of  = task.token(row)*n_block + ib;
-            to_f32<V>(task.mask->type, task.mask_row(row, pos0), mask.data(), n);
+            to_f32<V>(task.mask->type, task.mask_row(row, ib*N_BLOCK), mask.data(), n);
             std::fill(mask.begin() + n, mask.end(), -INFINITY);
         }
+    }
+
+    // the scores of a row and a block become its probabilities, relative to the maximum of the block
+    SHARED_ATTN_INLINE void add_block(int64_t ir, int64_t ib, int64_t n, float * scores) {
+        const int64_t row = task.row0 + ir;
+
+        load_mask(row, ib, n);
 
         float & max_b = max_block[ir*n_block + ib];
         float   sum_b = 0.0f;
@@ -402,11 +423,20 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
             return;
         }
 
-        from_f32<V>(task.probs->type, scores, task.probs_row(row, pos0), n);
+        from_f32<V>(task.probs->type, scores, task.probs_row(row, ib*N_BLOCK), n);
 
         const float max_new = std::max(max[ir], max_b);
         sum[ir] = sum[ir]*expf(max[ir] - max_new) + sum_b*expf(max_b - max_new);
         max[ir] = max_new;
+    }
+
+    SHARED_ATTN_INLINE void add_sink(int64_t ir) {
+        if (task.sinks) {
+            const float sink    = ((const float *) task.sinks->data)[task.head(task.row0 + ir)];
+            const float max_new = std::max(max[ir], sink);
+            sum[ir] = sum[ir]*expf(max[ir] - max_new) + expf(sink - max_new);
+            max[ir] = max_new;
+        }
     }
 
     // the blocks of a row are relative to their own maximum: bring them to that of the row, and the sum to 1
@@ -416,12 +446,7 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
         for (int64_t ir = 0; ir < n_rows; ++ir) {
             const int64_t row = task.row0 + ir;
 
-            if (task.sinks) {
-                const float sink    = ((const float *) task.sinks->data)[task.head(row)];
-                const float max_new = std::max(max[ir], sink);
-                sum[ir] = sum[ir]*expf(max[ir] - max_new) + expf(sink - max_new);
-                max[ir] = max_new;
-            }
+            add_sink(ir);
 
             for (int64_t ib = 0; ib < n_block; ++ib) {
                 const int64_t pos0  = ib*N_BLOCK;
@@ -447,11 +472,37 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
     }
 
     // many rows of one KV head: K is brought into an order in which a tile of scores is computed at once
+    struct tiles {
+        std::vector<float> panels;
+        std::vector<float> k_rows;
+        std::vector<float> q_tile;
+        std::vector<float> scores; // [MR][N_BLOCK]
+
+        explicit tiles(int64_t n_embd_head) :
+            panels(N_BLOCK*n_embd_head), k_rows(N_PANEL*n_embd_head), q_tile(n_embd_head*MR), scores(MR*N_BLOCK) {}
+    };
+
+    SHARED_ATTN_INLINE void pack_block(int64_t pos0, int64_t n, tiles & t) const {
+        for (int64_t i = 0; i < n; i += N_PANEL) {
+            pack(pos0 + i, std::min(N_PANEL, n - i), t.k_rows.data(), t.panels.data() + i*n_embd_head);
+        }
+    }
+
+    SHARED_ATTN_INLINE void score_tile(int64_t ir, int64_t n_tile, int64_t n, tiles & t) const {
+        for (int64_t r = 0; r < n_tile; ++r) {
+            const float * q_row = task.q_row(task.row0 + ir + r);
+            for (int64_t d = 0; d < n_embd_head; ++d) {
+                t.q_tile[d*MR + r] = q_row[d]*task.scale;
+            }
+        }
+
+        for (int64_t i = 0; i < n; i += N_PANEL) {
+            simd::template tile<false>(t.q_tile.data(), MR, 1, t.panels.data() + i*n_embd_head, N_PANEL, n_embd_head, t.scores.data() + i, N_BLOCK);
+        }
+    }
+
     SHARED_ATTN_INLINE void run_tiles() {
-        std::vector<float> panels (N_BLOCK*n_embd_head);
-        std::vector<float> k_rows (N_PANEL*n_embd_head);
-        std::vector<float> q_tile (n_embd_head*MR);
-        std::vector<float> scores (MR*N_BLOCK);
+        tiles t(n_embd_head);
 
         for (int64_t ib = 0; ib < n_block; ++ib) {
             const int64_t pos0 = ib*N_BLOCK;
@@ -462,35 +513,105 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
             for (int64_t ir = 0; ir < n_rows; ir += MR) {
                 const int64_t n_tile = std::min<int64_t>(MR, n_rows - ir);
 
-                if (task.is_masked(task.row0 + ir, task.row0 + ir + n_tile, pos0, n)) {
+                if (task.n_attended(task.row0 + ir, task.row0 + ir + n_tile, pos0, n) == 0) {
                     continue;
                 }
 
                 if (!packed) {
-                    for (int64_t i = 0; i < n; i += N_PANEL) {
-                        pack(pos0 + i, std::min(N_PANEL, n - i), k_rows.data(), panels.data() + i*n_embd_head);
-                    }
+                    pack_block(pos0, n, t);
                     packed = true;
                 }
 
-                for (int64_t r = 0; r < n_tile; ++r) {
-                    const float * q_row = task.q_row(task.row0 + ir + r);
-                    for (int64_t d = 0; d < n_embd_head; ++d) {
-                        q_tile[d*MR + r] = q_row[d]*task.scale;
-                    }
-                }
-
-                for (int64_t i = 0; i < n; i += N_PANEL) {
-                    simd::template tile<false>(q_tile.data(), MR, 1, panels.data() + i*n_embd_head, N_PANEL, n_embd_head, scores.data() + i, N_BLOCK);
-                }
+                score_tile(ir, n_tile, n, t);
 
                 for (int64_t r = 0; r < n_tile; ++r) {
-                    add_block(ir + r, ib, n, scores.data() + r*N_BLOCK);
+                    add_block(ir + r, ib, n, t.scores.data() + r*N_BLOCK);
                 }
             }
         }
 
         finish();
+    }
+
+    // the product with V as well, where nothing else needs the weights: a block of them is used up before the next one
+    // what is added up of a row is relative to the maximum so far
+    SHARED_ATTN_INLINE void run_fused() {
+        const int64_t n_embd_head_v = task.v->ne[0];
+        const int64_t n_embd_v_pad  = simd::pad(n_embd_head_v);
+        const int64_t i_head_kv     = task.head_kv(task.row0);
+
+        tiles t(n_embd_head);
+
+        std::vector<float> v_block(N_BLOCK*n_embd_v_pad);
+        std::vector<float> sums   ((n_rows + MR)*n_embd_v_pad);
+
+        for (int64_t ib = 0; ib < n_block; ++ib) {
+            const int64_t pos0 = ib*N_BLOCK;
+            const int64_t n    = std::min(N_BLOCK, n_kv - pos0);
+
+            bool packed = false;
+
+            for (int64_t ir = 0; ir < n_rows; ir += MR) {
+                const int64_t n_tile = std::min<int64_t>(MR, n_rows - ir);
+                const int64_t n_pos  = task.n_attended(task.row0 + ir, task.row0 + ir + n_tile, pos0, n);
+
+                if (n_pos == 0) {
+                    continue;
+                }
+
+                if (!packed) {
+                    pack_block(pos0, n, t);
+                    for (int64_t j = 0; j < n; ++j) {
+                        to_f32<V>(task.v->type, task.v_row(i_head_kv, pos0 + j), v_block.data() + j*n_embd_v_pad, n_embd_head_v);
+                    }
+                    packed = true;
+                }
+
+                score_tile(ir, n_tile, n_pos, t);
+
+                for (int64_t r = 0; r < n_tile; ++r) {
+                    float * scores = t.scores.data() + r*N_BLOCK;
+                    float * sums_r = sums.data() + (ir + r)*n_embd_v_pad;
+
+                    const float max_old = max[ir + r];
+
+                    float sum_b = 0.0f;
+
+                    load_mask(task.row0 + ir + r, ib, n);
+                    softmax(scores, task.slope(task.row0 + ir + r), (n_pos + VW - 1)/VW*VW, max[ir + r], sum_b);
+
+                    if (max[ir + r] == -INFINITY) {
+                        std::fill(scores, scores + n_pos, 0.0f);
+                    } else if (max[ir + r] != max_old) {
+                        const float factor = expf(max_old - max[ir + r]);
+
+                        sum[ir + r] *= factor;
+                        for (int64_t d = 0; d < n_embd_v_pad; ++d) {
+                            sums_r[d] *= factor;
+                        }
+                    }
+
+                    sum[ir + r] += sum_b;
+                }
+
+                for (int64_t d = 0; d < n_embd_v_pad; d += N_PANEL) {
+                    simd::template tile<true>(t.scores.data(), 1, N_BLOCK, v_block.data() + d, n_embd_v_pad, n_pos, sums.data() + ir*n_embd_v_pad + d, n_embd_v_pad);
+                }
+            }
+        }
+
+        for (int64_t ir = 0; ir < n_rows; ++ir) {
+            const float max_old = max[ir];
+
+            add_sink(ir);
+
+            const float factor = max_old == -INFINITY ? 0.0f : expf(max_old - max[ir])/sum[ir]; // 0 of a row that attends to nothing
+
+            float * kqv = task.kqv_row(task.row0 + ir);
+            for (int64_t d = 0; d < n_embd_head_v; ++d) {
+                kqv[d] = sums[ir*n_embd_v_pad + d]*factor;
+            }
+        }
     }
 
     // few rows per KV head: the heads of a position are next to each other in memory, so each position is read once, for all
@@ -514,7 +635,7 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
             const int64_t pos0 = ib*N_BLOCK;
             const int64_t n    = std::min(N_BLOCK, n_kv - pos0);
 
-            if (task.is_masked(task.row0, task.row1, pos0, n)) {
+            if (task.n_attended(task.row0, task.row1, pos0, n) == 0) {
                 continue;
             }
 
@@ -541,7 +662,9 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
     }
 
     SHARED_ATTN_INLINE void run() {
-        if (task.n_per_head() < N_ROWS_TILE) {
+        if (task.v) {
+            run_fused();
+        } else if (task.n_per_head() < N_ROWS_TILE) {
             run_rows();
         } else {
             run_tiles();
@@ -556,16 +679,11 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
 // rows of one KV head, or columns of V, which has those of all KV heads next to each other
 struct shared_attn_pv_task : shared_attn_rows {
     const ggml_tensor * probs;
-    const ggml_tensor * v;
-          ggml_tensor * kqv;
 
-    int64_t i_stream;
     int64_t i0;
     int64_t i1;
 
-    const char  * probs_row(int64_t row, int64_t pos)       const { return at(probs, token(row), head(row), i_stream) + pos*probs->nb[0]; }
-    const char  * v_row    (int64_t i_head_kv, int64_t pos) const { return at(v, pos, i_head_kv, i_stream); }
-          float * kqv_row  (int64_t row)                    const { return (float *) at(kqv, token(row), head(row), i_stream); }
+    const char * probs_row(int64_t row, int64_t pos) const { return at(probs, token(row), head(row), i_stream) + pos*probs->nb[0]; }
 
     // false where all probabilities are 0, which masked ones are exactly
     template <typename V>
@@ -778,16 +896,16 @@ static float * op_params(ggml_tensor * t) {
     return (float *) t->op_params + GGML_MAX_OP_PARAMS/sizeof(float) - 3;
 }
 
-static void shared_attn_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    GGML_UNUSED(userdata);
-
+static void shared_attn_compute(ggml_tensor * dst, const ggml_tensor * v, const ggml_tensor * sinks, int ith, int nth) {
     shared_attn_task task;
 
     task.q        = dst->src[0];
     task.k        = dst->src[1];
     task.mask     = dst->src[2];
-    task.sinks    = dst->src[3];
-    task.probs    = dst;
+    task.sinks    = sinks;
+    task.v        = v;
+    task.probs    = v ? nullptr : dst;
+    task.kqv      = v ? dst : nullptr;
     task.scale    = op_params(dst)[0];
     task.max_bias = op_params(dst)[1];
     task.softcap  = op_params(dst)[2];
@@ -808,6 +926,18 @@ static void shared_attn_compute(ggml_tensor * dst, int ith, int nth, void * user
             run(task);
         }
     }
+}
+
+static void shared_attn_weights_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    GGML_UNUSED(userdata);
+
+    shared_attn_compute(dst, nullptr, dst->src[3], ith, nth);
+}
+
+static void shared_attn_fused_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    GGML_UNUSED(userdata);
+
+    shared_attn_compute(dst, dst->src[3], dst->src[4], ith, nth);
 }
 
 static void shared_attn_pv_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
@@ -858,7 +988,7 @@ ggml_tensor * llama_shared_attn_kernel(
     ggml_tensor * args[] = { q, k, mask, sinks };
 
     ggml_tensor * probs = ggml_custom_4d(ctx, type, k->ne[1], q->ne[1], q->ne[2], q->ne[3], args, sinks ? 4 : 3,
-            shared_attn_compute, GGML_N_TASKS_MAX, nullptr);
+            shared_attn_weights_compute, GGML_N_TASKS_MAX, nullptr);
 
     op_params(probs)[0] = scale;
     op_params(probs)[1] = max_bias;
@@ -879,6 +1009,31 @@ ggml_tensor * llama_shared_attn_kernel_pv(ggml_context * ctx, ggml_tensor * prob
 
     return ggml_custom_4d(ctx, GGML_TYPE_F32, v->ne[0], probs->ne[1], probs->ne[2], probs->ne[3], args, 2,
             shared_attn_pv_compute, GGML_N_TASKS_MAX, nullptr);
+#else
+    GGML_ABORT("not without llama_shared_attn_kernel_available()");
+#endif
+}
+
+bool llama_shared_attn_kernel_fuses(const ggml_tensor * probs) {
+#ifdef SHARED_ATTN_SIMD
+    // a view is of the weights that another layer left
+    return probs->op == GGML_OP_CUSTOM && probs->ne[1]*(probs->ne[2]/probs->src[1]->ne[2]) >= N_ROWS_TILE;
+#else
+    GGML_UNUSED(probs);
+    return false;
+#endif
+}
+
+ggml_tensor * llama_shared_attn_kernel_fused(ggml_context * ctx, ggml_tensor * probs, ggml_tensor * v) {
+#ifdef SHARED_ATTN_SIMD
+    ggml_tensor * args[] = { probs->src[0], probs->src[1], probs->src[2], v, probs->src[3] };
+
+    ggml_tensor * kqv = ggml_custom_4d(ctx, GGML_TYPE_F32, v->ne[0], probs->ne[1], probs->ne[2], probs->ne[3], args, probs->src[3] ? 5 : 4,
+            shared_attn_fused_compute, GGML_N_TASKS_MAX, nullptr);
+
+    std::copy(op_params(probs), op_params(probs) + 3, op_params(kqv));
+
+    return kqv;
 #else
     GGML_ABORT("not without llama_shared_attn_kernel_available()");
 #endif

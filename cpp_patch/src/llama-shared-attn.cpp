@@ -659,13 +659,10 @@ llama_shared_attn_params llama_shared_attn_init(const llama_model & model) {
 
     if (model.hparams.shared_attn) {
         res.hybrid = shared_attn_env("LLAMA_SHARED_ATTN_HYBRID",  "0 or 1",            1,              0);
+        res.budget = shared_attn_env("LLAMA_SHARED_ATTN_P_BYTES", "a number of bytes", UINT64_MAX - 1, UINT64_MAX);
     } else {
         res.dense  = shared_attn_env("LLAMA_SHARED_ATTN_DENSE",   "0 or 1",            1,              0) != 0 &&
             shared_attn_contains(shared_attn_archs, model.arch);
-    }
-
-    if (model.hparams.shared_attn || res.dense) {
-        res.budget = shared_attn_env("LLAMA_SHARED_ATTN_P_BYTES", "a number of bytes", UINT64_MAX - 1, UINT64_MAX);
     }
 
     return res;
@@ -677,7 +674,7 @@ static ggml_type shared_attn_probs_type(ggml_type type_v) {
 }
 
 // bytes of the probabilities of one token over n_kv positions, in those layers for which uses(il) holds
-// spans may overlap: what counts is the most that is alive at any layer
+// only those count that a later layer uses; spans may overlap, so it is the most that is alive at any layer
 static uint64_t shared_attn_bytes(const llama_hparams & hparams, uint64_t n_kv, ggml_type type_v, const std::function<bool(uint32_t il)> & uses) {
     uint64_t n_bytes = 0;
 
@@ -686,11 +683,8 @@ static uint64_t shared_attn_bytes(const llama_hparams & hparams, uint64_t n_kv, 
         for (uint32_t src = 0; src <= il; ++src) {
             const auto * layer = shared_attn_layer(hparams, src);
 
-            const uint32_t last   = layer ? layer->last     : src;
-            const uint32_t n_head = layer ? layer->n_head_q : hparams.n_head(src);
-
-            if (last >= il && uses(src)) {
-                alive += n_head*n_kv*ggml_type_size(shared_attn_probs_type(type_v));
+            if (layer && layer->last > src && layer->last >= il && uses(src)) {
+                alive += layer->n_head_q*n_kv*ggml_type_size(shared_attn_probs_type(type_v));
             }
         }
         n_bytes = std::max(n_bytes, alive);
@@ -918,7 +912,7 @@ bool llama_shared_attn_reuses(const llm_graph_context & g, int il) {
         kv = &(g.hparams.is_swa(il) ? mctx->get_swa() : mctx->get_base())->get_shared_attn();
     }
 
-    return kv && kv->reuse && g.n_tokens <= kv->n_ubatch_max && (kv->reuse_all || shared_attn_in_span(g.hparams, il));
+    return kv && (shared_attn_in_span(g.hparams, il) ? kv->reuse && g.n_tokens <= kv->n_ubatch_max : kv->kernels);
 }
 
 static bool shared_attn_on_cpu(const ggml_tensor * k) {
@@ -969,7 +963,15 @@ ggml_tensor * llama_shared_attn_exchange_probs(
 }
 
 ggml_tensor * llama_shared_attn_build_kqv(const llm_graph_context & g, ggml_tensor * v, ggml_tensor * probs, int il) {
-    return llama_shared_attn_reuses(g, il) ? llama_shared_attn_kernel_pv(g.ctx0, probs, v) : ggml_mul_mat(g.ctx0, v, probs);
+    if (!llama_shared_attn_reuses(g, il)) {
+        return ggml_mul_mat(g.ctx0, v, probs);
+    }
+
+    if (!shared_attn_in_span(g.hparams, il) && llama_shared_attn_kernel_fuses(probs)) {
+        return llama_shared_attn_kernel_fused(g.ctx0, probs, v);
+    }
+
+    return llama_shared_attn_kernel_pv(g.ctx0, probs, v);
 }
 
 //
@@ -1050,10 +1052,7 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
         return hparams.has_kv(il) && (!filter || filter(il)) && (!params.hybrid || shared_attn_in_span(hparams, il));
     };
 
-    const uint64_t n_bytes = shared_attn_bytes(hparams, n_cells, type_v, uses);
-
-    uint64_t saving = params.dense ? SHARED_ATTN_N_UBATCH_MIN*n_bytes : 0;
-    uint64_t cache  = 0;
+    uint64_t saving = 0;
 
     for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
         if (!uses(il)) {
@@ -1066,14 +1065,19 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
         }
 
         saving += shared_attn_saving(hparams, type_k, type_v, il)*n_cells*n_stream;
-        cache  += (ggml_row_size(type_k, hparams.n_embd_k_gqa(il)) + ggml_row_size(type_v, hparams.n_embd_v_gqa(il)))*n_cells*n_stream;
     }
 
-    if (params.dense) {
-        saving = std::max(saving, cache/10);
+    const uint32_t n_kv_pad = 64; // a graph is built anew for each, but that takes less than a millisecond
+
+    if (!params.hybrid) {
+        res.kernels  = true;
+        res.n_kv_pad = n_kv_pad;
     }
 
-    if (saving == 0) {
+    const uint64_t n_bytes = shared_attn_bytes(hparams, n_cells, type_v, uses);
+
+    if (n_bytes == 0) {
+        LLAMA_LOG_INFO("%s: %s compute the attention\n", __func__, res.kernels ? "kernels of shared attention" : "operators of ggml");
         return res;
     }
 
@@ -1081,19 +1085,16 @@ llama_shared_attn_kv llama_shared_attn_init_kv(
     const uint64_t n_ubatch = std::min<uint64_t>(budget/n_bytes, UINT32_MAX);
 
     if (n_ubatch < SHARED_ATTN_N_UBATCH_MIN) {
-        LLAMA_LOG_INFO("%s: %s: those of %u tokens take %.2f MiB of %.2f MiB\n", __func__,
-                params.dense ? "flash attention, as the attention weights are too large" : "followers recompute the attention weights",
+        LLAMA_LOG_INFO("%s: followers recompute the attention weights: those of %u tokens take %.2f MiB of %.2f MiB\n", __func__,
                 SHARED_ATTN_N_UBATCH_MIN, SHARED_ATTN_N_UBATCH_MIN*n_bytes/1024.0/1024.0, budget/1024.0/1024.0);
         return res;
     }
 
     res.reuse        = true;
-    res.reuse_all    = !params.hybrid;
-    res.n_kv_pad     = 64; // a graph is built anew for each, but that takes less than a millisecond
+    res.n_kv_pad     = n_kv_pad;
     res.n_ubatch_max = n_ubatch - n_ubatch%16; // ggml's matrix products are slower in between
 
-    LLAMA_LOG_INFO("%s: %s of up to %u tokens at a time\n", __func__,
-            params.dense ? "kernels of shared attention compute the attention" : "followers reuse the attention weights", res.n_ubatch_max);
+    LLAMA_LOG_INFO("%s: followers reuse the attention weights of up to %u tokens at a time\n", __func__, res.n_ubatch_max);
 
     return res;
 }

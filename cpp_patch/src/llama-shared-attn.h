@@ -211,8 +211,9 @@ ggml_tensor * llama_shared_attn_build_mha(
                     float   kq_scale,
                       int   il);
 
-// a layer that reuses probabilities, or leaves some to be reused, does without flash attention
-// decided anew for each graph: a ubatch that must not be split may be too large for the budget
+// true if our kernels compute a layer instead of flash attention
+// in a span that is so where the probabilities are reused, which is decided anew for each graph: a ubatch that must not be
+// split may be too large for their budget
 bool llama_shared_attn_reuses(const llm_graph_context & g, int il);
 
 // a layer leaves its probabilities here, a run that follows gets those of its source
@@ -241,8 +242,8 @@ struct llama_shared_attn_kv {
     // followers reuse the probabilities of their source; else they compute them again, with flash attention
     bool reuse = false;
 
-    // the layers outside of spans do without flash attention, too
-    bool reuse_all = false;
+    // our kernels compute the layers outside of spans, too, instead of flash attention
+    bool kernels = false;
 
     // attention is over a multiple of so many positions; the probabilities of empty ones would be computed, too
     uint32_t n_kv_pad = 256;
@@ -256,7 +257,6 @@ using llama_shared_attn_filter = std::function<bool(int32_t il)>;
 // n_cells is the size of one stream
 // the budget of the probabilities is what the followers save of the K cache, so that a model never takes more memory than
 // without shared attention; the user may set another one, for all caches of a context together
-// a dense model that uses our kernels saves nothing: its budget is a tenth of the cache, and what the least ubatch needs
 // throws std::runtime_error as llama_shared_attn_init does
 llama_shared_attn_kv llama_shared_attn_init_kv(
         const llama_model   & model,

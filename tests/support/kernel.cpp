@@ -1,8 +1,9 @@
 // The attention kernels of the patch against ggml's operators; built and read by test_kernel.py.
 //
-//     kernel check            one line per case: name, weights or product with V, instruction set, threads, error (NMSE)
+//     kernel check            one line per case: name, weights, product with V or both fused, instruction set, threads,
+//                             error (NMSE)
 //     kernel time             one line per shape: milliseconds of weights by operators and kernel, of the product with V by
-//                             operator (V transposed) and kernel, and of flash attention
+//                             operator (V transposed) and kernel, of both fused, and of flash attention
 
 #include "ggml-backend.h"
 
@@ -56,6 +57,7 @@ struct shape {
     float     softcap     = 0.0f;
     bool      sinks       = false;
     bool      nan         = false; // in the Q of the first head and token
+    int64_t   window      = 1 << 20; // positions that a token attends to
 };
 
 static std::mt19937 rng(1);
@@ -111,7 +113,7 @@ struct inputs {
         std::vector<float> m(ggml_nelements(mask));
         for (int64_t i = 0; i < (int64_t) m.size(); ++i) {
             const int64_t token = i/s.n_kv%s.n_tokens, pos = i%s.n_kv, ahead = pos - (s.n_kv - s.n_tokens + token);
-            m[i] = ahead > 0 || (s.n_stream > 1 && pos < 600) ? -INFINITY : s.max_bias > 0.0f ? (float) ahead : 0.0f;
+            m[i] = ahead > 0 || ahead <= -s.window || (s.n_stream > 1 && pos < 600) ? -INFINITY : s.max_bias > 0.0f ? (float) ahead : 0.0f;
         }
         set(mask, m);
 
@@ -160,6 +162,12 @@ static ggml_tensor * rounded(ggml_context * ctx, ggml_tensor * t, ggml_type type
     return type == GGML_TYPE_F32 ? t : ggml_cast(ctx, ggml_cast(ctx, t, type), GGML_TYPE_F32);
 }
 
+static ggml_tensor * fused(ggml_context * ctx, const inputs & in, const shape & s, float scale) {
+    ggml_tensor * probs = llama_shared_attn_kernel(ctx, in.q, in.k, in.mask, in.sinks, scale, s.max_bias, s.softcap, s.type_probs);
+    GGML_ASSERT(llama_shared_attn_kernel_fuses(probs));
+    return llama_shared_attn_kernel_fused(ctx, probs, in.v);
+}
+
 using builder = std::function<ggml_tensor *(ggml_context *)>;
 
 static void compare(const shape & s, const char * what, const inputs & in, const builder & expect, const builder & measure) {
@@ -189,7 +197,7 @@ static void compare(const shape & s, const char * what, const inputs & in, const
 }
 
 static void check() {
-    std::vector<shape> shapes(24);
+    std::vector<shape> shapes(25);
     size_t n = 0;
     auto next = [&](const char * name) -> shape & { shapes[n].name = name; return shapes[n++]; };
 
@@ -208,6 +216,7 @@ static void check() {
     next("alibi").max_bias = 8.0f;
     next("softcap").softcap = 5.0f;
     next("sinks").sinks = true;
+    next("window").window = 575; // some tokens of a tile attend to the first block, and others do not
     shape & all = next("all-at-once");
     all.n_head = 12; all.n_head_kv = 3; all.max_bias = 4.0f; all.softcap = 5.0f; all.sinks = true; all.n_stream = 2;
 
@@ -244,6 +253,15 @@ static void check() {
                 ggml_tensor * probs = operators(ctx, in, s, scale);
                 return llama_shared_attn_kernel_pv(ctx, s.type_probs == GGML_TYPE_F32 ? probs : ggml_cast(ctx, probs, s.type_probs), in.v);
             });
+        if (s.n_tokens*(s.n_head/s.n_head_kv) < N_ROWS_TILE) {
+            continue;
+        }
+        compare(s, "fused", in,
+            [&](ggml_context * ctx) {
+                ggml_tensor * v = ggml_cont(ctx, ggml_transpose(ctx, ggml_cast(ctx, in.v, GGML_TYPE_F32)));
+                return ggml_mul_mat(ctx, v, operators(ctx, in, s, scale));
+            },
+            [&](ggml_context * ctx) { return fused(ctx, in, s, scale); });
     }
 }
 
@@ -276,11 +294,12 @@ static void time() {
         }));
         const double product = milliseconds(graph(in, [&](ggml_context * ctx) { return ggml_mul_mat(ctx, in.v_trans, in.probs); }));
         const double pv      = milliseconds(graph(in, [&](ggml_context * ctx) { return llama_shared_attn_kernel_pv(ctx, in.probs, in.v); }));
+        const double both    = s.n_tokens == 1 ? NAN : milliseconds(graph(in, [&](ggml_context * ctx) { return fused(ctx, in, s, scale); }));
         const double flash   = milliseconds(graph(in, [&](ggml_context * ctx) {
             return ggml_flash_attn_ext(ctx, in.q, in.k, in.v, in.mask, scale, 0.0f, 0.0f);
         }));
-        printf("| %d/%d of %d, %d, %d | %.2g | %.2g | %.2g | %.2g | %.2g |\n", (int) s.n_head, (int) s.n_head_kv, (int) s.n_embd_head,
-                (int) s.n_tokens, (int) s.n_kv, plain, kernel, product, pv, flash);
+        printf("| %d/%d of %d, %d, %d | %.2g | %.2g | %.2g | %.2g | %.2g | %.2g |\n", (int) s.n_head, (int) s.n_head_kv, (int) s.n_embd_head,
+                (int) s.n_tokens, (int) s.n_kv, plain, kernel, product, pv, both, flash);
     }
 }
 

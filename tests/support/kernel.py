@@ -42,7 +42,8 @@ def output(program: Path, what: str) -> list[str]:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as work:
         print(
-            "| heads, tokens, positions | weights: operators | kernel | product: operator | kernel | flash attention |"
+            "| heads, tokens, positions | weights: operators | kernel | product: operator | kernel | both fused "
+            "| flash attention |"
         )
-        print("| --- | --- | --- | --- | --- | --- |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
         print("\n".join(output(build(Path(work)), "time")))
