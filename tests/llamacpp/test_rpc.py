@@ -65,7 +65,8 @@ def shared(request, built, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def local(shared):
-    with Model(parity.lib(), shared) as model:
+    """The logits of one machine that does as the servers do: with flash attention, not with our kernels."""
+    with parity.environment({parity.BUDGET: "0", parity.HYBRID: "1"}), Model(parity.lib(), shared) as model:
         return all_logits(model)
 
 
