@@ -207,6 +207,13 @@ static bool shared_attn_in_span(const llama_hparams & hparams, uint32_t il) {
     return layer && layer->in_span;
 }
 
+// a later layer uses its weights
+static bool shared_attn_is_source(const llama_hparams & hparams, uint32_t il) {
+    const auto * layer = shared_attn_layer(hparams, il);
+
+    return layer && layer->last > il;
+}
+
 // the layer whose weights all heads of a layer use in their order: itself, another one, or -1
 static int32_t shared_attn_source_layer(const llama_shared_attn_layer & layer) {
     return layer.runs.size() == 1 && layer.runs[0].head_src == 0 ? layer.runs[0].il_src : -1;
@@ -681,10 +688,8 @@ static uint64_t shared_attn_bytes(const llama_hparams & hparams, uint64_t n_kv, 
     for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
         uint64_t alive = 0;
         for (uint32_t src = 0; src <= il; ++src) {
-            const auto * layer = shared_attn_layer(hparams, src);
-
-            if (layer && layer->last > src && layer->last >= il && uses(src)) {
-                alive += layer->n_head_q*n_kv*ggml_type_size(shared_attn_probs_type(type_v));
+            if (shared_attn_is_source(hparams, src) && shared_attn_layer(hparams, src)->last >= il && uses(src)) {
+                alive += shared_attn_layer(hparams, src)->n_head_q*n_kv*ggml_type_size(shared_attn_probs_type(type_v));
             }
         }
         n_bytes = std::max(n_bytes, alive);
@@ -993,7 +998,7 @@ static uint64_t shared_attn_saving(const llama_hparams & hparams, ggml_type type
 static uint64_t shared_attn_n_caches(const llama_hparams & hparams) {
     bool any[2] = {};
     for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
-        any[hparams.is_swa(il)] |= !hparams.shared_attn || shared_attn_saving(hparams, GGML_TYPE_F16, GGML_TYPE_F16, il) > 0;
+        any[hparams.is_swa(il)] |= shared_attn_is_source(hparams, il);
     }
 
     return any[0] + any[1];
