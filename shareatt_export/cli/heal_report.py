@@ -52,6 +52,8 @@ def show(done: Healed, console: Console) -> None:
         f"KL {before['kl']:.3f} -> {after['kl']:.3f}",
         highlight=False,
     )
+    if after["kl"] > before["kl"]:
+        console.print("warning: the model is worse than before healing; heal with a smaller --lr, or for longer")
     if (written := done.written) is not None:
         console.print(
             f"the file in the runtime, same windows: perplexity {written.perplexity:.2f}, KL {written.kl.value:.3f}",

@@ -277,6 +277,12 @@ def test_the_command_says_how_to_export(run, model, tmp_path):
     assert json.loads(done.stdout) == {"output": str(out), **record} and done.stderr == ""
 
 
+@pytest.mark.parametrize(("rate", "worse"), [("1", True), ("1e-5", False)])
+def test_the_command_says_that_the_model_is_worse(run, model, tmp_path, rate, worse):
+    done = run("heal", model, "--spans", SPANS, "-o", tmp_path / "out", "--steps", "2", "--lr", rate, *OPTIONS)
+    assert done.status == 0 and ("worse than before healing" in done.stderr) == worse, done.stderr
+
+
 def config(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
