@@ -56,7 +56,8 @@ def test_fitted_weights_are_in_the_cost(demo_dense, trial_model, tmp_path):
     plain = MapCosts(trial_model, unchanged, parts, tmp_path / "b", n_ctx=64, n_threads=2)
     found = facts.of_layers(source_map(parse_spans("6-7", 12), 12))
     dropped = plain.quality(facts.dense_attention, changes=zeros(trial_model, copy)).kl.value
-    assert np.mean(map_costs.costs(found, 0, 2)) == pytest.approx(dropped, rel=1e-3)
+    # the dense model uses flash attention, whose rounding is other than that of the kernels of a map
+    assert np.mean(map_costs.costs(found, 0, 2)) == pytest.approx(dropped, rel=0.01)
     assert np.mean(plain.costs(found, 0, 2)) != pytest.approx(dropped, rel=0.05)
     assert map_costs.costs(facts.dense_attention, 1, 2) == [0]
 

