@@ -6,7 +6,7 @@
 
 The settings are those of `shareatt-export bench`: stock llama.cpp with flash attention on and off, the dense model with
 the kernels of Shared Attention, and the SA model. The peers are ik_llama.cpp and the newest llama.cpp; one that is not
-installed is left out, with a note. The newest llama.cpp tells a mean over the tokens that it writes, where the others
+installed, or cannot run the model, is left out, with a note. The newest llama.cpp tells a mean over the tokens that it writes, where the others
 tell the median, without the first one. Prints a table in Markdown of medians in tokens per second, and of attention
 alone: the time of a token at a depth minus its time in an empty context. `--json` keeps the times of all rounds.
 """
@@ -75,11 +75,13 @@ def runners(request: BenchRequest, python: Path | None, stack: ExitStack) -> dic
     for setting in settings_of(request):
         worker = WorkerProcess(setting, request, clock=False)
         stack.callback(worker.close)
+        warm_up(worker, request)
         found[setting.name] = worker
     for name in PEERS if python else ():
         assert python
         try:
             peer = Peer(name, python, request)
+            warm_up(peer, request)  # some refuse a model without a vocabulary only here
         except RuntimeError as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
@@ -88,10 +90,13 @@ def runners(request: BenchRequest, python: Path | None, stack: ExitStack) -> dic
     return found
 
 
+def warm_up(runner: Runner, request: BenchRequest) -> None:
+    """Let a program read the weights, which does not count."""
+    runner.run_command("prefill", n=request.prompt)
+
+
 def measured(request: BenchRequest, programs: dict[str, Runner]) -> dict[Measurement, Rounds]:
     seconds: dict[Measurement, Rounds] = {}
-    for runner in programs.values():
-        runner.run_command("prefill", n=request.prompt)  # reads the weights; not counted
     for depth in request.depths:
         for name, runner in programs.items():
             print(f"{name}: filling the context to {depth} tokens", file=sys.stderr)
