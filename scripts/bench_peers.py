@@ -4,11 +4,12 @@
     python -m venv peers && peers/bin/pip install ik-llama-cpp-python==0.1.5 xllamacpp==2026.10.11549
     python scripts/bench_peers.py dense.gguf sa.gguf --peers peers/bin/python --depths 0,8192
 
-The settings are those of `shareatt-export bench`: stock llama.cpp with flash attention on and off, the dense model with
-the kernels of Shared Attention, and the SA model. The peers are ik_llama.cpp and the newest llama.cpp; one that is not
-installed, or cannot run the model, is left out, with a note. The newest llama.cpp tells a mean over the tokens that it writes, where the others
-tell the median, without the first one. Prints a table in Markdown of medians in tokens per second, and of attention
-alone: the time of a token at a depth minus its time in an empty context. `--json` keeps the times of all rounds.
+The settings are those of `shareatt-export bench`: stock llama.cpp with flash attention on and off, the dense model
+with the kernels of Shared Attention, and the SA model. The peers are ik_llama.cpp and the newest llama.cpp; one that
+is not installed, or cannot run the model, is left out, with a note. The newest llama.cpp tells a mean over the tokens
+that it writes, where the others tell the median, without the first one. Prints a table in Markdown of medians in
+tokens per second, and of attention alone: the time of a token at a depth minus its time in an empty context. `--json`
+keeps the times of all rounds.
 """
 
 import argparse
