@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <utility>
 #include <vector>
 
 // libllama is compiled for the least of its processors, so the tile is written with vectors of the compiler, once per
@@ -14,6 +15,12 @@
 #if defined(__GNUC__)
 #define SHARED_ATTN_SIMD
 #define SHARED_ATTN_INLINE inline __attribute__((always_inline))
+#define SHARED_ATTN_LAMBDA __attribute__((always_inline))
+#if defined(__clang__)
+#define SHARED_ATTN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHARED_ATTN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, vi{ __VA_ARGS__ })
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -27,13 +34,6 @@ bool llama_shared_attn_kernel_available(void) {
 #endif
 }
 
-bool llama_shared_attn_kernel_supported(const ggml_tensor * q, const ggml_tensor * k) {
-    // K is converted once for all rows of a KV head; with a single one, the operators are as fast
-    const int64_t n_rows_min = 2;
-
-    return k->nb[2] == ggml_row_size(k->type, k->ne[0]) && q->ne[1]*(q->ne[2]/k->ne[2]) >= n_rows_min;
-}
-
 #ifdef SHARED_ATTN_SIMD
 
 // positions of K or V that are worked on at a time: 256 KiB as f32 with heads of 128 elements
@@ -42,8 +42,12 @@ static constexpr int64_t N_BLOCK = 512;
 // from so many rows per KV head on, it pays to work on tiles of rows, which have K and V in the order they like
 static constexpr int64_t N_ROWS_TILE = 16;
 
-// positions that are fetched ahead; the processor itself stops at the end of a page, which one position may fill
-static constexpr int64_t N_PREFETCH = 4;
+// positions of a KV head that few rows are multiplied with at a time
+static constexpr int64_t N_GROUP = 16;
+
+// few rows: parts that the positions are divided into for the threads, and the least positions of a part
+static constexpr int64_t N_PARTS_MAX = 32;
+static constexpr int64_t N_PART_MIN  = 64;
 
 // rows of one stream, those of a KV head together and token major: row = (i_head_kv*n_tokens + token)*n_rep + i_rep
 struct shared_attn_rows {
@@ -71,6 +75,17 @@ struct shared_attn_rows {
 // the weights
 //
 
+// what a part of the positions comes to: for each row the sum of V, relative to the maximum of the scores, that maximum,
+// and the sum of the weights
+struct shared_attn_part {
+    float * data;
+    int64_t n_embd;
+
+    float * sums(int64_t row) const { return data + row*(n_embd + 2); }
+    float & max (int64_t row) const { return sums(row)[n_embd]; }
+    float & sum (int64_t row) const { return sums(row)[n_embd + 1]; }
+};
+
 struct shared_attn_task : shared_attn_rows {
     const ggml_tensor * q;
     const ggml_tensor * k;
@@ -84,6 +99,11 @@ struct shared_attn_task : shared_attn_rows {
 
     int64_t row0;
     int64_t row1;
+
+    // of few rows and the product with V: the positions, and what they come to
+    int64_t pos0;
+    int64_t pos1;
+    shared_attn_part part;
 
     const float * q_row   (int64_t row)                    const { return (const float *) at(q, token(row), head(row), i_stream); }
     const char  * k_row   (int64_t i_head_kv, int64_t pos) const { return at(k, pos, i_head_kv, i_stream); }
@@ -126,9 +146,29 @@ struct shared_attn_task : shared_attn_rows {
     }
 };
 
-static void prefetch(const char * data, size_t n_bytes) {
+// a vector that crosses a cache line costs twice as much
+template <typename T>
+struct shared_attn_allocator {
+    using value_type = T;
+
+    static constexpr auto line = std::align_val_t(64);
+
+    shared_attn_allocator() = default;
+    template <typename U> shared_attn_allocator(const shared_attn_allocator<U> &) {}
+
+    T *  allocate(size_t n)           { return (T *) ::operator new(n*sizeof(T), line); }
+    void deallocate(T * p, size_t)    { ::operator delete(p, line); }
+
+    template <typename U> bool operator==(const shared_attn_allocator<U> &) const { return true; }
+    template <typename U> bool operator!=(const shared_attn_allocator<U> &) const { return false; }
+};
+
+using shared_attn_floats = std::vector<float, shared_attn_allocator<float>>;
+
+// (inline, as gcc leaves out the call of a function that only fetches) into the cache of the second level: what is fetched ahead is too much for the first one
+static SHARED_ATTN_INLINE void prefetch(const char * data, size_t n_bytes) {
     for (size_t i = 0; i < n_bytes; i += 64) {
-        __builtin_prefetch(data + i);
+        __builtin_prefetch(data + i, 0, 2);
     }
 }
 
@@ -148,7 +188,9 @@ __attribute__((target("avx512f"))) static void f16_to_f32_avx512(const ggml_fp16
     for (; i + 16 <= n; i += 16) {
         _mm512_storeu_ps(dst + i, _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i *) (src + i))));
     }
-    ggml_fp16_to_fp32_row(src + i, dst + i, n - i);
+    if (i < n) {
+        ggml_fp16_to_fp32_row(src + i, dst + i, n - i);
+    }
 }
 
 __attribute__((target("avx512f"))) static void f32_to_f16_avx512(const float * src, ggml_fp16_t * dst, int64_t n) {
@@ -156,7 +198,9 @@ __attribute__((target("avx512f"))) static void f32_to_f16_avx512(const float * s
     for (; i + 16 <= n; i += 16) {
         _mm256_storeu_si256((__m256i *) (dst + i), _mm512_maskz_cvtps_ph(0xffff, _mm512_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
     }
-    ggml_fp32_to_fp16_row(src + i, dst + i, n - i);
+    if (i < n) {
+        ggml_fp32_to_fp16_row(src + i, dst + i, n - i);
+    }
 }
 
 __attribute__((target("avx,f16c"))) static void f16_to_f32_f16c(const ggml_fp16_t * src, float * dst, int64_t n) {
@@ -164,7 +208,9 @@ __attribute__((target("avx,f16c"))) static void f16_to_f32_f16c(const ggml_fp16_
     for (; i + 8 <= n; i += 8) {
         _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) (src + i))));
     }
-    ggml_fp16_to_fp32_row(src + i, dst + i, n - i);
+    if (i < n) {
+        ggml_fp16_to_fp32_row(src + i, dst + i, n - i);
+    }
 }
 
 __attribute__((target("avx,f16c"))) static void f32_to_f16_f16c(const float * src, ggml_fp16_t * dst, int64_t n) {
@@ -172,7 +218,9 @@ __attribute__((target("avx,f16c"))) static void f32_to_f16_f16c(const float * sr
     for (; i + 8 <= n; i += 8) {
         _mm_storeu_si128((__m128i *) (dst + i), _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
     }
-    ggml_fp32_to_fp16_row(src + i, dst + i, n - i);
+    if (i < n) {
+        ggml_fp32_to_fp16_row(src + i, dst + i, n - i);
+    }
 }
 #endif
 
@@ -222,11 +270,77 @@ struct vec_512 {
 };
 #endif
 
+// the caches that ggml converts without SIMD; blocks as in ggml-common.h, which libllama does not see
+
+static SHARED_ATTN_INLINE float scale_to_f32(const char * src) {
+    uint16_t h;
+    memcpy(&h, src, sizeof(h));
+
+    if ((h & 0x7c00) == 0x7c00) {
+        return ggml_fp16_to_fp32(h); // infinite or NaN
+    }
+
+    const uint32_t bits = (uint32_t) (h & 0x7fff) << 13;
+    float res;
+    memcpy(&res, &bits, sizeof(res));
+
+    return (h & 0x8000 ? -0x1p112f : 0x1p112f)*res;
+}
+
+// loops that the compiler vectorizes; it needs to know how often they run
+static SHARED_ATTN_INLINE void bf16_to_f32(const char * src, float * __restrict dst, int64_t n) {
+    constexpr int64_t n_block = 16;
+
+    int64_t i = 0;
+    for (; i + n_block <= n; i += n_block) {
+        uint16_t x[n_block];
+        uint32_t y[n_block];
+        memcpy(x, src + i*sizeof(x[0]), sizeof(x));
+        for (int64_t j = 0; j < n_block; ++j) {
+            y[j] = (uint32_t) x[j] << 16;
+        }
+        memcpy(dst + i, y, sizeof(y));
+    }
+    ggml_bf16_to_fp32_row((const ggml_bf16_t *) src + i, dst + i, n - i);
+}
+
+static SHARED_ATTN_INLINE void q8_0_to_f32(const char * src, float * __restrict dst, int64_t n) {
+    constexpr int64_t n_block = 32;
+
+    for (int64_t i = 0; i < n; i += n_block, src += 2 + n_block) {
+        const float scale = scale_to_f32(src);
+        int8_t x[n_block];
+        memcpy(x, src + 2, sizeof(x));
+        for (int64_t j = 0; j < n_block; ++j) {
+            dst[i + j] = x[j]*scale;
+        }
+    }
+}
+
+static SHARED_ATTN_INLINE void q4_0_to_f32(const char * src, float * __restrict dst, int64_t n) {
+    constexpr int64_t n_block = 32;
+
+    for (int64_t i = 0; i < n; i += n_block, src += 2 + n_block/2) {
+        const float scale = scale_to_f32(src);
+        uint8_t x[n_block/2];
+        memcpy(x, src + 2, sizeof(x));
+        for (int64_t j = 0; j < n_block/2; ++j) {
+            dst[i + j] = ((x[j] & 15) - 8)*scale;
+        }
+        for (int64_t j = 0; j < n_block/2; ++j) {
+            dst[i + j + n_block/2] = ((x[j] >> 4) - 8)*scale;
+        }
+    }
+}
+
 template <typename V>
-static void to_f32(ggml_type type, const void * src, float * dst, int64_t n) {
+static SHARED_ATTN_INLINE void to_f32(ggml_type type, const void * src, float * dst, int64_t n) {
     switch (type) {
         case GGML_TYPE_F32:  memcpy(dst, src, n*sizeof(float));                  break;
         case GGML_TYPE_F16:  V::f16_to_f32((const ggml_fp16_t *) src, dst, n);   break;
+        case GGML_TYPE_BF16: bf16_to_f32((const char *) src, dst, n);         break;
+        case GGML_TYPE_Q8_0: q8_0_to_f32((const char *) src, dst, n);         break;
+        case GGML_TYPE_Q4_0: q4_0_to_f32((const char *) src, dst, n);         break;
         default:             ggml_get_type_traits(type)->to_float(src, dst, n);  break;
     }
 }
@@ -253,6 +367,7 @@ struct shared_attn_simd {
     static SHARED_ATTN_INLINE void store(float * dst, const vf & src) { memcpy(dst, &src, sizeof(vf)); }
 
     static int64_t pad(int64_t n) { return (n + N_PANEL - 1)/N_PANEL*N_PANEL; }
+    static int64_t pad_vec(int64_t n) { return (n + VW - 1)/VW*VW; }
 
     // c[r][j] = (add ? c[r][j] : 0) + sum over i of a[i*a_col + r*a_row]*b[i][j]
     template <bool add>
@@ -284,6 +399,136 @@ struct shared_attn_simd {
             }
         }
     }
+
+    // a step of the sums below: what a and b have 2*S apart is added up, and that of b comes between that of a
+    template <int S, int64_t... I>
+    static SHARED_ATTN_INLINE void add_lanes(vf & a, const vf & b, std::integer_sequence<int64_t, I...>) {
+        a = SHARED_ATTN_SHUFFLE(a, b, (I/(2*S)*(2*S) + I%S + (I%(2*S) < S ? 0 : VW)    )...) +
+            SHARED_ATTN_SHUFFLE(a, b, (I/(2*S)*(2*S) + I%S + (I%(2*S) < S ? 0 : VW) + S)...);
+    }
+
+    // element i becomes the sum of the elements of x[i], where x is seen as one array afterwards
+    template <int64_t N, int S = 1>
+    static SHARED_ATTN_INLINE void sum_lanes(vf * x) {
+        if constexpr (S < VW) {
+            for (int64_t i = 0; i < N; i += 2) {
+                add_lanes<S>(x[i], x[i + 1], std::make_integer_sequence<int64_t, VW>());
+                x[i/2] = x[i];
+            }
+            sum_lanes<N/2, 2*S>(x);
+        }
+    }
+
+    // few rows: N_SUM sums are added up at a time, R rows of each of some positions
+    static constexpr int64_t N_SUM = VW < 16 ? 8 : 16;
+
+    // scores[r*scores_row + j] = q[r] times k[j] of N_GROUP positions
+    template <int R>
+    static SHARED_ATTN_INLINE void dot(const float * q, const float * k, int64_t n, float * scores, int64_t scores_row) {
+        constexpr int64_t n_pos = N_SUM/R;
+
+        for (int64_t j = 0; j < N_GROUP; j += n_pos) {
+            vf acc[N_SUM] = {};
+
+            for (int64_t d = 0; d < n; d += VW) {
+                vf y[R];
+                for (int r = 0; r < R; ++r) {
+                    load(y[r], q + r*n + d);
+                }
+                for (int64_t i = 0; i < n_pos; ++i) {
+                    vf x;
+                    load(x, k + (j + i)*n + d);
+                    for (int r = 0; r < R; ++r) {
+                        acc[r*n_pos + i] += y[r]*x;
+                    }
+                }
+            }
+
+            sum_lanes<N_SUM>(acc);
+
+            for (int r = 0; r < R; ++r) {
+                memcpy(scores + r*scores_row + j, (const float *) acc + r*n_pos, n_pos*sizeof(float));
+            }
+        }
+    }
+
+    // sums[r] += probs[r][j]*v[j], added up over N_GROUP positions; U vectors at a time
+    template <int R, int U>
+    static SHARED_ATTN_INLINE void accumulate(const float * probs, int64_t probs_row, const float * v, int64_t n, int64_t d, float * sums, int64_t sums_row) {
+        vf acc[R][U];
+        for (int r = 0; r < R; ++r) {
+            for (int u = 0; u < U; ++u) {
+                load(acc[r][u], sums + r*sums_row + d + u*VW);
+            }
+        }
+        for (int64_t j = 0; j < N_GROUP; ++j) {
+            vf x[U];
+            for (int u = 0; u < U; ++u) {
+                load(x[u], v + j*n + d + u*VW);
+            }
+            for (int r = 0; r < R; ++r) {
+                for (int u = 0; u < U; ++u) {
+                    acc[r][u] += probs[r*probs_row + j]*x[u];
+                }
+            }
+        }
+        for (int r = 0; r < R; ++r) {
+            for (int u = 0; u < U; ++u) {
+                store(sums + r*sums_row + d + u*VW, acc[r][u]);
+            }
+        }
+    }
+
+    template <int R>
+    static SHARED_ATTN_INLINE void accumulate(const float * probs, int64_t probs_row, const float * v, int64_t n, float * sums, int64_t sums_row) {
+        int64_t d = 0;
+        for (; d + 2*VW <= n; d += 2*VW) {
+            accumulate<R, 2>(probs, probs_row, v, n, d, sums, sums_row);
+        }
+        if (d < n) {
+            accumulate<R, 1>(probs, probs_row, v, n, d, sums, sums_row);
+        }
+    }
+
+    // calls func<R>(row) for all rows, R of them at a time
+    template <typename F>
+    static SHARED_ATTN_INLINE void for_rows(int64_t n_rows, const F & func) {
+        int64_t r = 0;
+        for (; r + 4 <= n_rows; r += 4) {
+            func(std::integral_constant<int, 4>(), r);
+        }
+        if (r + 2 <= n_rows) {
+            func(std::integral_constant<int, 2>(), r);
+            r += 2;
+        }
+        if (r < n_rows) {
+            func(std::integral_constant<int, 1>(), r);
+        }
+    }
+
+    // n elements of each of n_pos positions as f32, in rows of n_dst; those after them are fetched ahead, n_ahead of them at most
+    static SHARED_ATTN_INLINE void unpack(ggml_type type, const char * src, size_t stride, int64_t n_pos, int64_t n_ahead, int64_t n, float * dst, int64_t n_dst) {
+        const size_t n_bytes = ggml_row_size(type, n);
+
+        for (int64_t j = 0; j < n_pos; ++j) {
+            if (N_GROUP + j < n_pos + n_ahead) {
+                prefetch(src + (N_GROUP + j)*stride, n_bytes);
+            }
+            to_f32<V>(type, src + j*stride, dst + j*n_dst, n);
+        }
+    }
+
+    // few rows: a group of positions, and 0 beyond what there is
+    static SHARED_ATTN_INLINE void unpack_group(ggml_type type, const char * src, size_t stride, int64_t n_pos, int64_t n_ahead, int64_t n, float * dst) {
+        const int64_t n_pad = pad_vec(n);
+
+        unpack(type, src, stride, n_pos, n_ahead, n, dst, n_pad);
+
+        for (int64_t j = 0; n < n_pad && j < n_pos; ++j) {
+            std::fill(dst + j*n_pad + n, dst + (j + 1)*n_pad, 0.0f);
+        }
+        std::fill(dst + n_pos*n_pad, dst + N_GROUP*n_pad, 0.0f);
+    }
 };
 
 template <typename V, int MR, int NV>
@@ -300,18 +545,18 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
     const shared_attn_task & task;
 
     const int64_t n_embd_head = task.k->ne[0];
-    const int64_t n_embd_pad  = (n_embd_head + VW - 1)/VW*VW;
+    const int64_t n_embd_pad  = simd::pad_vec(n_embd_head);
     const int64_t n_kv        = task.k->ne[1];
     const int64_t n_rows      = task.row1 - task.row0;
     const int64_t n_block     = (n_kv + N_BLOCK - 1)/N_BLOCK;
 
     // of each row: the maximum of each block, of all so far, and the sum relative to that
-    std::vector<float> max_block = std::vector<float>(n_rows*n_block, -INFINITY);
-    std::vector<float> max       = std::vector<float>(n_rows, -INFINITY);
-    std::vector<float> sum       = std::vector<float>(n_rows, 0.0f);
+    shared_attn_floats max_block = shared_attn_floats(n_rows*n_block, -INFINITY);
+    shared_attn_floats max       = shared_attn_floats(n_rows, -INFINITY);
+    shared_attn_floats sum       = shared_attn_floats(n_rows, 0.0f);
 
-    std::vector<float> mask      = std::vector<float>(N_BLOCK);
-    int64_t            mask_of   = -1; // the token and block that it is of
+    shared_attn_floats mask      = shared_attn_floats(N_BLOCK);
+    int64_t            mask_of   = -1; // the token and position that it is of
 
     SHARED_ATTN_INLINE explicit shared_attn_weights(const shared_attn_task & task) : task(task) {}
 
@@ -332,9 +577,7 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
 
     // panel[d][j] = k[pos + j][d], and 0 beyond n
     SHARED_ATTN_INLINE void pack(int64_t pos, int64_t n, float * rows, float * panel) const {
-        for (int64_t j = 0; j < n; ++j) {
-            to_f32<V>(task.k->type, task.k_row(task.head_kv(task.row0), pos + j), rows + j*n_embd_head, n_embd_head);
-        }
+        simd::unpack(task.k->type, task.k_row(task.head_kv(task.row0), pos), task.k->nb[1], n, n_kv - pos - n, n_embd_head, rows, n_embd_head);
         std::fill(rows + n*n_embd_head, rows + N_PANEL*n_embd_head, 0.0f);
 
         for (int64_t d = 0; d < n_embd_head; ++d) {
@@ -342,20 +585,6 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
                 panel[d*N_PANEL + j] = rows[j*n_embd_head + d];
             }
         }
-    }
-
-    // q is padded with zeros
-    SHARED_ATTN_INLINE float dot(const float * q, const float * k) const {
-        vf acc = {};
-
-        for (int64_t d = 0; d < n_embd_pad; d += VW) {
-            vf a, b;
-            load(a, q + d);
-            load(b, k + d);
-            acc += a*b;
-        }
-
-        return V::sum(acc);
     }
 
     // scores become e^(score - max), where max becomes theirs if that is larger; returns their sum. n is a multiple of VW
@@ -400,11 +629,11 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
         sum = V::sum(vsum);
     }
 
-    // the mask of a row and a block, and -INFINITY beyond n
-    SHARED_ATTN_INLINE void load_mask(int64_t row, int64_t ib, int64_t n) {
-        if (mask_of != task.token(row)*n_block + ib) {
-            mask_of  = task.token(row)*n_block + ib;
-            to_f32<V>(task.mask->type, task.mask_row(row, ib*N_BLOCK), mask.data(), n);
+    // the mask of a row and n positions, and -INFINITY beyond
+    SHARED_ATTN_INLINE void load_mask(int64_t row, int64_t pos, int64_t n) {
+        if (mask_of != task.token(row)*n_kv + pos) {
+            mask_of  = task.token(row)*n_kv + pos;
+            to_f32<V>(task.mask->type, task.mask_row(row, pos), mask.data(), n);
             std::fill(mask.begin() + n, mask.end(), -INFINITY);
         }
     }
@@ -413,7 +642,7 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
     SHARED_ATTN_INLINE void add_block(int64_t ir, int64_t ib, int64_t n, float * scores) {
         const int64_t row = task.row0 + ir;
 
-        load_mask(row, ib, n);
+        load_mask(row, ib*N_BLOCK, n);
 
         float & max_b = max_block[ir*n_block + ib];
         float   sum_b = 0.0f;
@@ -441,7 +670,7 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
 
     // the blocks of a row are relative to their own maximum: bring them to that of the row, and the sum to 1
     SHARED_ATTN_INLINE void finish() {
-        std::vector<float> buf(N_BLOCK);
+        shared_attn_floats buf(N_BLOCK);
 
         for (int64_t ir = 0; ir < n_rows; ++ir) {
             const int64_t row = task.row0 + ir;
@@ -473,10 +702,10 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
 
     // many rows of one KV head: K is brought into an order in which a tile of scores is computed at once
     struct tiles {
-        std::vector<float> panels;
-        std::vector<float> k_rows;
-        std::vector<float> q_tile;
-        std::vector<float> scores; // [MR][N_BLOCK]
+        shared_attn_floats panels;
+        shared_attn_floats k_rows;
+        shared_attn_floats q_tile;
+        shared_attn_floats scores; // [MR][N_BLOCK]
 
         explicit tiles(int64_t n_embd_head) :
             panels(N_BLOCK*n_embd_head), k_rows(N_PANEL*n_embd_head), q_tile(n_embd_head*MR), scores(MR*N_BLOCK) {}
@@ -533,8 +762,29 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
         finish();
     }
 
+    // the scores of a row become its probabilities, relative to the maximum so far, as are the sums of V that it has
+    SHARED_ATTN_INLINE void add_scores(int64_t ir, int64_t n, float * scores, float * sums, int64_t n_embd) {
+        const float max_old = max[ir];
+
+        float sum_new = 0.0f;
+
+        softmax(scores, task.slope(task.row0 + ir), n, max[ir], sum_new);
+
+        if (max[ir] == -INFINITY) {
+            std::fill(scores, scores + n, 0.0f);
+        } else if (max[ir] != max_old) {
+            const float factor = expf(max_old - max[ir]);
+
+            sum[ir] *= factor;
+            for (int64_t d = 0; d < n_embd; ++d) {
+                sums[d] *= factor;
+            }
+        }
+
+        sum[ir] += sum_new;
+    }
+
     // the product with V as well, where nothing else needs the weights: a block of them is used up before the next one
-    // what is added up of a row is relative to the maximum so far
     SHARED_ATTN_INLINE void run_fused() {
         const int64_t n_embd_head_v = task.v->ne[0];
         const int64_t n_embd_v_pad  = simd::pad(n_embd_head_v);
@@ -542,8 +792,8 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
 
         tiles t(n_embd_head);
 
-        std::vector<float> v_block(N_BLOCK*n_embd_v_pad);
-        std::vector<float> sums   ((n_rows + MR)*n_embd_v_pad);
+        shared_attn_floats v_block(N_BLOCK*n_embd_v_pad);
+        shared_attn_floats sums   ((n_rows + MR)*n_embd_v_pad);
 
         for (int64_t ib = 0; ib < n_block; ++ib) {
             const int64_t pos0 = ib*N_BLOCK;
@@ -561,37 +811,15 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
 
                 if (!packed) {
                     pack_block(pos0, n, t);
-                    for (int64_t j = 0; j < n; ++j) {
-                        to_f32<V>(task.v->type, task.v_row(i_head_kv, pos0 + j), v_block.data() + j*n_embd_v_pad, n_embd_head_v);
-                    }
+                    simd::unpack(task.v->type, task.v_row(i_head_kv, pos0), task.v->nb[1], n, n_kv - pos0 - n, n_embd_head_v, v_block.data(), n_embd_v_pad);
                     packed = true;
                 }
 
                 score_tile(ir, n_tile, n_pos, t);
 
                 for (int64_t r = 0; r < n_tile; ++r) {
-                    float * scores = t.scores.data() + r*N_BLOCK;
-                    float * sums_r = sums.data() + (ir + r)*n_embd_v_pad;
-
-                    const float max_old = max[ir + r];
-
-                    float sum_b = 0.0f;
-
-                    load_mask(task.row0 + ir + r, ib, n);
-                    softmax(scores, task.slope(task.row0 + ir + r), (n_pos + VW - 1)/VW*VW, max[ir + r], sum_b);
-
-                    if (max[ir + r] == -INFINITY) {
-                        std::fill(scores, scores + n_pos, 0.0f);
-                    } else if (max[ir + r] != max_old) {
-                        const float factor = expf(max_old - max[ir + r]);
-
-                        sum[ir + r] *= factor;
-                        for (int64_t d = 0; d < n_embd_v_pad; ++d) {
-                            sums_r[d] *= factor;
-                        }
-                    }
-
-                    sum[ir + r] += sum_b;
+                    load_mask(task.row0 + ir + r, pos0, n);
+                    add_scores(ir + r, simd::pad_vec(n_pos), t.scores.data() + r*N_BLOCK, sums.data() + (ir + r)*n_embd_v_pad, n_embd_v_pad);
                 }
 
                 for (int64_t d = 0; d < n_embd_v_pad; d += N_PANEL) {
@@ -614,22 +842,43 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
         }
     }
 
-    // few rows per KV head: the heads of a position are next to each other in memory, so each position is read once, for all
-    SHARED_ATTN_INLINE void run_rows() {
-        const int64_t n_rows_head = task.n_per_head();
-        const int64_t head0       = task.head_kv(task.row0);
-        const int64_t head1       = task.head_kv(task.row1 - 1) + 1;
+    // few rows per KV head: the heads of a position are next to each other in memory, so some positions are read for all heads
+    // before the next ones, and the products of each with all rows are computed at once
 
-        std::vector<float> k_rows ((head1 - head0)*n_embd_head + VW); // the last dot product may read that far
-        std::vector<float> q_rows (n_rows*n_embd_pad);
-        std::vector<float> scores (n_rows*N_BLOCK);
-
+    shared_attn_floats few_q_rows() const {
+        shared_attn_floats res(n_rows*n_embd_pad);
         for (int64_t ir = 0; ir < n_rows; ++ir) {
             const float * q_row = task.q_row(task.row0 + ir);
             for (int64_t d = 0; d < n_embd_head; ++d) {
-                q_rows[ir*n_embd_pad + d] = q_row[d]*task.scale;
+                res[ir*n_embd_pad + d] = q_row[d]*task.scale;
             }
         }
+        return res;
+    }
+
+    SHARED_ATTN_INLINE void few_scores(int64_t pos0, int64_t n, const float * q_rows, float * k_group, float * scores, int64_t scores_row) const {
+        const int64_t n_rows_head = task.n_per_head();
+
+        for (int64_t j = 0; j < n; j += N_GROUP) {
+            for (int64_t i_head_kv = task.head_kv(task.row0); i_head_kv <= task.head_kv(task.row1 - 1); ++i_head_kv) {
+                const int64_t ir0 = std::max<int64_t>(0, (i_head_kv    )*n_rows_head - task.row0);
+                const int64_t ir1 = std::min(n_rows,     (i_head_kv + 1)*n_rows_head - task.row0);
+
+                const int64_t n_pos = std::min(N_GROUP, n - j);
+
+                simd::unpack_group(task.k->type, task.k_row(i_head_kv, pos0 + j), task.k->nb[1], n_pos, n_kv - pos0 - j - n_pos, n_embd_head, k_group);
+                simd::for_rows(ir1 - ir0, [&](auto n_r, int64_t r) SHARED_ATTN_LAMBDA {
+                    simd::template dot<n_r>(q_rows + (ir0 + r)*n_embd_pad, k_group, n_embd_pad, scores + (ir0 + r)*scores_row + j, scores_row);
+                });
+            }
+        }
+    }
+
+    SHARED_ATTN_INLINE void run_rows() {
+        const auto q_rows = few_q_rows();
+
+        shared_attn_floats k_group(N_GROUP*n_embd_pad);
+        shared_attn_floats scores (n_rows*N_BLOCK);
 
         for (int64_t ib = 0; ib < n_block; ++ib) {
             const int64_t pos0 = ib*N_BLOCK;
@@ -639,19 +888,7 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
                 continue;
             }
 
-            for (int64_t j = 0; j < n; ++j) {
-                prefetch(task.k_row(head0, pos0 + j + N_PREFETCH), (head1 - head0)*task.k->nb[2]);
-                to_f32<V>(task.k->type, task.k_row(head0, pos0 + j), k_rows.data(), (head1 - head0)*n_embd_head);
-
-                for (int64_t i_head_kv = head0; i_head_kv < head1; ++i_head_kv) {
-                    const int64_t ir0 = std::max<int64_t>(0, (i_head_kv    )*n_rows_head - task.row0);
-                    const int64_t ir1 = std::min(n_rows,     (i_head_kv + 1)*n_rows_head - task.row0);
-
-                    for (int64_t ir = ir0; ir < ir1; ++ir) {
-                        scores[ir*N_BLOCK + j] = dot(q_rows.data() + ir*n_embd_pad, k_rows.data() + (i_head_kv - head0)*n_embd_head);
-                    }
-                }
-            }
+            few_scores(pos0, n, q_rows.data(), k_group.data(), scores.data(), N_BLOCK);
 
             for (int64_t ir = 0; ir < n_rows; ++ir) {
                 add_block(ir, ib, n, scores.data() + ir*N_BLOCK);
@@ -661,13 +898,60 @@ struct shared_attn_weights : shared_attn_simd<V, MR, NV> {
         finish();
     }
 
+    // a part of the positions, and the product with V as well
+    SHARED_ATTN_INLINE void run_part() {
+        const int64_t n_embd_head_v = task.v->ne[0];
+        const int64_t n_embd_v_pad  = simd::pad_vec(n_embd_head_v);
+        const int64_t n_rows_head   = task.n_per_head();
+
+        const auto q_rows = few_q_rows();
+
+        shared_attn_floats k_group(N_GROUP*n_embd_pad);
+        shared_attn_floats v_group(N_GROUP*n_embd_v_pad);
+        shared_attn_floats scores (n_rows*N_PART_MIN);
+        shared_attn_floats sums   (n_rows*n_embd_v_pad);
+
+        for (int64_t pos = task.pos0; pos < task.pos1; pos += N_PART_MIN) {
+            const int64_t n = task.n_attended(task.row0, task.row1, pos, std::min(N_PART_MIN, task.pos1 - pos));
+
+            if (n == 0) {
+                continue;
+            }
+
+            few_scores(pos, n, q_rows.data(), k_group.data(), scores.data(), N_PART_MIN);
+
+            for (int64_t ir = 0; ir < n_rows; ++ir) {
+                load_mask(task.row0 + ir, pos, n);
+                add_scores(ir, (n + N_GROUP - 1)/N_GROUP*N_GROUP, scores.data() + ir*N_PART_MIN, sums.data() + ir*n_embd_v_pad, n_embd_v_pad);
+            }
+
+            for (int64_t j = 0; j < n; j += N_GROUP) {
+                for (int64_t i_head_kv = 0; i_head_kv < task.v->ne[2]; ++i_head_kv) {
+                    const int64_t n_pos = std::min(N_GROUP, n - j);
+
+                    simd::unpack_group(task.v->type, task.v_row(i_head_kv, pos + j), task.v->nb[1], n_pos, n_kv - pos - j - n_pos, n_embd_head_v, v_group.data());
+                    simd::for_rows(n_rows_head, [&](auto n_r, int64_t r) SHARED_ATTN_LAMBDA {
+                        const int64_t ir = i_head_kv*n_rows_head + r;
+                        simd::template accumulate<n_r>(scores.data() + ir*N_PART_MIN + j, N_PART_MIN, v_group.data(), n_embd_v_pad, sums.data() + ir*n_embd_v_pad, n_embd_v_pad);
+                    });
+                }
+            }
+        }
+
+        for (int64_t ir = 0; ir < n_rows; ++ir) {
+            memcpy(task.part.sums(ir), sums.data() + ir*n_embd_v_pad, n_embd_head_v*sizeof(float));
+            task.part.max(ir) = max[ir];
+            task.part.sum(ir) = sum[ir];
+        }
+    }
+
     SHARED_ATTN_INLINE void run() {
+        const bool few = task.n_per_head() < N_ROWS_TILE;
+
         if (task.v) {
-            run_fused();
-        } else if (task.n_per_head() < N_ROWS_TILE) {
-            run_rows();
+            few ? run_part() : run_fused();
         } else {
-            run_tiles();
+            few ? run_rows() : run_tiles();
         }
     }
 };
@@ -724,9 +1008,9 @@ struct shared_attn_pv : shared_attn_simd<V, MR, NV> {
         const int64_t n_embd_pad = simd::pad(n_embd_head);
         const int64_t i_head_kv  = task.head_kv(task.i0);
 
-        std::vector<float> v_block(N_BLOCK*n_embd_pad);
-        std::vector<float> p_tile (MR*N_BLOCK);
-        std::vector<float> sums   ((n_rows + MR)*n_embd_pad);
+        shared_attn_floats v_block(N_BLOCK*n_embd_pad);
+        shared_attn_floats p_tile (MR*N_BLOCK);
+        shared_attn_floats sums   ((n_rows + MR)*n_embd_pad);
 
         for (int64_t pos0 = 0; pos0 < n_kv; pos0 += N_BLOCK) {
             const int64_t n = std::min(N_BLOCK, n_kv - pos0);
@@ -743,9 +1027,7 @@ struct shared_attn_pv : shared_attn_simd<V, MR, NV> {
                 }
 
                 if (!packed) {
-                    for (int64_t j = 0; j < n; ++j) {
-                        to_f32<V>(task.v->type, task.v_row(i_head_kv, pos0 + j), v_block.data() + j*n_embd_pad, n_embd_head);
-                    }
+                    simd::unpack(task.v->type, task.v_row(i_head_kv, pos0), task.v->nb[1], n, n_kv - pos0 - n, n_embd_head, v_block.data(), n_embd_pad);
                     packed = true;
                 }
 
@@ -762,19 +1044,16 @@ struct shared_attn_pv : shared_attn_simd<V, MR, NV> {
 
     // few rows per KV head, and the columns of V from i0 to i1: each position is read once, for all heads
     SHARED_ATTN_INLINE void run_columns() {
-        constexpr int64_t n_step = 4; // positions at a time
-
         const int64_t n_columns  = task.i1 - task.i0;
-        const int64_t n_pad      = n_columns + VW; // the last vector may read that far
         const int64_t head0      = task.i0/n_embd_head;
         const int64_t head1      = (task.i1 - 1)/n_embd_head + 1;
         const int64_t n_per_head = task.n_per_head();
         const int64_t n_rows     = (head1 - head0)*n_per_head;
-        const int64_t n_embd_pad = (n_embd_head + VW - 1)/VW*VW;
+        const int64_t n_embd_pad = simd::pad_vec(n_embd_head);
 
-        std::vector<float> v_rows(n_step*n_pad);
-        std::vector<float> probs (n_rows*N_BLOCK);
-        std::vector<float> sums  (n_rows*n_embd_pad);
+        shared_attn_floats v_group(N_GROUP*n_embd_pad);
+        shared_attn_floats probs  (n_rows*N_BLOCK);
+        shared_attn_floats sums   (n_rows*n_embd_pad);
 
         for (int64_t pos0 = 0; pos0 < n_kv; pos0 += N_BLOCK) {
             const int64_t n = std::min(N_BLOCK, n_kv - pos0);
@@ -785,29 +1064,21 @@ struct shared_attn_pv : shared_attn_simd<V, MR, NV> {
                 std::fill(probs.data() + ir*N_BLOCK + n, probs.data() + (ir + 1)*N_BLOCK, 0.0f);
             }
 
-            for (int64_t j = 0; j < n && any; j += n_step) {
-                for (int64_t i = 0; i < std::min(n_step, n - j); ++i) {
-                    to_f32<V>(task.v->type, task.v_row(0, pos0 + j + i) + ggml_row_size(task.v->type, task.i0), v_rows.data() + i*n_pad, n_columns);
-                }
-
+            for (int64_t j = 0; j < n && any; j += N_GROUP) {
                 for (int64_t i_head_kv = head0; i_head_kv < head1; ++i_head_kv) {
                     // the columns of this head, from the first one here
                     const int64_t c0 = std::max<int64_t>(0, (i_head_kv    )*n_embd_head - task.i0);
                     const int64_t c1 = std::min(n_columns,  (i_head_kv + 1)*n_embd_head - task.i0);
 
-                    for (int64_t ir = (i_head_kv - head0)*n_per_head; ir < (i_head_kv - head0 + 1)*n_per_head; ++ir) {
-                        const float * p = probs.data() + ir*N_BLOCK + j;
-                        for (int64_t c = c0; c < c1; c += VW) {
-                            vf sum;
-                            load(sum, sums.data() + ir*n_embd_pad + c - c0);
-                            for (int64_t i = 0; i < n_step; ++i) {
-                                vf x;
-                                load(x, v_rows.data() + i*n_pad + c);
-                                sum += p[i]*x;
-                            }
-                            store(sums.data() + ir*n_embd_pad + c - c0, sum);
-                        }
-                    }
+                    const char * v = task.v_row(i_head_kv, pos0 + j) + ggml_row_size(task.v->type, task.i0 + c0 - i_head_kv*n_embd_head);
+
+                    const int64_t n_pos = std::min(N_GROUP, n - j);
+
+                    simd::unpack_group(task.v->type, v, task.v->nb[1], n_pos, n_kv - pos0 - j - n_pos, c1 - c0, v_group.data());
+                    simd::for_rows(n_per_head, [&](auto n_r, int64_t r) SHARED_ATTN_LAMBDA {
+                        const int64_t ir = (i_head_kv - head0)*n_per_head + r;
+                        simd::template accumulate<n_r>(probs.data() + ir*N_BLOCK + j, N_BLOCK, v_group.data(), simd::pad_vec(c1 - c0), sums.data() + ir*n_embd_pad, n_embd_pad);
+                    });
                 }
             }
         }
@@ -896,21 +1167,28 @@ static float * op_params(ggml_tensor * t) {
     return (float *) t->op_params + GGML_MAX_OP_PARAMS/sizeof(float) - 3;
 }
 
-static void shared_attn_compute(ggml_tensor * dst, const ggml_tensor * v, const ggml_tensor * sinks, int ith, int nth) {
-    shared_attn_task task;
+static shared_attn_task shared_attn_task_of(ggml_tensor * dst) {
+    shared_attn_task task = {};
 
     task.q        = dst->src[0];
     task.k        = dst->src[1];
     task.mask     = dst->src[2];
-    task.sinks    = sinks;
-    task.v        = v;
-    task.probs    = v ? nullptr : dst;
-    task.kqv      = v ? dst : nullptr;
     task.scale    = op_params(dst)[0];
     task.max_bias = op_params(dst)[1];
     task.softcap  = op_params(dst)[2];
     task.n_tokens = task.q->ne[1];
     task.n_rep    = task.q->ne[2]/task.k->ne[2];
+
+    return task;
+}
+
+static void shared_attn_compute(ggml_tensor * dst, const ggml_tensor * v, const ggml_tensor * sinks, int ith, int nth) {
+    shared_attn_task task = shared_attn_task_of(dst);
+
+    task.sinks = sinks;
+    task.v     = v;
+    task.probs = v ? nullptr : dst;
+    task.kqv   = v ? dst : nullptr;
 
     const int64_t n_head_kv = task.k->ne[2];
     const int64_t n_stream  = task.k->ne[3];
@@ -938,6 +1216,85 @@ static void shared_attn_fused_compute(ggml_tensor * dst, int ith, int nth, void 
     GGML_UNUSED(userdata);
 
     shared_attn_compute(dst, dst->src[3], dst->src[4], ith, nth);
+}
+
+// few rows: the threads share the positions, and what those parts come to is added up by the next operator
+static void shared_attn_parts_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    GGML_UNUSED(userdata);
+
+    shared_attn_task task = shared_attn_task_of(dst);
+
+    task.v    = dst->src[3];
+    task.row1 = task.n_per_head()*task.k->ne[2];
+
+    const int64_t n_kv    = task.k->ne[1];
+    const int64_t n_parts = dst->ne[2];
+    const int64_t n_pos   = (n_kv + n_parts*N_PART_MIN - 1)/(n_parts*N_PART_MIN)*N_PART_MIN;
+
+    for (int64_t i = ith; i < n_parts*dst->ne[3]; i += nth) {
+        task.i_stream = i/n_parts;
+        task.pos0     = std::min(n_kv, (i%n_parts    )*n_pos);
+        task.pos1     = std::min(n_kv, (i%n_parts + 1)*n_pos);
+        task.part     = { (float *) shared_attn_rows::at(dst, 0, i%n_parts, task.i_stream), task.v->ne[0] };
+
+        run(task);
+    }
+}
+
+static void shared_attn_merge_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    GGML_UNUSED(userdata);
+
+    const ggml_tensor * parts = dst->src[0];
+    const ggml_tensor * sinks = dst->src[1];
+
+    shared_attn_rows rows = {};
+
+    rows.kqv      = dst;
+    rows.n_tokens = dst->ne[1];
+    rows.n_rep    = ((const int32_t *) op_params(dst))[0];
+
+    const int64_t n_embd = dst->ne[0];
+    const int64_t n_rows = parts->ne[1];
+
+    for (int64_t i = ith; i < n_rows*parts->ne[3]; i += nth) {
+        const int64_t row = i%n_rows;
+
+        rows.i_stream = i/n_rows;
+
+        const auto part = [&](int64_t i_part) {
+            return shared_attn_part { (float *) shared_attn_rows::at(parts, 0, i_part, rows.i_stream), n_embd };
+        };
+
+        const float sink = sinks ? ((const float *) sinks->data)[rows.head(row)] : -INFINITY;
+
+        float max = sink;
+        for (int64_t i_part = 0; i_part < parts->ne[2]; ++i_part) {
+            max = std::max(max, part(i_part).max(row));
+        }
+
+        float   sum = sinks ? expf(sink - max) : 0.0f;
+        float * kqv = rows.kqv_row(row);
+
+        std::fill(kqv, kqv + n_embd, 0.0f);
+
+        for (int64_t i_part = 0; i_part < parts->ne[2]; ++i_part) {
+            if (part(i_part).max(row) == -INFINITY) {
+                continue;
+            }
+
+            const float   factor = expf(part(i_part).max(row) - max);
+            const float * sums   = part(i_part).sums(row);
+
+            sum += factor*part(i_part).sum(row);
+            for (int64_t d = 0; d < n_embd; ++d) {
+                kqv[d] += factor*sums[d];
+            }
+        }
+
+        for (int64_t d = 0; d < n_embd && sum != 0.0f; ++d) {
+            kqv[d] /= sum;
+        }
+    }
 }
 
 static void shared_attn_pv_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
@@ -1002,9 +1359,6 @@ ggml_tensor * llama_shared_attn_kernel(
 
 ggml_tensor * llama_shared_attn_kernel_pv(ggml_context * ctx, ggml_tensor * probs, ggml_tensor * v) {
 #ifdef SHARED_ATTN_SIMD
-    // few rows are computed for all heads of a position at once
-    GGML_ASSERT(v->nb[2] == ggml_row_size(v->type, v->ne[0]));
-
     ggml_tensor * args[] = { probs, v };
 
     return ggml_custom_4d(ctx, GGML_TYPE_F32, v->ne[0], probs->ne[1], probs->ne[2], probs->ne[3], args, 2,
@@ -1015,23 +1369,40 @@ ggml_tensor * llama_shared_attn_kernel_pv(ggml_context * ctx, ggml_tensor * prob
 }
 
 bool llama_shared_attn_kernel_fuses(const ggml_tensor * probs) {
-#ifdef SHARED_ATTN_SIMD
     // a view is of the weights that another layer left
-    return probs->op == GGML_OP_CUSTOM && probs->ne[1]*(probs->ne[2]/probs->src[1]->ne[2]) >= N_ROWS_TILE;
-#else
-    GGML_UNUSED(probs);
-    return false;
-#endif
+    return probs->op == GGML_OP_CUSTOM;
 }
 
 ggml_tensor * llama_shared_attn_kernel_fused(ggml_context * ctx, ggml_tensor * probs, ggml_tensor * v) {
 #ifdef SHARED_ATTN_SIMD
-    ggml_tensor * args[] = { probs->src[0], probs->src[1], probs->src[2], v, probs->src[3] };
+    ggml_tensor * sinks  = probs->src[3];
+    ggml_tensor * args[] = { probs->src[0], probs->src[1], probs->src[2], v, sinks };
 
-    ggml_tensor * kqv = ggml_custom_4d(ctx, GGML_TYPE_F32, v->ne[0], probs->ne[1], probs->ne[2], probs->ne[3], args, probs->src[3] ? 5 : 4,
-            shared_attn_fused_compute, GGML_N_TASKS_MAX, nullptr);
+    const int64_t n_embd = v->ne[0], n_tokens = probs->ne[1], n_head = probs->ne[2], n_stream = probs->ne[3];
+    const int64_t n_rep  = n_head/v->ne[2];
 
-    std::copy(op_params(probs), op_params(probs) + 3, op_params(kqv));
+    if (n_tokens*n_rep >= N_ROWS_TILE) {
+        ggml_tensor * kqv = ggml_custom_4d(ctx, GGML_TYPE_F32, n_embd, n_tokens, n_head, n_stream, args, sinks ? 5 : 4,
+                shared_attn_fused_compute, GGML_N_TASKS_MAX, nullptr);
+
+        std::copy(op_params(probs), op_params(probs) + 3, op_params(kqv));
+
+        return kqv;
+    }
+
+    const int64_t n_parts = std::min(N_PARTS_MAX, (v->ne[1] + N_PART_MIN - 1)/N_PART_MIN);
+
+    ggml_tensor * parts = ggml_custom_4d(ctx, GGML_TYPE_F32, n_embd + 2, n_tokens*n_head, n_parts, n_stream, args, 4,
+            shared_attn_parts_compute, GGML_N_TASKS_MAX, nullptr);
+
+    std::copy(op_params(probs), op_params(probs) + 3, op_params(parts));
+
+    ggml_tensor * args_merge[] = { parts, sinks };
+
+    ggml_tensor * kqv = ggml_custom_4d(ctx, GGML_TYPE_F32, n_embd, n_tokens, n_head, n_stream, args_merge, sinks ? 2 : 1,
+            shared_attn_merge_compute, GGML_N_TASKS_MAX, nullptr);
+
+    ((int32_t *) op_params(kqv))[0] = n_rep;
 
     return kqv;
 #else

@@ -9,9 +9,6 @@
 // compiled in
 bool llama_shared_attn_kernel_available(void);
 
-// false where the operators do as well for the weights
-bool llama_shared_attn_kernel_supported(const ggml_tensor * q, const ggml_tensor * k);
-
 // q:     [n_embd_head, n_tokens, n_head,    n_stream] f32
 // k:     [n_embd_head, n_kv,     n_head_kv, n_stream] any type that ggml can convert to f32
 // mask:  [n_kv,        n_tokens, 1,         n_stream] f16 or f32
@@ -34,7 +31,7 @@ ggml_tensor * llama_shared_attn_kernel(
 // returns their product, [n_embd_head_v, n_tokens, n_head, n_stream] f32
 ggml_tensor * llama_shared_attn_kernel_pv(ggml_context * ctx, ggml_tensor * probs, ggml_tensor * v);
 
-// true if the next function can take the place of the one above: probs are the kernel's, and of many rows
+// true if the next function can take the place of the one above: probs are what the kernel returned
 bool llama_shared_attn_kernel_fuses(const ggml_tensor * probs);
 
 // both steps at once: the weights are not kept, and probs does not enter the graph

@@ -901,7 +901,7 @@ static bool shared_attn_encoder_reuses(const llm_graph_context & g, int il) {
         g.n_tokens*shared_attn_bytes(g.hparams, g.n_tokens, GGML_TYPE_F32, uses) <= params.budget;
 }
 
-bool llama_shared_attn_reuses(const llm_graph_context & g, int il) {
+bool llama_shared_attn_computes(const llm_graph_context & g, int il) {
     // training switches flash attention off, and our kernels have no backward pass either
     if (!g.cparams.flash_attn) {
         return false;
@@ -937,7 +937,7 @@ ggml_tensor * llama_shared_attn_exchange_probs(
               ggml_tensor * sinks,
                     float   kq_scale,
                       int   il) {
-    const bool reuses = llama_shared_attn_reuses(g, il);
+    const bool reuses = llama_shared_attn_computes(g, il);
 
     if (!g.hparams.shared_attn && !reuses) {
         return probs;
@@ -949,7 +949,7 @@ ggml_tensor * llama_shared_attn_exchange_probs(
         return shared_attn_heads_3rd(g, g.shared_attn.srcs[run->il_src].probs, run->head_src, run->n_head);
     }
 
-    if (reuses && !kq_b && llama_shared_attn_kernel_supported(q, k)) {
+    if (reuses && !kq_b) {
         probs = llama_shared_attn_kernel(g.ctx0, q, k, kq_mask, sinks, kq_scale, g.hparams.f_max_alibi_bias,
                 g.hparams.attn_soft_cap ? g.hparams.f_attn_logit_softcapping : 0.0f, shared_attn_probs_type(v->type));
         g.cb(probs, "kq_soft_max", il);
@@ -968,7 +968,7 @@ ggml_tensor * llama_shared_attn_exchange_probs(
 }
 
 ggml_tensor * llama_shared_attn_build_kqv(const llm_graph_context & g, ggml_tensor * v, ggml_tensor * probs, int il) {
-    if (!llama_shared_attn_reuses(g, il)) {
+    if (!llama_shared_attn_computes(g, il)) {
         return ggml_mul_mat(g.ctx0, v, probs);
     }
 

@@ -214,7 +214,7 @@ ggml_tensor * llama_shared_attn_build_mha(
 // true if our kernels compute a layer instead of flash attention
 // in a span that is so where the probabilities are reused, which is decided anew for each graph: a ubatch that must not be
 // split may be too large for their budget
-bool llama_shared_attn_reuses(const llm_graph_context & g, int il);
+bool llama_shared_attn_computes(const llm_graph_context & g, int il);
 
 // a layer leaves its probabilities here, a run that follows gets those of its source
 // probs is the softmax of the layer; where the kernel does better, it stays out of the graph

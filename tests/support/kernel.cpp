@@ -197,7 +197,7 @@ static void compare(const shape & s, const char * what, const inputs & in, const
 }
 
 static void check() {
-    std::vector<shape> shapes(25);
+    std::vector<shape> shapes(28);
     size_t n = 0;
     auto next = [&](const char * name) -> shape & { shapes[n].name = name; return shapes[n++]; };
 
@@ -212,6 +212,8 @@ static void check() {
     next("f32-K").type_k = GGML_TYPE_F32;
     next("q8_0-K").type_k = GGML_TYPE_Q8_0;
     next("q4_0-K").type_k = GGML_TYPE_Q4_0;
+    next("q5_1-K").type_k = GGML_TYPE_Q5_1;
+    next("bf16-K").type_k = GGML_TYPE_BF16;
     next("f32-mask").type_mask = GGML_TYPE_F32;
     next("alibi").max_bias = 8.0f;
     next("softcap").softcap = 5.0f;
@@ -232,6 +234,7 @@ static void check() {
     next("decode-q8_0-K") = { "decode-q8_0-K", 8, 2, 64, 2, 1100, 1, GGML_TYPE_Q8_0 };
     shape & few = next("decode-all-at-once") = all;
     few.name = "decode-all-at-once"; few.n_tokens = 3;
+    next("decode-long") = { "decode-long", 4, 2, 64, 1, 5000 }; // parts of several blocks
     shape & few_nan = next("decode-NaN") = nan;
     few_nan.name = "decode-NaN"; few_nan.n_tokens = 2;
 
@@ -253,9 +256,6 @@ static void check() {
                 ggml_tensor * probs = operators(ctx, in, s, scale);
                 return llama_shared_attn_kernel_pv(ctx, s.type_probs == GGML_TYPE_F32 ? probs : ggml_cast(ctx, probs, s.type_probs), in.v);
             });
-        if (s.n_tokens*(s.n_head/s.n_head_kv) < N_ROWS_TILE) {
-            continue;
-        }
         compare(s, "fused", in,
             [&](ggml_context * ctx) {
                 ggml_tensor * v = ggml_cont(ctx, ggml_transpose(ctx, ggml_cast(ctx, in.v, GGML_TYPE_F32)));
@@ -294,7 +294,7 @@ static void time() {
         }));
         const double product = milliseconds(graph(in, [&](ggml_context * ctx) { return ggml_mul_mat(ctx, in.v_trans, in.probs); }));
         const double pv      = milliseconds(graph(in, [&](ggml_context * ctx) { return llama_shared_attn_kernel_pv(ctx, in.probs, in.v); }));
-        const double both    = s.n_tokens == 1 ? NAN : milliseconds(graph(in, [&](ggml_context * ctx) { return fused(ctx, in, s, scale); }));
+        const double both    = milliseconds(graph(in, [&](ggml_context * ctx) { return fused(ctx, in, s, scale); }));
         const double flash   = milliseconds(graph(in, [&](ggml_context * ctx) {
             return ggml_flash_attn_ext(ctx, in.q, in.k, in.v, in.mask, scale, 0.0f, 0.0f);
         }));
