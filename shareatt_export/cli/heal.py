@@ -29,8 +29,8 @@ from .options import json_option, quiet_option, source_option, text_option, thre
               help="Train whole matrices, or low-rank differences (LoRA), which take less memory.")  # fmt: skip
 @click.option("--rank", type=click.IntRange(1), default=16, show_default=True, help="Rank of --method lora.")
 @click.option("--train-mlp", is_flag=True, help="Train the MLPs of the spans' layers, too.")
-@click.option("--lr", "learning_rate", type=click.FloatRange(0, min_open=True), default=HealRequest.learning_rate,
-              show_default=True, help="Learning rate.")  # fmt: skip
+@click.option("--lr", "learning_rate", type=click.FloatRange(0, min_open=True),
+              help="Learning rate.  [default: 0.576 divided by the width of the model]")  # fmt: skip
 @click.option("--ctx", "n_ctx", type=click.IntRange(8), default=512, show_default=True,
               help="Tokens of a window: the context length that you will use. Longer ones recover less.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), default=2, show_default=True, help="Windows of one training step.")
@@ -62,7 +62,7 @@ def heal_command(
     method: Literal["full", "lora"],
     rank: int,
     train_mlp: bool,
-    learning_rate: float,
+    learning_rate: float | None,
     n_ctx: int,
     batch: int,
     dtype: Literal["f32", "bf16"],

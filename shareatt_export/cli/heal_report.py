@@ -20,6 +20,7 @@ def plan_dict(job: HealJob) -> dict[str, Any]:
         "spans": job.map_text,
         "trained": [{"name": part.name, "shape": list(job.shapes[part.name])} for part in job.parts],
         "n_trained": job.n_trained,
+        "learning_rate": job.learning_rate,
     }
 
 
@@ -36,7 +37,9 @@ def show_plan(job: HealJob, console: Console) -> None:
         console.print(
             f"text: {n:,} tokens that the model samples itself; no one has checked what they say", highlight=False
         )
-    console.print(f"trains {job.n_trained:,} numbers: {what}{how}", highlight=False)
+    console.print(
+        f"trains {job.n_trained:,} numbers: {what}{how}; learning rate {job.learning_rate:g}", highlight=False
+    )
 
 
 def as_dict(done: Healed) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def heal(job: HealJob, progress: Step = silent) -> Healed:
     windows = model.windows(job.texts, request.n_ctx, progress)
     distiller = _distiller(job)
     distiller.weights.stored = model.stored(distiller, windows.train)
-    schedule = Schedule(request.learning_rate, request.batch, request.seed, request.minutes_limit, request.steps)
+    schedule = Schedule(job.learning_rate, request.batch, request.seed, request.minutes_limit, request.steps)
     result = train(distiller, windows, schedule, saved, partial(saved_state.save, out, settings), progress)
     done = Healed(job, settings, result)
     progress("writing", None)
@@ -86,7 +86,7 @@ def settings_of(job: HealJob) -> dict[str, Any]:
         "method": request.method,
         "rank": request.lora_rank,
         "train_mlp": request.train_mlp,
-        "learning_rate": request.learning_rate,
+        "learning_rate": job.learning_rate,
         "ctx": request.n_ctx,
         "batch": request.batch,
         "minutes": request.minutes_limit,

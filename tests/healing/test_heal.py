@@ -283,6 +283,13 @@ def test_the_command_says_that_the_model_is_worse(run, model, tmp_path, rate, wo
     assert done.status == 0 and ("worse than before healing" in done.stderr) == worse, done.stderr
 
 
+def test_the_default_learning_rate_follows_the_width(model, tmp_path):
+    """0.576 / 128, rounded to two digits."""
+    asked = request(model, tmp_path / "out", spans=SPANS)
+    assert planned(asked).learning_rate == 0.0045
+    assert planned(replace(asked, learning_rate=1e-3)).learning_rate == 1e-3
+
+
 def config(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
