@@ -30,6 +30,7 @@ NAVIGATION = {  # the part of the sidebar, and its pages by the titles that they
     },
     "Guides": {
         "Quality": "docs/quality",
+        "Similarity": "docs/similarity",
         "Benchmarks": "docs/benchmarks",
         "Healing": "docs/healing",
         "Memory and speed": "docs/speed",
