@@ -22,6 +22,7 @@ CLIP = 1.0  # the largest norm of the gradients
 SAVE_SECONDS, SAVE_SHARE = 60.0, 20  # a state is saved every minute; saving takes at most a twentieth of the time
 SMOOTH = 0.95  # the weight of the earlier steps in the loss that is shown
 POINTS = 10  # points of the curve, without the last one
+MEASURE_SHARE = 10  # measuring one of them takes at most a tenth of the training before it; else it is left out
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class TrainingResult:
     """How the scores changed during the training.
 
     Attributes:
-        curve: A point before training, one at each tenth of the run, and one after training.
+        curve: A point before training, one at each tenth of the run, and one after training. Of a large model there are
+            fewer, as measuring them would take long.
     """
 
     curve: tuple[CurvePoint, ...]
@@ -86,16 +88,19 @@ def train(
         for name, leaf in leaves.items():
             leaf.data.copy_(saved.leaves[name])
         optimizer.load_state_dict(dict(saved.optimizer))
-    next_save, shown_loss = clock() + SAVE_SECONDS, float("nan")
+    next_save, next_measure, shown_loss = clock() + SAVE_SECONDS, 0.0, float("nan")
 
     def save_all() -> None:
         save(SavedState(i, clock(), curve, leaves, optimizer.state_dict()))
 
     while (done := schedule.done(i, clock())) < 1:
-        if POINTS * done >= len(curve):
+        tenth = int(POINTS * schedule.done(curve[-1].step, curve[-1].seconds)) if curve else -1
+        if int(POINTS * done) > tenth and clock() >= next_measure:
             progress("measuring", None)
+            began = time.monotonic()
             with clock.stopped():
                 curve.append(CurvePoint(i, clock(), score(distiller, windows.held_out, schedule.batch)))
+            next_measure = clock() + MEASURE_SHARE * (time.monotonic() - began)
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(done)
         optimizer.zero_grad()

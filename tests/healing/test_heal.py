@@ -136,6 +136,7 @@ def weights_of(folder: Path) -> bytes:
 def test_resumed_is_bit_equal_to_uninterrupted(model, tmp_path, monkeypatch, method):
     monkeypatch.setattr(train, "SAVE_SECONDS", 0)
     monkeypatch.setattr(train, "SAVE_SHARE", 0)
+    monkeypatch.setattr(train, "MEASURE_SHARE", 0)
     whole, out = tmp_path / "whole", tmp_path / "out"
     heal.heal(planned(request(model, whole, method=method)))
     asked = request(model, out, method=method)
@@ -157,6 +158,12 @@ def test_resumed_is_bit_equal_to_uninterrupted(model, tmp_path, monkeypatch, met
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
     with pytest.raises(BadInput, match="no interrupted healing to --resume"):
         heal.heal(planned(replace(asked, resume=True, force=True)))
+
+
+def test_measuring_that_takes_long_is_left_out_but_for_the_ends(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "MEASURE_SHARE", 1e9)
+    curve = heal.heal(planned(request(model, tmp_path / "out"))).result.curve
+    assert [point.step for point in curve] == [0, 6]
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(model, tmp_path):
