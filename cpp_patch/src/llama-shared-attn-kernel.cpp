@@ -5,6 +5,7 @@
 #include "ggml-backend.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -26,6 +27,9 @@ static constexpr int64_t N_BLOCK = 512;
 
 // from so many rows per KV head on, it pays to work on tiles of rows, which have K and V in the order they like
 static constexpr int64_t N_ROWS_TILE = 16;
+
+// from so many rows on, converting K and V for them costs next to nothing
+static constexpr int64_t N_ROWS_PART = 128;
 
 // few rows: parts that the positions are divided into for the threads, and the least positions of a part
 static constexpr int64_t N_PARTS_MAX = 32;
@@ -749,19 +753,41 @@ static void run(const T & task) {
     }
 }
 
-// as few parts of a KV head as keep all threads busy: each part converts K or V anew
-static int64_t n_parts_of_tiles(int64_t n_head_kv, int64_t n_stream, int nth) {
-    int64_t n_parts = n_head_kv;
-    while (n_stream*n_parts % nth != 0 && n_stream*n_parts < 4*nth) {
-        n_parts += n_head_kv;
-    }
-
-    return n_parts;
-}
-
 // as ggml's own operators keep them: ggml_custom leaves the end of op_params free
 static float * op_params(ggml_tensor * t) {
-    return (float *) t->op_params + GGML_MAX_OP_PARAMS/sizeof(float) - 3;
+    return (float *) t->op_params + GGML_MAX_OP_PARAMS/sizeof(float) - 4;
+}
+
+// calls f(i) for all i < n; threads take the parts one by one, as a core may be slower than another or have other work to do
+//
+// the number of the next part lies behind the parameters, where it stays from one run of a graph to the next: each thread
+// takes one number too many, and the thread with the last of them begins again at 0
+template <typename F>
+static void shared_attn_for_parts(ggml_tensor * dst, int64_t n, int nth, F && f) {
+    static_assert(sizeof(std::atomic<int32_t>) == sizeof(float), "one of the floats of op_params");
+
+    auto & next = *(std::atomic<int32_t> *) (op_params(dst) + 3);
+
+    int32_t i = next.fetch_add(1, std::memory_order_relaxed);
+    while (i < n) {
+        f(i);
+        i = next.fetch_add(1, std::memory_order_relaxed);
+    }
+
+    if (i == n + nth - 1) {
+        next.store(0, std::memory_order_relaxed); // the barrier behind the operator makes it seen
+    }
+}
+
+// parts that keep all threads busy to the end; each of them converts K or V anew, so they have many rows or are as few as
+// there are threads
+static int64_t n_parts_of_tiles(const shared_attn_rows & rows, int64_t n_head_kv, int64_t n_stream, int nth) {
+    int64_t n_per_head = 1;
+    while (n_stream*n_head_kv*n_per_head < (rows.n_per_head()/n_per_head > N_ROWS_PART ? 4 : 1)*nth) {
+        n_per_head++;
+    }
+
+    return n_head_kv*n_per_head;
 }
 
 static shared_attn_task shared_attn_task_of(ggml_tensor * dst) {
@@ -779,7 +805,7 @@ static shared_attn_task shared_attn_task_of(ggml_tensor * dst) {
     return task;
 }
 
-static void shared_attn_compute(ggml_tensor * dst, const ggml_tensor * v, const ggml_tensor * sinks, int ith, int nth) {
+static void shared_attn_compute(ggml_tensor * dst, const ggml_tensor * v, const ggml_tensor * sinks, int nth) {
     shared_attn_task task = shared_attn_task_of(dst);
 
     task.sinks = sinks;
@@ -790,9 +816,9 @@ static void shared_attn_compute(ggml_tensor * dst, const ggml_tensor * v, const 
     const int64_t n_head_kv = task.k->ne[2];
     const int64_t n_stream  = task.k->ne[3];
     const int64_t n_rows    = task.n_per_head()*n_head_kv;
-    const int64_t n_parts   = task.n_per_head() < N_ROWS_TILE ? nth : n_parts_of_tiles(n_head_kv, n_stream, nth);
+    const int64_t n_parts   = task.n_per_head() < N_ROWS_TILE ? nth : n_parts_of_tiles(task, n_head_kv, n_stream, nth);
 
-    for (int64_t i = ith; i < n_stream*n_parts; i += nth) {
+    shared_attn_for_parts(dst, n_stream*n_parts, nth, [&](int64_t i) {
         task.i_stream = i/n_parts;
         task.row0     = n_rows*(i%n_parts    )/n_parts;
         task.row1     = n_rows*(i%n_parts + 1)/n_parts;
@@ -800,23 +826,26 @@ static void shared_attn_compute(ggml_tensor * dst, const ggml_tensor * v, const 
         if (task.row0 < task.row1) {
             run(task);
         }
-    }
+    });
 }
 
 static void shared_attn_weights_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    GGML_UNUSED(ith);
     GGML_UNUSED(userdata);
 
-    shared_attn_compute(dst, nullptr, dst->src[3], ith, nth);
+    shared_attn_compute(dst, nullptr, dst->src[3], nth);
 }
 
 static void shared_attn_fused_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    GGML_UNUSED(ith);
     GGML_UNUSED(userdata);
 
-    shared_attn_compute(dst, dst->src[3], dst->src[4], ith, nth);
+    shared_attn_compute(dst, dst->src[3], dst->src[4], nth);
 }
 
 // few rows: the threads share the positions, and what those parts come to is added up by the next operator
 static void shared_attn_parts_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    GGML_UNUSED(ith);
     GGML_UNUSED(userdata);
 
     shared_attn_task task = shared_attn_task_of(dst);
@@ -828,14 +857,14 @@ static void shared_attn_parts_compute(ggml_tensor * dst, int ith, int nth, void 
     const int64_t n_parts = dst->ne[2];
     const int64_t n_pos   = (n_kv + n_parts*N_PART_MIN - 1)/(n_parts*N_PART_MIN)*N_PART_MIN;
 
-    for (int64_t i = ith; i < n_parts*dst->ne[3]; i += nth) {
+    shared_attn_for_parts(dst, n_parts*dst->ne[3], nth, [&](int64_t i) {
         task.i_stream = i/n_parts;
         task.pos0     = std::min(n_kv, (i%n_parts    )*n_pos);
         task.pos1     = std::min(n_kv, (i%n_parts + 1)*n_pos);
         task.part     = { (float *) shared_attn_rows::at(dst, 0, i%n_parts, task.i_stream), task.v->ne[0] };
 
         run(task);
-    }
+    });
 }
 
 static void shared_attn_merge_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
@@ -895,6 +924,7 @@ static void shared_attn_merge_compute(ggml_tensor * dst, int ith, int nth, void 
 }
 
 static void shared_attn_pv_compute(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    GGML_UNUSED(ith);
     GGML_UNUSED(userdata);
 
     shared_attn_pv_task task;
@@ -913,9 +943,9 @@ static void shared_attn_pv_compute(ggml_tensor * dst, int ith, int nth, void * u
     // a part has whole blocks of quantized columns
     const int64_t n_unit  = tiles ? 1 : n_embd_head%32 == 0 ? 32 : n_embd_head;
     const int64_t n_units = n_head_kv*(tiles ? task.n_per_head() : n_embd_head)/n_unit;
-    const int64_t n_parts = tiles ? n_parts_of_tiles(n_head_kv, n_stream, nth) : nth;
+    const int64_t n_parts = tiles ? n_parts_of_tiles(task, n_head_kv, n_stream, nth) : nth;
 
-    for (int64_t i = ith; i < n_stream*n_parts; i += nth) {
+    shared_attn_for_parts(dst, n_stream*n_parts, nth, [&](int64_t i) {
         task.i_stream = i/n_parts;
         task.i0       = n_units*(i%n_parts    )/n_parts*n_unit;
         task.i1       = n_units*(i%n_parts + 1)/n_parts*n_unit;
@@ -923,7 +953,7 @@ static void shared_attn_pv_compute(ggml_tensor * dst, int ith, int nth, void * u
         if (task.i0 < task.i1) {
             run(task);
         }
-    }
+    });
 }
 
 #endif // SHARED_ATTN_SIMD
