@@ -22,7 +22,8 @@ CLIP = 1.0  # the largest norm of the gradients
 SAVE_SECONDS, SAVE_SHARE = 60.0, 20  # a state is saved every minute; saving takes at most a twentieth of the time
 SMOOTH = 0.95  # the weight of the earlier steps in the loss that is shown
 POINTS = 10  # points of the curve, without the last one
-MEASURE_SHARE = 10  # measuring one of them takes at most a tenth of the training before it; else it is left out
+# points that take longer to measure are left out, so that measuring takes at most a tenth of the time
+MEASURE_SECONDS, MEASURE_SHARE = 5.0, 10
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def train(
             began = time.monotonic()
             with clock.stopped():
                 curve.append(CurvePoint(i, clock(), score(distiller, windows.held_out, schedule.batch)))
-            next_measure = clock() + MEASURE_SHARE * (time.monotonic() - began)
+            if (took := time.monotonic() - began) > MEASURE_SECONDS:
+                next_measure = clock() + MEASURE_SHARE * took
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(done)
         optimizer.zero_grad()
