@@ -30,7 +30,7 @@ from .options import json_option, quiet_option, source_option, text_option, thre
 @click.option("--rank", type=click.IntRange(1), default=16, show_default=True, help="Rank of --method lora.")
 @click.option("--train-mlp", is_flag=True, help="Train the MLPs of the spans' layers, too.")
 @click.option("--lr", "learning_rate", type=click.FloatRange(0, min_open=True),
-              help="Learning rate.  [default: 0.576 divided by the width of the model]")  # fmt: skip
+              help="Learning rate.  [default: measured on the first batch]")  # fmt: skip
 @click.option("--ctx", "n_ctx", type=click.IntRange(8), default=512, show_default=True,
               help="Tokens of a window: the context length that you will use. Longer ones recover less.")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), default=2, show_default=True, help="Windows of one training step.")

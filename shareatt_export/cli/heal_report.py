@@ -20,7 +20,7 @@ def plan_dict(job: HealJob) -> dict[str, Any]:
         "spans": job.map_text,
         "trained": [{"name": part.name, "shape": list(job.shapes[part.name])} for part in job.parts],
         "n_trained": job.n_trained,
-        "learning_rate": job.learning_rate,
+        "learning_rate": job.request.learning_rate,
     }
 
 
@@ -37,9 +37,8 @@ def show_plan(job: HealJob, console: Console) -> None:
         console.print(
             f"text: {n:,} tokens that the model samples itself; no one has checked what they say", highlight=False
         )
-    console.print(
-        f"trains {job.n_trained:,} numbers: {what}{how}; learning rate {job.learning_rate:g}", highlight=False
-    )
+    rate = f"{job.request.learning_rate:g}" if job.request.learning_rate else "measured on the first batch"
+    console.print(f"trains {job.n_trained:,} numbers: {what}{how}; learning rate: {rate}", highlight=False)
 
 
 def as_dict(done: Healed) -> dict[str, Any]:
@@ -50,9 +49,9 @@ def show(done: Healed, console: Console) -> None:
     request, data = done.job.request, heal.as_dict(done)
     before, after = data["held_out"][0], data["held_out"][-1]
     console.print(
-        f"{done.result.steps} steps, {data['tokens']:,} tokens, {data['seconds'] / 60:.1f} minutes; held-out windows: "
-        f"perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f} (dense {data['perplexity_dense']:.2f}), "
-        f"KL {before['kl']:.3f} -> {after['kl']:.3f}",
+        f"{done.result.steps} steps, {data['tokens']:,} tokens, {data['seconds'] / 60:.1f} minutes, learning rate "
+        f"{data['learning_rate']:g}; held-out windows: perplexity {before['perplexity']:.2f} -> "
+        f"{after['perplexity']:.2f} (dense {data['perplexity_dense']:.2f}), KL {before['kl']:.3f} -> {after['kl']:.3f}",
         highlight=False,
     )
     if after["kl"] > before["kl"]:

@@ -65,12 +65,18 @@ class Distiller(nn.Module):
         teacher = self.teacher(tokens)
 
         def learn(student: Outputs) -> float:
-            loss = TEMPERATURE**2 * _divergence(student.logits, teacher.logits, TEMPERATURE)
-            loss = loss + HIDDEN_WEIGHT * _relative_error(student.hidden, teacher.hidden)
+            loss = _loss(student, teacher)
             loss.backward()  # type: ignore[no-untyped-call]
             return float(loss.detach())
 
         return self.as_student(tokens, learn)
+
+    @torch.no_grad()
+    def loss(self, tokens: Tensor) -> float:
+        """Return the loss on tokens [n_batch, n_token]."""
+        tokens = tokens.to(self.model.device)
+        teacher = self.teacher(tokens)
+        return self.as_student(tokens, lambda student: float(_loss(student, teacher)))
 
     @torch.no_grad()
     def score(self, tokens: Tensor) -> Scores:
@@ -131,6 +137,11 @@ class Distiller(nn.Module):
     def _outputs(self, tokens: Tensor) -> Outputs:
         out = self.model(tokens, output_hidden_states=True, use_cache=False)
         return Outputs(out.logits, out.hidden_states[HIDDEN_LAYER])
+
+
+def _loss(student: Outputs, teacher: Outputs) -> Tensor:
+    divergence = TEMPERATURE**2 * _divergence(student.logits, teacher.logits, TEMPERATURE)
+    return divergence + HIDDEN_WEIGHT * _relative_error(student.hidden, teacher.hidden)
 
 
 def _relative_error(student: Tensor, teacher: Tensor) -> Tensor:

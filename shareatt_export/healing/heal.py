@@ -27,6 +27,7 @@ from . import saved_state
 from .distill import Distiller
 from .job import HealJob
 from .sharing import GroupSharing, Sharing
+from .step_size import measured_rate
 from .train import Schedule, TrainingResult, train
 from .trained_weights import TrainedWeights
 
@@ -38,12 +39,14 @@ class Healed:
     Attributes:
         job: What was done: `job.request`, and the parts that were trained.
         settings: Everything that the result depends on, as JSON values; the output has them, too.
+        learning_rate: That of the request, or what was measured.
         result: The scores on held-out windows during the training.
         written: How the runtime scores the SA GGUF on these windows; None for a Hugging Face folder.
     """
 
     job: HealJob
     settings: Mapping[str, Any]
+    learning_rate: float
     result: TrainingResult
     written: Quality | None = None
 
@@ -63,10 +66,12 @@ def heal(job: HealJob, progress: Step = silent) -> Healed:
     saved = saved_state.prepare(out, settings, resume=request.resume, force=request.force)
     windows = model.windows(job.texts, request.n_ctx, progress)
     distiller = _distiller(job)
+    rate = saved.rate if saved else request.learning_rate
+    rate = rate or measured_rate(distiller, windows.batch(0, request.batch, request.seed))
     distiller.weights.stored = model.stored(distiller, windows.train)
-    schedule = Schedule(job.learning_rate, request.batch, request.seed, request.minutes_limit, request.steps)
+    schedule = Schedule(rate, request.batch, request.seed, request.minutes_limit, request.steps)
     result = train(distiller, windows, schedule, saved, partial(saved_state.save, out, settings), progress)
-    done = Healed(job, settings, result)
+    done = Healed(job, settings, rate, result)
     progress("writing", None)
     model.write(distiller.weights, record(done), out, request.force)
     saved_state.remove(out)
@@ -86,7 +91,7 @@ def settings_of(job: HealJob) -> dict[str, Any]:
         "method": request.method,
         "rank": request.lora_rank,
         "train_mlp": request.train_mlp,
-        "learning_rate": job.learning_rate,
+        "learning_rate": request.learning_rate or "measured",
         "ctx": request.n_ctx,
         "batch": request.batch,
         "minutes": request.minutes_limit,
@@ -110,6 +115,7 @@ def record(done: Healed) -> dict[str, Any]:
     tokens_per_step = done.job.request.batch * done.job.request.n_ctx
     return {
         **done.settings,
+        "learning_rate": done.learning_rate,
         "trained": [part.name for part in done.job.parts],
         "n_trained": done.job.n_trained,
         "tokens": done.result.steps * tokens_per_step,

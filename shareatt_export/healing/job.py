@@ -39,7 +39,6 @@ from .request import HealRequest
 from .self_text import SelfText
 from .trained_weights import TrainedWeights
 
-RATE_TIMES_WIDTH = 0.576  # 0.003 heals the demo model of width 192 well, and 0.001 SmolLM2 of width 576
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -49,7 +48,7 @@ class HealJob:
 
     `attention`: a source map of layers, or a map of KV groups. `shapes` are those of the trained parts, by the name of
     the parameter; `n_trained` counts the numbers that the optimizer changes. `initial` maps parameters to the values
-    that training starts with, where --from has others. `learning_rate` is that of the request, or its default.
+    that training starts with, where --from has others.
     """
 
     request: HealRequest
@@ -59,7 +58,6 @@ class HealJob:
     parts: tuple[Part, ...]
     shapes: Mapping[str, tuple[int, ...]]
     n_trained: int
-    learning_rate: float
     initial: Mapping[str, npt.NDArray[np.floating]]
 
     @property
@@ -170,9 +168,7 @@ def _job(
 ) -> HealJob:
     shapes = {part.name: tuple(part.of(skeleton.get_parameter(part.name)).shape) for part in parts}
     n_trained = TrainedWeights(skeleton, parts, request.lora_rank).n_trained
-    width = skeleton.config.get_text_config().hidden_size
-    rate = request.learning_rate or float(f"{RATE_TIMES_WIDTH / width:.2g}")
-    return HealJob(request, model, texts, attention, parts, shapes, n_trained, rate, initial)
+    return HealJob(request, model, texts, attention, parts, shapes, n_trained, initial)
 
 
 def _check_device(request: HealRequest) -> None:

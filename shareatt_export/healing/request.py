@@ -27,9 +27,8 @@ class HealRequest:
         method: "full" trains the matrices, "lora" differences of rank `rank`.
         rank: The rank of these differences.
         train_mlp: Train the MLPs of the layers in spans, too.
-        learning_rate: The learning rate after the warm-up; from there it falls to 0. By default, 0.576 divided by the
-            width of the model, which is 0.003 for 192 and 0.001 for 576: wide models need smaller ones (muP, arXiv
-            2203.03466).
+        learning_rate: The learning rate after the warm-up; from there it falls to 0. By default, it is
+            measured on the first batch, see step_size.py.
         n_ctx: Tokens of a window.
         batch: Number of windows of one step.
         minutes: Minutes of training.

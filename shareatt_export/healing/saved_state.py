@@ -23,11 +23,12 @@ FILE = "state.pt"
 class SavedState:
     """The state after some steps: `step` is the next one, `seconds` the time of training so far.
 
-    `leaves` are TrainedWeights.leaves, `optimizer` is the state_dict() of the optimizer.
+    `rate` is the learning rate, `leaves` are TrainedWeights.leaves, `optimizer` is the state_dict() of the optimizer.
     """
 
     step: int
     seconds: float
+    rate: float
     curve: Sequence[CurvePoint]
     leaves: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]

@@ -92,7 +92,7 @@ def train(
     next_save, next_measure, shown_loss = clock() + SAVE_SECONDS, 0.0, float("nan")
 
     def save_all() -> None:
-        save(SavedState(i, clock(), curve, leaves, optimizer.state_dict()))
+        save(SavedState(i, clock(), schedule.learning_rate, curve, leaves, optimizer.state_dict()))
 
     while (done := schedule.done(i, clock())) < 1:
         tenth = int(POINTS * schedule.done(curve[-1].step, curve[-1].seconds)) if curve else -1

@@ -17,13 +17,14 @@ import shareatt_export
 from shareatt_export.errors import BadInput, ShareattError
 from shareatt_export.exporting import convert
 from shareatt_export.formats.texts import read_text
-from shareatt_export.healing import checkpoint_model, heal, saved_state, train
+from shareatt_export.healing import checkpoint_model, heal, saved_state, step_size, train
 from shareatt_export.healing.checkpoint_model import RECORD
 from shareatt_export.healing.distill import Distiller
 from shareatt_export.healing.job import planned
 from shareatt_export.healing.request import HealRequest
 from shareatt_export.healing.sharing import Sharing
 from shareatt_export.healing.trained_weights import TrainedWeights
+from shareatt_export.system.progress import silent
 from tests.support import model_families, parity, tiny_models
 
 SPANS = "2-4"
@@ -290,11 +291,31 @@ def test_the_command_says_that_the_model_is_worse(run, model, tmp_path, rate, wo
     assert done.status == 0 and ("worse than before healing" in done.stderr) == worse, done.stderr
 
 
-def test_the_default_learning_rate_follows_the_width(model, tmp_path):
-    """0.576 / 128, rounded to two digits."""
-    asked = request(model, tmp_path / "out", spans=SPANS)
-    assert planned(asked).learning_rate == 0.0045
-    assert planned(replace(asked, learning_rate=1e-3)).learning_rate == 1e-3
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_learning_rate_is_the_step_that_lowers_the_loss_most(model, tmp_path, method):
+    job = planned(request(model, tmp_path / "out", spans=SPANS, method=method))
+    distiller = heal._distiller(job)
+    tokens = job.model.windows(job.texts, 16, silent).batch(0, 2, 0)
+    leaves = distiller.weights.leaves
+    before = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+    rate = step_size.measured_rate(distiller, tokens)
+    assert all(torch.equal(leaf, before[name]) and leaf.grad is None for name, leaf in leaves.items())
+    distiller.backward(tokens)
+
+    def loss_after(step: float) -> float:
+        with torch.no_grad():
+            for name, leaf in leaves.items():
+                leaf.copy_(before[name] - step * leaf.grad.sign())
+        return distiller.loss(tokens)
+
+    assert loss_after(rate) < 0.98 * loss_after(0) and loss_after(rate) < min(
+        loss_after(rate / 3), loss_after(3 * rate)
+    )
+
+
+def test_the_learning_rate_that_is_asked_for(model, tmp_path):
+    done = heal.heal(planned(request(model, tmp_path / "out", spans=SPANS, steps=1, learning_rate=1e-5)))
+    assert done.learning_rate == heal.record(done)["learning_rate"] == 1e-5
 
 
 def config(folder: Path, **changes: object) -> None:
