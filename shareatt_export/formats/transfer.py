@@ -89,9 +89,10 @@ def _transfer_one(
                 digest.update(chunk)
             while target and out and parts and parts[-1].first < done + len(chunk):
                 part = parts[-1]
-                kept = chunk[max(0, part.first - done) : part.first + part.n_bytes - done]
+                first, end = max(0, part.first - done), part.first + part.n_bytes - done
+                kept = chunk[first:end] if first > 0 or end < len(chunk) else chunk  # slices are copies
                 _write_compared(out, target, part.place + max(0, done - part.first), kept)
-                if part.first + part.n_bytes > done + len(chunk):
+                if end > len(chunk):
                     break  # the rest of it is in the next chunk
                 parts.pop()
             done += len(chunk)
@@ -123,6 +124,7 @@ def _parts(copy: TensorCopy) -> list[_Part]:
 
 def _write_compared(out: FileIO, target: TensorInfo, offset: int, data: bytes | bytearray) -> None:
     write_at(out, target.offset + offset, data)
-    if next(read_range(out, target.offset + offset, len(data)), b"") != data:
+    out.seek(target.offset + offset)
+    if out.read(len(data)) != data:
         reason = "its bytes differ from those of the dense file"
         raise VerifyFailed(reason, path=target.path, field=f"tensor '{target.name}'")
