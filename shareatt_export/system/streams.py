@@ -10,9 +10,7 @@ from pathlib import Path
 from .operating_system import sync_file
 from .signals import HeldSignals
 
-CHUNK = (
-    1 << 18
-)  # what is read, and read back, stays in the L2 cache of a core: copying 4 GB takes 0.7 of the time of 1 << 20
+CHUNK = 1 << 18  # what is written and read back stays in the L2 cache of a core
 
 Advance = Callable[[int], None]  # told the number of bytes that were just processed
 
