@@ -1,7 +1,7 @@
 """Measure the learning rate that suits a model.
 
 Adam's first steps change each weight by the learning rate, up or down. Along such a step the loss is nearly a parabola.
-Its lowest point differs by a factor of 70 between models, and no number of their configuration tells it.
+Its lowest point differs by a factor of 100 between models, and no number of their configuration tells it.
 """
 
 import torch
