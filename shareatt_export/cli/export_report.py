@@ -88,8 +88,8 @@ def show_followers(done: Exported, console: Console) -> None:
     console.print(table(rows, columns), highlight=False)
     if done.job.plan.fitting and done.job.plan.fitting.refit:
         console.print(
-            "The errors compare a follower's attention output with the dense model's, on windows of the text that took "
-            f"no part in the fit. {MATTERS}",
+            "The errors compare a follower's attention output with the dense model's, on pieces of the text that were "
+            f"held out of the fit. {MATTERS}",
             highlight=False,
         )
     if again := [str(follower.layer) for follower in done.followers if follower.requantised]:

@@ -55,7 +55,7 @@ class FittedFollower:
         heads: For each of its heads, the head of the source whose attention weights it uses.
         ridge: The ridge of the regression; None where its W_O was not refitted, or no refit was better.
         error_before: Norm of what is missing in its attention output before the refit, relative to that of the dense
-            model, on held-out windows; None where its W_O was not to be refitted.
+            model, on held-out pieces of the text; None where its W_O was not to be refitted.
         error: The same after the refit.
         requantised: Whether its W_O was quantised again, to the type that it had.
     """

@@ -24,7 +24,7 @@ from . import ridge
 from .features import FeatureReader, feature_reader
 from .trial_model import TrialModel
 
-HELD_OUT = 4  # every fourth window chooses the ridge
+HELD_OUT = 4  # every fourth piece of the text chooses the ridge
 Targets = npt.NDArray[np.float32]  # [n_windows * n_ctx, n_embd]
 
 
@@ -39,6 +39,11 @@ class Windows:
     @property
     def n_tokens(self) -> int:
         return len(self.tokens) * self.n_ctx
+
+    @property
+    def n_piece(self) -> int:
+        """Tokens of a piece: a window, or less where there are too few windows to hold one out."""
+        return self.n_ctx if len(self.tokens) >= HELD_OUT else max(1, self.n_tokens // HELD_OUT)
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,7 @@ class _Refits:
 
     def _add(self, features: FloatRows) -> None:
         rows = np.arange(self._n_tokens, self._n_tokens + len(features))
-        targets, held_out = self._targets[self._left[0]], rows // self._windows.n_ctx % HELD_OUT == HELD_OUT - 1
+        targets, held_out = self._targets[self._left[0]], rows // self._windows.n_piece % HELD_OUT == HELD_OUT - 1
         self._fitted.add(features[~held_out], targets[rows[~held_out]])
         self._held_out.add(features[held_out], targets[rows[held_out]])
         self._n_tokens += len(features)
@@ -168,9 +173,7 @@ class _Refits:
         before = self._changes.get(output)
         before = raw_rows(output) if before is None else before
         importance = (np.diag(self._fitted.gram + self._held_out.gram) / self._n_tokens).astype(np.float32)
-        # too few windows to hold one out
-        chooses = self._held_out if len(self._windows.tokens) >= HELD_OUT else self._fitted
-        solution = ridge.solve(self._fitted, chooses, float_rows(before, output.type).astype(np.float64))
+        solution = ridge.solve(self._fitted, self._held_out, float_rows(before, output.type).astype(np.float64))
         if solution.ridge is None:
             return RefitOutput(solution, before)
         encoded = self._trial_model.encoded(solution.weights.astype(np.float32), output.type, importance)
