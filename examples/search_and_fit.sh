@@ -3,10 +3,14 @@
 # The search is kept short here (few and small windows); leave these options away for a model that you want to use.
 #   examples/search_and_fit.sh [FOLDER]
 set -euo pipefail
-model="$(dirname "$0")/../tests/models/stdlib-5m"
-text="$model/heldout.txt"
+folder="$(dirname "$0")/../tests/models/stdlib-5m"
+text="$folder/heldout.txt"
 out="${1:-$(mktemp -d)}"
 mkdir -p "$out"
+# every command below takes the folder as well, and converts it each time
+model="$out/dense.gguf"
+converter="$(shareatt-export runtime path)/../../llama.cpp/convert_hf_to_gguf.py"
+python "$converter" "$folder" --outfile "$model"
 head -c 8000 "$text" > "$out/calibration.txt"       # what the followers are fitted to
 tail -c 8000 "$text" > "$out/heldout.txt"           # what the result is measured on
 

@@ -1,6 +1,7 @@
 """Fixtures of all tests. No fixture skips: without the runtime, the tests that need it fail and say how to build it."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,9 +13,10 @@ import pytest
 
 from shareatt_export.cli import main as cli
 from shareatt_export.llamacpp import runtime
-from tests.support import tiny_models
+from shareatt_export.system.operating_system import lock
+from tests.support import conversions, tiny_models
 from tests.support.fault_counts import pytest_configure, pytest_itemcollected  # noqa: F401  (hooks)
-from tests.support.reports import write_reports
+from tests.support.reports import report_files, write_reports
 
 DEFAULT_MARKS = "not slow and not real"  # as in pyproject.toml
 
@@ -75,25 +77,16 @@ def built() -> runtime.RuntimeStatus:
     return runtime.require()
 
 
-def _demo(folder: Path, outtype: str) -> Path:
-    from shareatt_export.exporting.convert import converted
-
-    dense = folder / "dense.gguf"
-    with converted(tiny_models.DEMO, folder, outtype, None) as made:
-        made.replace(dense)
-    return dense
-
-
 @pytest.fixture(scope="session")
 def demo_dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained demo model as dense GGUF, made by the real converter."""
-    return _demo(tmp_path_factory.mktemp("demo"), "auto")
+    return conversions.convert(tiny_models.DEMO, tmp_path_factory.mktemp("demo") / "dense.gguf", "auto")
 
 
 @pytest.fixture(scope="session")
 def demo_f32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model with F32 weights: what it computes hardly depends on how many tokens are computed at a time."""
-    return _demo(tmp_path_factory.mktemp("demo-f32"), "f32")
+    return conversions.convert(tiny_models.DEMO, tmp_path_factory.mktemp("demo-f32") / "dense.gguf", "f32")
 
 
 @pytest.fixture(scope="session")
@@ -107,8 +100,19 @@ def demo_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def reports(demo_dense: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The JSON files of analyze, both searches, eval and bench; the pages of these commands are beside them."""
-    return write_reports(demo_dense, tmp_path_factory.mktemp("reports"))
+    """The JSON files of analyze, both searches, eval and bench; the pages of these commands are beside them.
+
+    They take half a minute, so the first process of pytest-xdist that asks makes them for all.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "reports"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock_file:
+        lock(lock_file.fileno(), wait=True)
+        if not (folder / "made").exists():
+            write_reports(demo_dense, folder)
+            (folder / "made").touch()
+    return report_files(folder)
 
 
 @pytest.fixture

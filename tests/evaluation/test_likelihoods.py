@@ -8,9 +8,8 @@ import pytest
 import shareatt_export
 from shareatt_export.evaluation.batches import BATCH, context_params
 from shareatt_export.evaluation.likelihoods import Query, score
-from shareatt_export.exporting.convert import converted
 from shareatt_export.llamacpp.engine import Context, Model, Token, log_softmax
-from tests.support import dummy_models, parity, tiny_models
+from tests.support import conversions, dummy_models, parity, tiny_models
 
 EXACT = {"type_k": 0, "type_v": 0, "n_threads": 1, "n_threads_batch": 1}  # F32 caches
 
@@ -19,10 +18,9 @@ EXACT = {"type_k": 0, "type_v": 0, "n_threads": 1, "n_threads_batch": 1}  # F32 
 def model(request, demo_f32, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "sliding":
-        with converted(
-            tiny_models.save(tiny_models.build_sliding("gemma2"), folder / "hf"), folder, "auto", None
-        ) as dense:
-            (file,) = shareatt_export.export(dense, "2-7", folder / "sa.gguf").files
+        source = tiny_models.save(tiny_models.build_sliding("gemma2"), folder / "hf")
+        dense = conversions.convert(source, folder / "dense.gguf", "auto")
+        (file,) = shareatt_export.export(dense, "2-7", folder / "sa.gguf").files
     elif request.param == "recurrent":
         file = folder / "mamba.gguf"
         dummy_models.make("mamba", file)

@@ -15,7 +15,7 @@ from tests.support import parity, small_gguf
 from tests.support.exports import export
 from tests.support.faults import bad_group_files
 from tests.support.faults.bad_shared_files import BAD_FILES, shared_mutants
-from tests.support.faults.load_child import OUTCOMES, LoadChild, try_load
+from tests.support.faults.load_child import OUTCOMES, LoadChild
 from tests.support.small_gguf import F32_CACHE, tokens
 from tests.support.source_layers import SOURCE_LAYERS, SOURCE_LAYERS_KEY
 
@@ -78,10 +78,10 @@ def test_mutants(built, tmp_path, record_property):
     """
     path, seen = tmp_path / "mutant.gguf", Counter[str]()
     unpatched = runtime.require_built(patched=False)
-    with LoadChild(built.python, unpatched.bin) as other:
+    with LoadChild(built.python, built.bin) as patched, LoadChild(built.python, unpatched.bin) as other:
         for data in shared_mutants(tmp_path, seed=1, count=N_MUTANTS):
             path.write_bytes(data)
-            of = try_load(parity.lib(), path)
+            of = patched.try_load(path)
             seen[of.outcome] += 1
             assert of.outcome in OUTCOMES.values() or other.try_load(path).status == of.status, of.said
             assert of.status != 1 or str(path) in of.said

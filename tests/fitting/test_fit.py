@@ -29,6 +29,14 @@ HELDOUT = tiny_models.DEMO / "heldout.txt"
 RNG = np.random.default_rng(5)
 
 
+@pytest.fixture
+def part(tmp_path_factory):
+    """A text for fits of which it only matters what is said of them."""
+    path = tmp_path_factory.mktemp("text") / "part.txt"
+    path.write_text(HELDOUT.read_text()[:20_000])
+    return path
+
+
 # ---------------------------------------------------------------- heads
 
 
@@ -122,9 +130,9 @@ def test_blocks_that_span_heads_are_quantised_again(tmp_path, built):
     assert np.array_equal(unmoved[output], raw_rows(output))
 
 
-def test_what_was_quantised_again_is_told(run, demo_dense, tmp_path, built):
+def test_what_was_quantised_again_is_told(run, demo_dense, part, tmp_path, built):
     q8_0 = quantised(demo_dense, tmp_path / "q8_0.gguf", "Q8_0")
-    arguments = ["--spans", "6-7", "--align", "--text", HELDOUT, "--force", "-o", tmp_path / "out.gguf"]
+    arguments = ["--spans", "6-7", "--align", "--text", part, "--force", "-o", tmp_path / "out.gguf"]
     for model, more, expected in ((q8_0, [], False), (q8_0, ["--refit"], True), (demo_dense, ["--refit"], False)):
         said = run(model, *arguments, *more).stderr
         assert ("The output projection (W_O) of layer 7 was quantised again" in said) is expected
@@ -211,9 +219,9 @@ def test_every_byte_of_a_fitted_file_is_verified(demo_dense, refitted, tmp_path)
             verify(copy, demo_dense)
 
 
-def test_the_command(run, demo_dense, tmp_path):
+def test_the_command(run, demo_dense, part, tmp_path):
     out = tmp_path / "out.gguf"
-    arguments = [demo_dense, "--spans", "6-7", "--refit", "--align", "--text", HELDOUT, "-o", out]
+    arguments = [demo_dense, "--spans", "6-7", "--refit", "--align", "--text", part, "-o", out]
     dry = json.loads(run(*arguments[:-2], "--dry-run", "--json").stdout)
     data = json.loads(run(*arguments, "--json", "--card").stdout)
     assert dry["fit"] == data["fit"] and data["fit"]["how"] == "align,refit"
@@ -232,9 +240,9 @@ def test_the_command(run, demo_dense, tmp_path):
     assert "error before" in shown and "held out of the fit" in " ".join(shown.split())
 
 
-def test_fitting_then_quantising(run, demo_dense, tmp_path):
+def test_fitting_then_quantising(run, demo_dense, part, tmp_path):
     out = tmp_path / "out.gguf"
-    arguments = [demo_dense, "--spans", "6-7", "--refit", "--text", HELDOUT, "--outtype", "Q8_0", "-o", out]
+    arguments = [demo_dense, "--spans", "6-7", "--refit", "--text", part, "--outtype", "Q8_0", "-o", out]
     dry = json.loads(run(*arguments[:-2], "--dry-run", "--json").stdout)
     assert run(*arguments).status == 0
     assert dry["file_bytes"] == [out.stat().st_size]

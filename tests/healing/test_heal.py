@@ -25,7 +25,7 @@ from shareatt_export.healing.request import HealRequest
 from shareatt_export.healing.sharing import Sharing
 from shareatt_export.healing.trained_weights import TrainedWeights
 from shareatt_export.system.progress import silent
-from tests.support import model_families, parity, tiny_models
+from tests.support import conversions, model_families, parity, tiny_models
 
 SPANS = "2-4"
 SMALL = {"--text": tiny_models.DEMO / "LICENSE", "--ctx": 16, "--batch": 2, "--dtype": "f32"}
@@ -176,17 +176,11 @@ def test_same_seed_same_bytes_other_seed_other_bytes(model, tmp_path):
     assert made[0] == made[1] != made[2]
 
 
-def converted_to(folder, out, outtype="f32"):
-    with convert.converted(folder, out.parent, outtype, None) as dense:
-        dense.replace(out)
-    return out
-
-
 def test_it_begins_where_a_fit_ended(model, tmp_path, built):
     """With almost no training, the healed model equals the aligned and refitted one."""
-    dense = converted_to(model, tmp_path / "dense.gguf")
+    dense = conversions.convert(model, tmp_path / "dense.gguf")
     fitted = tmp_path / "fitted.gguf"
-    shareatt_export.export(dense, SPANS, fitted, align=True, refit=True, text=tiny_models.DEMO / "heldout.txt")
+    shareatt_export.export(dense, SPANS, fitted, align=True, refit=True, text=tiny_models.DEMO / "LICENSE")
     asked = request(model, tmp_path / "out", spans=None, begin=fitted, steps=1, learning_rate=1e-9)
     heal.heal(planned(asked))
     ours = shareatt_export.export(tmp_path / "out", SPANS, tmp_path / "healed.gguf", outtype="f32").files[0]
@@ -196,7 +190,7 @@ def test_it_begins_where_a_fit_ended(model, tmp_path, built):
 
 
 def test_a_beginning_that_does_not_fit_is_refused(model, tmp_path, built):
-    dense = converted_to(model, tmp_path / "dense.gguf")
+    dense = conversions.convert(model, tmp_path / "dense.gguf")
     plain = shareatt_export.export(dense, SPANS, tmp_path / "plain.gguf").files[0]
     options = {"spans": None, "steps": 1}
     for file, message in ((plain, "is not there; --from takes what --align"), (dense, "shares no attention")):
@@ -209,9 +203,9 @@ def test_a_beginning_that_does_not_fit_is_refused(model, tmp_path, built):
     other = tiny_models.build(2)
     for weight in other.parameters():
         weight.data = weight.data[torch.randperm(len(weight))] if weight.ndim == 2 else weight.data
-    stranger = converted_to(tiny_models.save(other, tmp_path / "other"), tmp_path / "other.gguf")
+    stranger = conversions.convert(tiny_models.save(other, tmp_path / "other"), tmp_path / "other.gguf")
     fitted = tmp_path / "fitted.gguf"
-    shareatt_export.export(stranger, SPANS, fitted, align=True, text=tiny_models.DEMO / "heldout.txt")
+    shareatt_export.export(stranger, SPANS, fitted, align=True, text=tiny_models.DEMO / "LICENSE")
     with pytest.raises(BadInput, match=r"blk\.2\.attn_v\.weight.*was not made from this checkpoint"):
         heal.heal(planned(request(model, tmp_path / "out", begin=fitted, **options)))
     assert not (tmp_path / "out").exists()

@@ -142,7 +142,7 @@ def test_resumed_is_bit_equal_to_uninterrupted(dense, tmp_path, monkeypatch, bui
 
 def test_it_begins_where_a_fit_or_a_healing_ended(dense, tmp_path, built):
     fitted, first, second = (tmp_path / f"{name}.gguf" for name in ("fitted", "first", "second"))
-    shareatt_export.export(dense, SPANS, fitted, align=True, refit=True, text=tiny_models.DEMO / "heldout.txt")
+    shareatt_export.export(dense, SPANS, fitted, align=True, refit=True, text=tiny_models.DEMO / "LICENSE")
     still = {"steps": 1, "learning_rate": 1e-12}
     heal.heal(planned(request(dense, first, None, begin=fitted, **still)))
     assert parity.nmse(parity.logits(first), parity.logits(fitted)) < 1e-4

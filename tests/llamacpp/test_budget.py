@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from shareatt_export.errors import RuntimeProblem
-from shareatt_export.exporting.convert import converted
 from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.llamacpp.engine import Context, Model, Token
 from shareatt_export.model.facts import read_facts
-from tests.support import parity, tiny_models
+from tests.support import conversions, parity, tiny_models
 from tests.support.exports import export
 
 N_CTX = 4096
@@ -139,9 +138,8 @@ def test_a_ubatch_that_must_not_be_split_recomputes(cases, folder):
 @pytest.mark.parametrize("arch", tiny_models.SLIDING)
 def test_the_caches_of_a_sliding_window_share_it(built, folder, arch):
     """The last 2 * 64 tokens' worth is not enough for both of two caches, once each has its share."""
-    dense = folder / f"{arch}.gguf"
-    with converted(tiny_models.save(tiny_models.build_sliding(arch), folder / arch), folder, "f16", None) as made:
-        made.replace(dense)
+    source = tiny_models.save(tiny_models.build_sliding(arch), folder / arch)
+    dense = conversions.convert(source, folder / f"{arch}.gguf", "f16")
     shared = export(dense, folder / f"{arch}-shared.gguf", "2-7" if arch == "gemma2" else "0-11")
     per_token = 2 * tiny_models.N_HEAD * N_CTX
     sizes = {}

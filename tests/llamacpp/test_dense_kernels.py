@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from shareatt_export.errors import RuntimeProblem
-from shareatt_export.exporting.convert import converted
 from shareatt_export.llamacpp.engine import Context, Model
-from tests.support import parity, tiny_models
+from tests.support import conversions, parity, tiny_models
 
 DENSE = {"LLAMA_SHARED_ATTN_DENSE": "1"}
 OWN = tuple(range(tiny_models.N_LAYER))
@@ -44,10 +43,11 @@ def test_cache_types_cost_what_they_cost_with_flash_attention(wide, kv):
 @pytest.mark.parametrize("arch", tiny_models.SLIDING)
 def test_sliding_windows_and_soft_caps(built, tmp_path, arch):
     """Such a model has two caches, each with a budget of its own."""
-    with converted(tiny_models.save(tiny_models.build_sliding(arch), tmp_path / arch), tmp_path, "f32", None) as dense:
-        plain = parity.logits(dense)
-        assert parity.nmse(logits(dense), plain) <= parity.TOLERANCE["f32"]
-        assert parity.nmse(logits(dense, "token by token"), plain) <= parity.TOLERANCE["f32"]
+    source = tiny_models.save(tiny_models.build_sliding(arch), tmp_path / arch)
+    dense = conversions.convert(source, tmp_path / "dense.gguf", "f32")
+    plain = parity.logits(dense)
+    assert parity.nmse(logits(dense), plain) <= parity.TOLERANCE["f32"]
+    assert parity.nmse(logits(dense, "token by token"), plain) <= parity.TOLERANCE["f32"]
 
 
 def context_log(file: Path, **params: int) -> str:

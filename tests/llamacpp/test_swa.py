@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 
 from shareatt_export.errors import RuntimeProblem
-from shareatt_export.exporting.convert import converted
 from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.llamacpp import runtime
 from shareatt_export.llamacpp.engine import Context, Model
 from shareatt_export.model.facts import read_facts
-from tests.support import parity, tiny_models
+from tests.support import conversions, parity, tiny_models
 from tests.support.parity import Case
 
 # by architecture: the spans, and their source map
@@ -33,9 +32,7 @@ def arch(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def case(arch: str, folder: Path, built: runtime.RuntimeStatus) -> Case:
     model = tiny_models.build_sliding(arch)
-    dense = folder / f"{arch}-dense.gguf"
-    with converted(tiny_models.save(model, folder / arch), folder, "f32", None) as made:
-        made.replace(dense)
+    dense = conversions.convert(tiny_models.save(model, folder / arch), folder / f"{arch}-dense.gguf", "f32")
     return Case(model.double(), dense)
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from scripts.fetch_models import ASSETS, models_folder
 
-FIT_BYTES = 16_000  # of text to fit with: few, because a window takes a second of Qwen
-EVAL = ("--ctx", 256, "--windows", 6, "--no-baselines", "--json")
+FIT_BYTES = 8_000  # of text to fit with: few, because a window takes a second of Qwen
+EVAL = ("--ctx", 256, "--windows", 3, "--no-baselines", "--json")
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,11 @@ import json
 import pytest
 
 import shareatt_export
-from shareatt_export.exporting import convert
 from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.formats.texts import read_text
 from shareatt_export.model.facts import read_facts
 from shareatt_export.searching import search as finder
-from tests.support import dummy_models, tiny_models
+from tests.support import conversions, dummy_models, tiny_models
 
 HELDOUT = read_text(tiny_models.DEMO / "heldout.txt")
 
@@ -114,11 +113,8 @@ def test_spans_auto(run, demo_dense, tmp_path):
 
 def test_models_whose_layers_slide_by_turns(run, built, text, tmp_path):
     """Blocks of two would pair layers of different kinds, so there is no such baseline."""
-    dense = tmp_path / "gemma.gguf"
-    with convert.converted(
-        tiny_models.save(tiny_models.build_sliding("gemma2"), tmp_path / "gemma"), tmp_path, "f32", None
-    ) as made:
-        made.replace(dense)
+    source = tiny_models.save(tiny_models.build_sliding("gemma2"), tmp_path / "gemma")
+    dense = conversions.convert(source, tmp_path / "gemma.gguf")
     done = run("search", dense, *small(text)[:-2], "--followers", 2, "--fast", "--json")
     assert done.status == 0, done.stderr
     data = json.loads(done.stdout)

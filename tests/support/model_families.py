@@ -5,8 +5,6 @@ same for all families.
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,10 +16,9 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from shareatt_export.formats.gguf_reader import read_header
-from shareatt_export.llamacpp.source import stock_source
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import SourceMap
-from tests.support import parity, tiny_models
+from tests.support import conversions, parity, tiny_models
 from tests.support.parity import Case
 from tests.support.torch_reference import SharedReference
 
@@ -202,33 +199,11 @@ def save_with_bpe(model: PreTrainedModel, folder: Path) -> Path:
     return folder
 
 
-# The converter recognises a BPE tokenizer by a hash of the tokens of a text. It does not know the hash of ours.
-CONVERT = """
-import runpy, sys
-from pathlib import Path
-sys.path.insert(0, str(Path(sys.argv[1]).parent))
-from conversion.base import TextModel
-TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def convert(folder: Path, out: Path, outtype: str = "f32") -> Path:
-    """Convert a Hugging Face folder with the pinned llama.cpp's converter. Raises RuntimeError with its output."""
-    script = stock_source(None) / "convert_hf_to_gguf.py"
-    command = [sys.executable, "-c", CONVERT, script, folder, "--outfile", out, "--outtype", outtype]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    return out
-
-
 def make_case(family: str, folder: Path) -> Case:
     """Return the tiny model of `family` in float64, and as dense GGUF in `folder`."""
     model = build(family)
     out = folder / "dense.gguf"
-    convert(save(model, family, folder / family), out)
+    conversions.convert(save(model, family, folder / family), out, "f32", known_tokenizer=False)
     return Case(model.double(), out)
 
 

@@ -18,7 +18,6 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from shareatt_export.exporting.convert import converted
 from shareatt_export.exporting.write import write_plan
 from shareatt_export.formats.gguf_reader import read_header
 from shareatt_export.llamacpp import runtime
@@ -27,7 +26,7 @@ from shareatt_export.llamacpp.engine import Context, Model, Token
 from shareatt_export.model.facts import read_facts
 from shareatt_export.model.spans import SourceMap, parse_spans, source_map
 from shareatt_export.plan.make_plan import make_plan
-from tests.support import tiny_models
+from tests.support import conversions, tiny_models
 from tests.support.exports import spans_map
 from tests.support.torch_reference import SharedReference
 from tests.support.wrong_references import MUTATIONS, N_UBATCH
@@ -104,8 +103,7 @@ def make_case(heads: str, outtype: str, folder: Path, head_dim: int = tiny_model
     folder.mkdir(exist_ok=True)
     source = tiny_models.save(model, folder / f"{heads}-{outtype}")
     dense = folder / f"{heads}-{outtype}.gguf"
-    with converted(source, folder, outtype, None) as made:
-        made.replace(dense)
+    conversions.convert(source, dense, outtype)
     if outtype == "f16":
         for weight in model.parameters():
             if weight.ndim == 2:

@@ -19,8 +19,8 @@ def _printed(*arguments: object) -> str:
     return done.stdout
 
 
-def write_reports(demo_dense: Path, folder: Path) -> dict[str, Path]:
-    """Write the JSON file of each kind of report, and beside it the page of its command. Return the JSON files."""
+def write_reports(demo_dense: Path, folder: Path) -> None:
+    """Write the JSON file of each kind of report, and beside it the page of its command."""
     text, tasks = ["--text", tiny_models.DEMO / "heldout.txt"], folder / "tasks.jsonl"
     tasks.write_text(json.dumps({"prompt": "import", "choices": [" os", " sys"], "answer": 0}) + "\n")
     sa = folder / "sa.gguf"
@@ -35,6 +35,10 @@ def write_reports(demo_dense: Path, folder: Path) -> dict[str, Path]:
     (folder / "eval.json").write_text(evaluation)
     size = ["--depths", "0,200", "--prompt", 16, "--generate", 2, "--rounds", 2, "--threads", 1, "-q", "--json"]
     (folder / "bench.json").write_text(_printed("bench", demo_dense, sa, *size, "--report", folder / "bench.html"))
+
+
+def report_files(folder: Path) -> dict[str, Path]:
+    """Return the JSON files that write_reports wrote to `folder`, by their kind."""
     return {
         "analyze": folder / "analyze" / "analysis.json",
         "layers": folder / "layers" / "search.json",

@@ -72,7 +72,9 @@ def _try(lib: ModuleType, path: Path) -> int:
 
 
 class LoadChild:
-    """Load models with the library of another folder, in a process that has loaded only that library.
+    """Load models with the library of a folder, in a process that has loaded only that library.
+
+    Tests of many files use it for our library, too: to fork this small process takes a fraction of the time.
 
     with LoadChild(python, bin) as other:
         result = other.try_load(path)
