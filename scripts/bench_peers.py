@@ -15,6 +15,7 @@ keeps the times of all rounds.
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -64,7 +65,8 @@ class Peer:
                 answer: dict[str, Any] = json.loads(line)
                 return answer
         self.errors.seek(0)
-        raise RuntimeError((self.errors.read().strip().splitlines() or ["it died"])[-1])
+        lines = self.errors.read().strip().splitlines() or ["it died"]
+        raise RuntimeError(([line for line in lines if re.match(r"\w*Error\b", line)] or lines)[-1])
 
     def close(self) -> None:
         self.process.kill()
@@ -98,17 +100,30 @@ def warm_up(runner: Runner, request: BenchRequest) -> None:
 
 def measured(request: BenchRequest, programs: dict[str, Runner]) -> dict[Measurement, Rounds]:
     seconds: dict[Measurement, Rounds] = {}
+
+    def run(name: str, command: str, **arguments: int) -> list[float]:
+        try:
+            return [step["all"] for step in programs[name].run_command(command, **arguments)]
+        except RuntimeError as error:
+            if name not in PEERS:
+                raise
+            print(f"{name} is left out: {error}", file=sys.stderr)
+            del programs[name]
+            for rounds in seconds.values():
+                rounds.pop(name, None)
+            return []
+
     for depth in request.depths:
-        for name, runner in programs.items():
+        for name in list(programs):
             print(f"{name}: filling the context to {depth} tokens", file=sys.stderr)
-            runner.run_command("fill", depth=depth)
+            run(name, "fill", depth=depth)
         for i in range(request.rounds):
             print(f"round {i + 1} at depth {depth}", file=sys.stderr)
             for what, n in (("prefill", request.prompt), ("decode", request.generate)):
                 for name in list(programs)[:: 1 if i % 2 == 0 else -1]:
-                    times = [step["all"] for step in programs[name].run_command(what, n=n)]
-                    each = times[0] / n if what == "prefill" else median(times)
-                    seconds.setdefault((what, depth), {}).setdefault(name, []).append(each)
+                    if times := run(name, what, n=n):
+                        each = times[0] / n if what == "prefill" else median(times)
+                        seconds.setdefault((what, depth), {}).setdefault(name, []).append(each)
     return seconds
 
 

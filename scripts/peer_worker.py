@@ -63,7 +63,7 @@ class XLlama:
         module = importlib.import_module("xllamacpp")
         params = module.CommonParams()
         params.model.path = model
-        params.n_ctx, params.n_parallel = n_ctx, 1
+        params.n_ctx, params.n_parallel = n_ctx + 1, 1  # a prompt must leave room for a token
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = n_threads
         params.warmup = False
         self.server = module.Server(params)
