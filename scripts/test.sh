@@ -14,5 +14,5 @@ scripts/build_site.sh
 models=(smollm2 prose)
 [[ " $* " != *" --real "* ]] || models=(all)
 .venv/bin/python scripts/fetch_models.py "${models[@]}"
-# threads that spin at barriers take minutes where others want the processor
-OMP_WAIT_POLICY=passive .venv/bin/pytest -n logical --maxprocesses 4 --dist worksteal "$@"
+# threads that spin at barriers take minutes where others want the processor, and torch needs no more threads than processes
+OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 .venv/bin/pytest -n logical --maxprocesses 4 --dist worksteal "$@"
