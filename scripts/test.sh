@@ -7,9 +7,10 @@ cd "$(dirname "$0")/.."
 setup --group dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/mypy
-.venv/bin/mypy --platform win32 shareatt_export
+.venv/bin/mypy & types=$!  # a core for each of the checks of types, and a cache, which is of one platform
+.venv/bin/mypy --platform win32 --cache-dir .mypy_cache/win32 shareatt_export
 scripts/build_site.sh
+wait $types
 .venv/bin/shareatt-export runtime build --unpatched
 models=(smollm2 prose)
 [[ " $* " != *" --real "* ]] || models=(all)

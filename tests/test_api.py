@@ -58,8 +58,8 @@ def test_spans_that_are_searched(demo_dense, tmp_path):
         shareatt_export.export(demo_dense, spans="auto", out=tmp_path / "none.gguf", text=text)
 
 
-def test_analysis_and_evaluation_of_a_folder_name_the_folder(tmp_path):
-    (sa,) = shareatt_export.export(tiny_models.DEMO, "6-9", tmp_path / "sa.gguf").files
+def test_analysis_and_evaluation_of_a_folder_name_the_folder(demo_dense, tmp_path):
+    (sa,) = shareatt_export.export(demo_dense, "6-9", tmp_path / "sa.gguf").files
     size = {"n_ctx": 64, "n_windows": 1}
     done = shareatt_export.evaluate(tiny_models.DEMO, (sa,), **size, baselines=False)
     assert done.scores[0].subject.model == done.request.dense == tiny_models.DEMO

@@ -40,11 +40,11 @@ def offline(monkeypatch):
 
 @pytest.fixture(scope="session")
 def local_tasks(demo_tasks, tmp_path_factory):
-    """A folder of tasks of 12 items, made of the demo model's tasks and its held-out text; for --include_path."""
+    """A folder of tasks of 8 items, made of the demo model's tasks and its held-out text; for --include_path."""
     folder = tmp_path_factory.mktemp("local-tasks")
     for name, lines in {
-        "choices": (demo_tasks / "next-line.jsonl").read_text().splitlines()[:12],
-        "completions": (demo_tasks / "repeat.jsonl").read_text().splitlines()[:12],
+        "choices": (demo_tasks / "next-line.jsonl").read_text().splitlines()[:8],
+        "completions": (demo_tasks / "repeat.jsonl").read_text().splitlines()[:8],
         "rolling": [json.dumps({"text": text}) for text in _texts()],
     }.items():
         (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))

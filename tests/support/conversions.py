@@ -19,6 +19,8 @@ from typing import Any
 
 from shareatt_export.llamacpp import runtime
 
+ROOT = Path(__file__).parents[2]
+
 
 def convert(folder: Path, out: Path, outtype: str = "f32", *, known_tokenizer: bool = True) -> Path:
     """Convert a Hugging Face folder to the dense GGUF `out`, and return `out`.
@@ -28,9 +30,9 @@ def convert(folder: Path, out: Path, outtype: str = "f32", *, known_tokenizer: b
     """
     process, log = _process(os.getpid()), out.with_suffix(".log")
     asked = {
-        "arguments": [str(folder), "--outfile", str(out), "--outtype", outtype],
+        "arguments": [str(folder.resolve()), "--outfile", str(out.resolve()), "--outtype", outtype],
         "known_tokenizer": known_tokenizer,
-        "log": str(log),
+        "log": str(log.resolve()),
     }
     assert process.stdin and process.stdout
     process.stdin.write(json.dumps(asked) + "\n")
@@ -47,17 +49,14 @@ def _process(pid: int) -> subprocess.Popen[str]:
     """Start the process that forks. `pid` is the one that asks: a forked test must not use the pipe of its parent."""
     command = [sys.executable, "-m", __name__, str(runtime.converter())]
     env = os.environ | {"HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(command, text=True, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    return subprocess.Popen(command, text=True, env=env, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def _serve(converter: Path) -> None:
     sys.path[:1] = [str(converter.parent), str(converter.parent / "gguf-py")]
-    for name in (
-        "conversion.llama",
-        *(f"transformers.models.auto.{kind}_auto" for kind in ("configuration", "tokenization")),
-    ):
+    auto = "transformers.models.auto"
+    for name in ("conversion.llama", f"{auto}.configuration_auto", f"{auto}.tokenization_auto"):
         importlib.import_module(name)
-
     for line in sys.stdin:
         asked = json.loads(line)
         child = os.fork()
