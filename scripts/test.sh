@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 setup --group dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/mypy & types=$!  # a core for each of the checks of types, and a cache, which is of one platform
+# both platforms are checked at the same time, each with a cache of its own, as one cache holds one platform
+.venv/bin/mypy & types=$!
 .venv/bin/mypy --platform win32 --cache-dir .mypy_cache/win32 shareatt_export
 scripts/build_site.sh
 wait $types
